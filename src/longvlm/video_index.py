@@ -1,49 +1,63 @@
 """VideoIndex: a video's tokens, times and provenance as one value, saved as one versioned safetensors file.
 
-Features are kept as they are *before* the projector, so that one index serves every training state of a projector.
+Features are kept as they are *before* the projector, so that one index serves every state of a projector.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from longvlm.errors import LongVLMError
-from longvlm.types import Compression, Sampling, Timings, VideoInfo, _PrintsShapes
+from longvlm.types import (
+    Compression,
+    FrameFeatures,
+    MergedSegments,
+    Sampling,
+    Timings,
+    VideoInfo,
+    _PrintsShapes,
+)
 
 FORMAT_VERSION = 1
 
-_TENSORS = {
-    "local_features": None,
-    "sizes": torch.int32,
-    "assignment": torch.int16,
-    "segment_globals": None,
-    "frame_times_seconds": torch.float64,
-    "frames_distinct": torch.int32,
-    "segment_spans_seconds": torch.float64,
+# Name: number of axes, and the dtype it is kept in (None: the encoder's).
+_TENSORS: dict[str, tuple[int, torch.dtype | None]] = {
+    "local_features": (3, None),
+    "sizes": (2, torch.int32),
+    "assignment": (2, torch.int16),
+    "segment_globals": (3, None),
+    "frame_times_seconds": (2, torch.float64),
+    "frames_distinct": (1, torch.int32),
+    "segment_spans_seconds": (2, torch.float64),
 }
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class VideoIndex(_PrintsShapes):
     """An encoded video.
 
-    local_features (S, M, D): merged tokens; sizes (S, M): patches behind each; assignment (S, N): output token of every
-    patch; segment_globals (S, L, D): each layer's [CLS], averaged over a segment's distinct frames;
-    frame_times_seconds (S, K) and segment_spans_seconds (S, 2): true times, counted from the first presented frame;
-    frames_distinct (S,): frames of a segment that are not repetitions.
+    local_features (S, M, D): merged tokens, in the encoder's dtype; sizes (S, M): patches behind each;
+    assignment (S, N): output token of every patch; segment_globals (S, L, D): each layer's [CLS], averaged
+    over a segment's distinct frames; frame_times_seconds (S, K), segment_spans_seconds (S, 2): true times,
+    counted from the first presented frame; frames_distinct (S,): frames of a segment that are no repetitions.
 
-    `encoder_name` and `encoder_fingerprint` say what encoded it, `compression` and `sampling` how; `lost_seconds` is
-    the length of a damaged tail that could not be decoded.
+    `encoder_name` and `encoder_fingerprint` say what encoded it, `compression` and `sampling` how;
+    `lost_seconds` is the length of a damaged tail that could not be decoded; `timings`, not saved, how long
+    encoding took.
     """
+
+    SUFFIX: ClassVar[str] = ".longvlm"
 
     local_features: torch.Tensor
     sizes: torch.Tensor
@@ -61,12 +75,43 @@ class VideoIndex(_PrintsShapes):
     timings: Timings = field(default_factory=Timings, compare=False)
 
     def __post_init__(self) -> None:
-        for name, dtype in _TENSORS.items():
+        if self.num_segments == 0 or self.local_features.shape[1] > torch.iinfo(torch.int16).max:
+            raise ValueError(f"local_features {tuple(self.local_features.shape)}: want (S ≥ 1, M ≤ 32767, D)")
+        for name, (axes, dtype) in _TENSORS.items():
             tensor = getattr(self, name)
-            if len(tensor) != self.num_segments:
-                raise ValueError(f"{name} has {len(tensor)} segments, local_features {self.num_segments}")
+            if tensor.ndim != axes or len(tensor) != self.num_segments:
+                raise ValueError(
+                    f"{name} is {tuple(tensor.shape)}: want {axes} axes, {self.num_segments} segments first"
+                )
             if dtype is not None and tensor.dtype != dtype:
                 object.__setattr__(self, name, tensor.to(dtype))
+
+    def __eq__(self, other: object) -> bool:
+        """Equal values, bit by bit; how long the encoding took does not count."""
+        if not isinstance(other, VideoIndex):
+            return NotImplemented
+        for part in dataclasses.fields(self):
+            mine, theirs = getattr(self, part.name), getattr(other, part.name)
+            if part.name in _TENSORS:
+                if mine.dtype != theirs.dtype or not torch.equal(mine, theirs):
+                    return False
+            elif part.compare and mine != theirs:
+                return False
+        return True
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what a language model reads of it: equal for a reloaded copy, different for a slice."""
+        digest = hashlib.sha256(self.encoder_fingerprint.encode())
+        digest.update(self.compression.to_json().encode())
+        for name in ("local_features", "segment_globals", "frames_distinct", "segment_spans_seconds"):
+            tensor = getattr(self, name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @property
     def num_segments(self) -> int:
@@ -89,7 +134,8 @@ class VideoIndex(_PrintsShapes):
         """
         spans = self.segment_spans_seconds
         end = float("inf") if end_seconds is None else end_seconds
-        keep = (spans[:, 1] > start_seconds) & (spans[:, 0] < end)
+        # A segment without length (a video of few frames, repeated) is inside where its moment is.
+        keep = ((spans[:, 1] > start_seconds) | (spans[:, 0] >= start_seconds)) & (spans[:, 0] < end)
         if not bool(keep.any()):
             raise LongVLMError(
                 f"No part of {self.video.name} lies between {start_seconds:g} s and {end:g} s; "
@@ -98,32 +144,40 @@ class VideoIndex(_PrintsShapes):
         return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in _TENSORS})
 
     def append(self, later: VideoIndex) -> VideoIndex:
-        """This index followed by one of a later part of the same timeline (a growing recording, a live stream)."""
-        self.require_same_encoding(later.encoder_name, later.encoder_fingerprint, later.compression)
-        own_end, later_start = float(self.segment_spans_seconds[-1, 1]), float(later.segment_spans_seconds[0, 0])
+        """This index followed by one of a later part of the same timeline (a growing recording, a stream).
+
+        Raises LongVLMError where the other was encoded differently or does not start after this one's end.
+        """
+        later.require_same_encoding(self.encoder_name, self.encoder_fingerprint, self.compression)
+        own_end = float(self.segment_spans_seconds[-1, 1])
+        later_start = float(later.segment_spans_seconds[0, 0])
         if later_start < own_end - 1e-6:
             raise LongVLMError(
-                f"Can't append: the second index starts at {later_start:g} s, before the first one ends ({own_end:g} s)."
+                f"Can't append: the second index starts at {later_start:g} s, before the first one ends "
+                f"({own_end:g} s). Encode the later part from there on."
             )
-        joined = {name: torch.cat([getattr(self, name), getattr(later, name)]) for name in _TENSORS}
-        return dataclasses.replace(
-            self, **joined, video=later.video, lost_seconds=self.lost_seconds + later.lost_seconds
-        )
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(self, name), getattr(later, name)]) for name in _TENSORS
+        }
+        lost_seconds = self.lost_seconds + later.lost_seconds
+        return dataclasses.replace(self, **joined, video=later.video, lost_seconds=lost_seconds)
 
-    def require_same_encoding(self, encoder_name: str, encoder_fingerprint: str, compression: Compression) -> None:
-        """Raise LongVLMError, naming both sides, unless the encoder and the compression settings are the same."""
+    def require_same_encoding(
+        self, encoder_name: str, encoder_fingerprint: str, compression: Compression
+    ) -> None:
+        """Raise LongVLMError, naming both sides, unless the encoder and the settings are the same."""
         if encoder_fingerprint != self.encoder_fingerprint:
             raise LongVLMError(
                 f"The index of {self.video.name} was made by encoder {self.encoder_name} "
-                f"({self.encoder_fingerprint[:12]}), but the model reads {encoder_name} ({encoder_fingerprint[:12]}). "
-                "Encode the video again with this model, or ask with the model that encoded it."
+                f"({self.encoder_fingerprint[:12]}), but {encoder_name} ({encoder_fingerprint[:12]}) "
+                "is wanted here. Encode the video again, or use the model that encoded it."
             )
         for setting in dataclasses.fields(Compression):
             ours, theirs = getattr(self.compression, setting.name), getattr(compression, setting.name)
             if ours != theirs:
                 raise LongVLMError(
-                    f"The index of {self.video.name} has {setting.name}={ours}, the model {setting.name}={theirs}. "
-                    "Encode the video again with this model's settings."
+                    f"The index of {self.video.name} was made with {setting.name}={ours}, but "
+                    f"{setting.name}={theirs} is wanted here. Encode the video again, or use its setting."
                 )
 
     def save(self, path: str | Path) -> None:
@@ -141,15 +195,19 @@ class VideoIndex(_PrintsShapes):
             "lost_seconds": repr(self.lost_seconds),
         }
         if not path.parent.is_dir():
-            raise LongVLMError(f"Can't write {path}: the folder {path.parent} does not exist; create it first.")
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        os.close(handle)
+            raise LongVLMError(
+                f"Can't write {path}: the folder {path.parent} does not exist; create it first."
+            )
         try:
-            save_file(tensors, partial, metadata)
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
+                whole = Path(folder) / "index"
+                save_file(tensors, whole, metadata)
+                whole.replace(path)
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise LongVLMError(
+                f"Can't write {path} ({reason}); choose a place with room that you may write to."
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> VideoIndex:
@@ -161,11 +219,14 @@ class VideoIndex(_PrintsShapes):
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != "longvlm-video-index":
-                    raise LongVLMError(f"{path} is a safetensors file, but not a video index; make one with `longvlm encode`.")
+                    raise LongVLMError(
+                        f"{path} holds tensors, but no video index; make one with `longvlm encode`."
+                    )
                 version = int(metadata["format_version"])
                 if version > FORMAT_VERSION:
                     raise LongVLMError(
-                        f"{path} has index format {version}; this version reads up to {FORMAT_VERSION}. Upgrade longvlm."
+                        f"{path} has index format {version}, and this version of longvlm reads up to "
+                        f"{FORMAT_VERSION}. Upgrade longvlm, or encode the video again."
                     )
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
             return cls(
@@ -177,6 +238,62 @@ class VideoIndex(_PrintsShapes):
                 encoder_fingerprint=metadata["encoder_fingerprint"],
                 lost_seconds=float(metadata["lost_seconds"]),
             )
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise LongVLMError(f"{path} is not a readable video index ({reason}); encode the video again.") from error
+            raise LongVLMError(
+                f"{path} is not a readable video index ({reason}); make it again with `longvlm encode`."
+            ) from error
+
+
+class IndexBuilder:
+    """Collects an index segment by segment, holding nothing but what the index keeps."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, features: FrameFeatures, merged: MergedSegments) -> None:
+        """Append one segment: its frames' features, and their patches merged (S = 1)."""
+        num_frames, num_distinct = len(features.patches), features.num_distinct
+        # A short segment was filled up by putting frame ⌊j·n/K⌋ at place j; these are the places of the
+        # originals.
+        places = [-(-frame * num_frames // num_distinct) for frame in range(num_distinct)]
+        kept = {
+            "local_features": merged.features,
+            "sizes": merged.sizes,
+            "assignment": merged.assignment,
+            "segment_globals": features.layer_globals[places].mean(0, keepdim=True),
+            "frame_times_seconds": torch.tensor([features.times_seconds], dtype=torch.float64),
+            "frames_distinct": torch.tensor([num_distinct]),
+        }
+        for name, tensor in kept.items():
+            dtype = _TENSORS[name][1] or tensor.dtype
+            self._parts.setdefault(name, []).append(tensor.to("cpu", dtype))
+
+    def build(
+        self, *, video: VideoInfo, sampling: Sampling, lost_seconds: float, **provenance: Any
+    ) -> VideoIndex:
+        """The index of all segments; `provenance` is the rest of VideoIndex's fields.
+
+        A segment lasts from its first frame to the next segment's, the last one to the end of what was
+        looked at.
+        """
+        tensors: dict[str, Any] = {name: torch.cat(parts) for name, parts in self._parts.items()}
+        times = tensors["frame_times_seconds"]
+        starts, last_time = times[:, 0], float(times[-1, -1])
+        if video.duration_seconds is None:  # live: one mean distance between frames after the last one
+            distances = times.unique().diff()
+            last_length = float(distances.mean()) if len(distances) else 1 / (video.average_fps or 1.0)
+            end = last_time + last_length
+        else:
+            end = video.duration_seconds - lost_seconds
+        if sampling.end_seconds is not None:
+            end = min(end, sampling.end_seconds)
+        ends = torch.cat([starts[1:], starts.new_tensor([max(end, last_time)])])
+        return VideoIndex(
+            **tensors,
+            segment_spans_seconds=torch.stack([starts, ends], dim=1),
+            video=video,
+            sampling=sampling,
+            lost_seconds=lost_seconds,
+            **provenance,
+        )

@@ -1,0 +1,201 @@
+"""The `longvlm` command: a table from command to function. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longvlm import __version__
+from longvlm.commands import console
+from longvlm.commands.options import AnswerOptions, IndexOption, ModelOptions, VideoOptions, spread_options
+from longvlm.errors import LongVLMError
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,  # rich help takes twice as long to appear
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+VideoArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="VIDEO",
+        help="A video file, an address (http://, https://, rtsp://), a folder of images, or a .longvlm index.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
+
+
+@app.callback(invoke_without_command=True)
+def longvlm(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+) -> None:
+    """Ask questions about long videos.
+
+    Answers go to stdout; notes, warnings and progress go to stderr. Start with `longvlm demo`;
+    each command explains itself: `longvlm ask --help`.
+    """
+    if version:
+        print(f"longvlm {__version__}")
+    elif context.invoked_subcommand is None:
+        context.get_help()
+
+
+@app.command()
+@spread_options
+def ask(
+    video: VideoArgument,
+    questions: Annotated[
+        list[str], typer.Argument(metavar="QUESTION...", help="One or more questions, each in quotes.", show_default=False)
+    ],
+    video_options: VideoOptions,
+    model_options: ModelOptions,
+    answer_options: AnswerOptions,
+    index: IndexOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Ask one or more questions about a video.
+
+    Examples:
+
+    \b
+      longvlm ask film.mp4 "What happens first?"
+      longvlm ask film.mp4 "Who wins?" --start 10:00 --end 12:30 --fps 2 --max-frames 200
+      longvlm ask film.mp4 "Who wins?" --model llava-hf/llava-1.5-7b-hf --json
+      longvlm ask film.longvlm "What happens last?"       (an index made by longvlm encode)
+    """
+    from longvlm.commands.ask import ask
+
+    ask(video, questions, video_options, model_options, answer_options, index, json)
+
+
+@app.command()
+@spread_options
+def chat(
+    video: VideoArgument,
+    video_options: VideoOptions,
+    model_options: ModelOptions,
+    answer_options: AnswerOptions,
+    index: IndexOption = None,
+) -> None:
+    """Talk about a video, line by line.
+
+    Each line is a question, answered with the conversation so far in mind.
+    /quit or Ctrl-D ends it. Questions may come from a pipe.
+
+    \b
+      longvlm chat film.mp4
+      longvlm chat film.longvlm < questions.txt
+    """
+    from longvlm.commands.chat import chat
+
+    chat(video, video_options, model_options, answer_options, index)
+
+
+@app.command()
+@spread_options
+def encode(
+    video: VideoArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the index.", show_default=False)
+    ],
+    video_options: VideoOptions,
+    model_options: ModelOptions,
+) -> None:
+    """Encode a video once, to ask it many times.
+
+    The index written holds all that the model needs: the video is not opened again.
+
+    \b
+      longvlm encode film.mp4 -o film.longvlm
+      longvlm ask film.longvlm "What happens first?"
+      longvlm ask film.longvlm "What happens here?" --start 1:00 --end 2:00
+    """
+    from longvlm.commands.encode import encode
+
+    encode(video, output, video_options, model_options)
+
+
+@app.command()
+@spread_options
+def inspect(
+    video: VideoArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the page. Default: report.html.")
+    ] = Path("report.html"),
+    *,
+    video_options: VideoOptions,
+    model_options: ModelOptions,
+) -> None:
+    """Show what the model sees, as a page.
+
+    One self-contained HTML file: the frames, their segments and times, and which patches share a token.
+
+    \b
+      longvlm inspect film.mp4 -o report.html
+    """
+    from longvlm.commands.inspect import inspect
+
+    inspect(video, output, video_options, model_options)
+
+
+@app.command()
+@spread_options
+def plan(
+    video: VideoArgument, video_options: VideoOptions, model_options: ModelOptions, json: JsonOption = False
+) -> None:
+    """Foretell tokens, memory and time.
+
+    Nothing is encoded; the chosen model's cost is worked out from its configuration and this machine's speed.
+
+    \b
+      longvlm plan film.mp4 --model llava-hf/llava-1.5-7b-hf --fps 1
+    """
+    from longvlm.commands.plan import plan
+
+    plan(video, video_options, model_options, json)
+
+
+@app.command()
+@spread_options
+def demo(model_options: ModelOptions) -> None:
+    """Ask six questions of a bundled video.
+
+    The video is three minutes long and made, so the truth is known; it is printed beside the answers.
+
+    \b
+      longvlm demo
+    """
+    from longvlm.commands.demo import demo
+
+    demo(model_options)
+
+
+def main() -> None:
+    """Run the command line; every way it can end has its exit status here.
+
+    0 done; 2 a mistake in the input, told in one line; 130 Ctrl-C; a defect of ours keeps its traceback (1).
+    """
+    usage_error: type[Exception] = typer.BadParameter.__base__  # typer exports only this child of it
+    console.end_soon_after_interrupt()
+    try:
+        status = app(standalone_mode=False) or 0
+    except LongVLMError as mistake:
+        console.error(str(mistake))
+        status = 2
+    except usage_error as mistake:
+        console.error(f"{mistake.format_message()} See `longvlm --help`.")
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    if status == 130:
+        print("Interrupted.", file=sys.stderr, flush=True)
+        os._exit(130)
+    sys.exit(status)

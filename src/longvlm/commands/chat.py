@@ -1,0 +1,55 @@
+"""`longvlm chat`: a conversation about one video, typed or piped in line by line."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from longvlm.commands import console
+from longvlm.commands.ask import print_stream
+from longvlm.commands.loading import load_model, obtain_index, require_source
+from longvlm.commands.options import AnswerOptions, ModelOptions, VideoOptions
+from longvlm.errors import LongVLMError
+
+
+def chat(
+    video: str,
+    video_options: VideoOptions,
+    model_options: ModelOptions,
+    answer_options: AnswerOptions,
+    kept_in: Path | None,
+) -> None:
+    require_source(video)
+    with console.Progress("Loading the model") as progress:
+        model = load_model(model_options)
+        index = obtain_index(model, video, video_options, kept_in, progress)
+    conversation = model.chat(index)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        console.note("ask away, one question a line; /quit or Ctrl-D ends.")
+    for question in read_questions(interactive):
+        try:
+            print_stream(conversation.stream(question, **dataclasses.asdict(answer_options)))
+        except LongVLMError as mistake:
+            if not interactive:
+                raise
+            console.error(str(mistake))
+
+
+def read_questions(interactive: bool) -> Iterator[str]:
+    """Yield the lines of stdin that are not empty, until /quit or the end."""
+    if interactive:
+        import readline  # noqa: F401  (importing it gives input() line editing and a history)
+    while True:
+        try:
+            question = input("> " if interactive else "").strip()
+        except EOFError:
+            if interactive:
+                print()
+            return
+        if question == "/quit":
+            return
+        if question:
+            yield question

@@ -1,0 +1,110 @@
+"""What the user sees on stderr: notes, warnings, errors, progress. Answers alone go to stdout."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from types import TracebackType
+
+import typer
+
+PROGRESS_AFTER_SECONDS = 2.0
+INTERRUPT_GRACE_SECONDS = 0.5
+
+
+def note(text: str) -> None:
+    typer.secho(f"Note: {_one_line(text)}", err=True, dim=True)
+
+
+def warn(text: str) -> None:
+    typer.secho(f"Warning: {_one_line(text)}", err=True, fg="yellow")
+
+
+def error(text: str) -> None:
+    typer.secho(f"Error: {_one_line(text)}", err=True, fg="red")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class Progress:
+    """A bar on a terminal's stderr that appears only if the work takes longer than two seconds, and leaves no trace.
+
+    `update` has the signature of `LongVLM.encode(on_progress=...)`.
+    """
+
+    def __init__(self, task: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, console=self._console, transient=True)
+        self._task = self._bar.add_task(task, total=None)
+        self._timer = threading.Timer(PROGRESS_AFTER_SECONDS, self._bar.start)
+        self._timer.daemon = True
+
+    def update(self, done_fraction: float, task: str) -> None:
+        self._bar.update(self._task, completed=done_fraction, total=1.0, description=task)
+
+    def begin(self, task: str) -> None:
+        """Go on to work whose length isn't known."""
+        self._bar.update(self._task, completed=0.0, total=None, description=task)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        self._bar.stop()
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' warnings, progress bars and log lines off the user's stderr; call before importing them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+
+    import av.logging
+    import transformers
+
+    av.logging.set_level(av.logging.PANIC)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def end_soon_after_interrupt() -> None:
+    """Make Ctrl-C end the process within half a second, even while a library's C code keeps the main thread.
+
+    The usual KeyboardInterrupt comes first and cleans up; a thread woken by the signal itself waits for that no
+    longer than `INTERRUPT_GRACE_SECONDS` (opening an address that doesn't answer can block for many seconds).
+    """
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while woken.recv(1) != bytes([signal.SIGINT]):
+            pass
+        time.sleep(INTERRUPT_GRACE_SECONDS)
+        print("Interrupted.", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True, name="interrupt-watch").start()
+    # the watcher's end of the pair must outlive this call
+    end_soon_after_interrupt.waker = waker  # type: ignore[attr-defined]

@@ -1,0 +1,25 @@
+"""`longvlm inspect`: a page that shows what the model sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from longvlm.commands import console
+from longvlm.commands.loading import encode_video, is_index, load_model, require_source, require_writable
+from longvlm.commands.options import ModelOptions, VideoOptions
+from longvlm.errors import LongVLMError
+
+
+def inspect(video: str, output: Path, video_options: VideoOptions, model_options: ModelOptions) -> None:
+    require_source(video)
+    if is_index(video):
+        raise LongVLMError(f"{video} is an index and holds no pictures; inspect the video that it was made from.")
+    require_writable(output)
+    with console.Progress("Loading the model") as progress:
+        model = load_model(model_options)
+        from longvlm.report.inspect import write_page
+
+        index = encode_video(model, video, video_options, progress)
+        progress.begin("Drawing the page")
+        write_page(video, index, model.name, output, allow_references=video_options.allow_references)
+    console.note(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB); open it in a browser.")

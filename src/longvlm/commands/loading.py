@@ -1,0 +1,120 @@
+"""From what the user named to a model and an encoded video: shared by the commands that answer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longvlm.commands import console
+from longvlm.commands.options import ModelOptions, VideoOptions
+from longvlm.errors import LongVLMError
+
+if TYPE_CHECKING:
+    from longvlm.pipeline import LongVLM
+    from longvlm.video_index import VideoIndex
+
+INDEX_SUFFIX = ".longvlm"
+
+
+def is_index(source: str) -> bool:
+    return source.endswith(INDEX_SUFFIX) and "://" not in source
+
+
+def require_source(source: str) -> None:
+    """Refuse a path that doesn't exist at once, before seconds go into loading a model."""
+    if "://" not in source and not Path(source).exists():
+        raise LongVLMError(f"No such video: {source}. Give the path of a file or folder, or an http(s) or rtsp address.")
+
+
+def require_writable(path: Path) -> None:
+    """Refuse an output that can't be written before the work is done, not after it."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise LongVLMError(f"Can't write {path}: the folder {folder} does not exist; create it first.")
+    if path.is_dir():
+        raise LongVLMError(f"Can't write {path}: it is a folder; give a file name.")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise LongVLMError(f"Can't write {path}: permission denied; choose another place.")
+
+
+def load_model(options: ModelOptions) -> LongVLM:
+    """Load the chosen model, and say so if it is the bundled one, which knows little, or has to be downloaded."""
+    if options.model is None:
+        console.note(
+            "the bundled model is a small demonstration that knows only its synthetic world of moving shapes; "
+            "choose another with --model."
+        )
+    if not options.verbose:
+        console.silence_libraries()
+    from longvlm.pipeline import LongVLM
+
+    return LongVLM.from_pretrained(
+        options.model,
+        vision_tower=options.vision_tower,
+        device=options.device,
+        dtype=options.dtype,
+        load_in_4bit=options.load_in_4bit,
+    )
+
+
+def obtain_index(
+    model: LongVLM, source: str, options: VideoOptions, kept_in: Path | None, progress: console.Progress
+) -> VideoIndex:
+    """The index that `source` is, or that `kept_in` already holds of it; else encode, and keep it there if asked."""
+    if is_index(source):
+        return _load_slice(source, options)
+    if kept_in is not None and kept_in.exists():
+        index = _fitting_index(model, source, options, kept_in)
+        if index is not None:
+            return index
+    index = encode_video(model, source, options, progress)
+    if kept_in is not None:
+        index.save(kept_in)
+    return index
+
+
+def encode_video(model: LongVLM, source: str, options: VideoOptions, progress: console.Progress) -> VideoIndex:
+    from longvlm.stages.video import parse_time
+
+    index = model.encode(
+        source,
+        num_frames=options.num_frames,
+        fps=options.fps,
+        max_frames=options.max_frames,
+        start=None if options.start is None else parse_time(options.start),
+        end=None if options.end is None else parse_time(options.end),
+        sampling=options.sampling,
+        allow_references=options.allow_references,
+        on_progress=progress.update,
+    )
+    warn_of_loss(index)
+    return index
+
+
+def warn_of_loss(index: VideoIndex) -> None:
+    if index.lost_seconds > 0:
+        console.warn(
+            f"the end of {index.video.name} is damaged: the last {index.lost_seconds:.1f} s could not be decoded "
+            "and were left out."
+        )
+
+
+def _load_slice(path: str, options: VideoOptions) -> VideoIndex:
+    from longvlm.stages.video import parse_time
+    from longvlm.video_index import VideoIndex
+
+    if options.chooses_frames:
+        raise LongVLMError(
+            f"{path} is already encoded: --num-frames, --fps, --max-frames and --sampling can't change it. "
+            "Leave them out, or encode the video again."
+        )
+    index = VideoIndex.load(path)
+    warn_of_loss(index)
+    if options.start is None and options.end is None:
+        return index
+    start_seconds = 0.0 if options.start is None else parse_time(options.start)
+    end_seconds = None if options.end is None else parse_time(options.end)
+    if end_seconds is not None and end_seconds <= start_seconds:
+        raise LongVLMError(f"--end {options.end} is not after --start {options.start or 0}; swap or widen them.")
+    return index.slice(start_seconds, end_seconds)

@@ -1,0 +1,327 @@
+"""From a name to a model: folders, hub ids, LongVLM and LLaVA checkpoints, whole or only the vision tower.
+
+Weights come from safetensors files, or from .bin files read with `weights_only`, which can't run code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from longvlm.errors import LongVLMError
+from longvlm.model.configuration import LongVLMConfig
+from longvlm.model.llava_config import (
+    convert_original,
+    is_original_layout,
+    read_image_settings,
+    read_json,
+    refuse_unknown_family,
+)
+from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.processing import LongVLMProcessor
+from longvlm.stages.vision import VisionEncoder, count_patches
+from longvlm.types import Compression
+
+DEFAULT_MODEL_FOLDER = Path(__file__).parents[1] / "assets" / "default_model"
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+
+# Where a tower's weights stand: in LLaVA checkpoints of three generations; a tower alone has none of these.
+_TOWER_PREFIXES = ("model.vision_tower.vision_tower.", "model.vision_tower.", "vision_tower.")
+
+# From the original LLaVA layout, a LLaMA checkpoint with a projector, to the names of the modules here.
+_ORIGINAL_KEY_MAPPING = {
+    r"^model\.mm_projector\.(weight|bias)": r"model.multi_modal_projector.linear_1.\1",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+}
+
+# Left in full precision in 4-bit loads: small, and read with features that were never quantised.
+_NOT_QUANTISED = ["vision_tower", "multi_modal_projector", "lm_head"]
+
+
+def resolve_model(model: str | Path | None) -> Path:
+    """The folder of a model: None is the bundled default; a folder stays; a hub id is downloaded, or found in the cache.
+
+    Raises LongVLMError, with the remedy, for anything else.
+    """
+    if model is None:
+        if not (DEFAULT_MODEL_FOLDER / "config.json").is_file():
+            raise LongVLMError(
+                "This installation has no bundled default model; name a model, or reinstall longvlm."
+            )
+        return DEFAULT_MODEL_FOLDER
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise LongVLMError(
+            f"The model {model} is a file; give its folder, which has config.json and the weights."
+        )
+    if isinstance(model, Path) or folder.is_absolute() or str(model).startswith((".", "~")):
+        raise LongVLMError(
+            f"There is no model folder {model}; check the path, or give a Hugging Face hub id."
+        )
+    return _download(str(model))
+
+
+def _download(hub_id: str) -> Path:
+    """Snapshot of a hub repository: safetensors, or .bin files where it has no others."""
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"])
+        return folder
+    except HFValidationError as error:
+        reason = "no folder has this name, and it is no valid hub id (OWNER/NAME)"
+        raise LongVLMError(f"Unknown model {hub_id!r}: {reason}.") from error
+    except GatedRepoError as error:
+        reason = f"accept its terms on https://huggingface.co/{hub_id} and log in with `hf auth login`"
+        raise LongVLMError(f"The model {hub_id!r} is gated: {reason}.") from error
+    except LocalEntryNotFoundError as error:
+        reason = (
+            "no folder has this name, it is not in the local cache, and the Hugging Face hub can't be reached"
+        )
+        raise LongVLMError(f"Unknown model {hub_id!r}: {reason}; check the name and the network.") from error
+    except HfHubHTTPError as error:
+        reason = "no folder has this name, and the Hugging Face hub has no such model that you may read"
+        raise LongVLMError(f"Unknown model {hub_id!r}: {reason}; check the name.") from error
+
+
+def load_config(folder: Path, *, vision_tower: str | None = None) -> LongVLMConfig:
+    """The configuration of a LongVLM or LLaVA checkpoint; the latter gets settings that need no training.
+
+    `vision_tower` names a folder or hub id of a tower that replaces the checkpoint's own, or stands in where the
+    checkpoint has none. Raises LongVLMError for checkpoints and towers that can't be read.
+    """
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") == LongVLMConfig.model_type:
+        config = LongVLMConfig.from_pretrained(folder)
+    else:
+        refuse_unknown_family(raw, folder)
+        if is_original_layout(raw):
+            vision_tower = vision_tower or raw["mm_vision_tower"]
+            tower = resolve_model(vision_tower)
+            config = convert_original(raw, folder, _load_tower_config(tower), read_image_settings(tower).fit)
+        else:
+            fit = read_image_settings(resolve_model(vision_tower) if vision_tower else folder).fit
+            config = LongVLMConfig.from_llava(AutoConfig.from_pretrained(folder), fit=fit)
+    if vision_tower is not None:
+        _replace_tower(config, vision_tower)
+    count_patches(
+        config.vision_config, config.vision_feature_select_strategy
+    )  # refuses unknown kinds of towers
+    return config
+
+
+def _replace_tower(config: LongVLMConfig, vision_tower: str) -> None:
+    tower_config = _load_tower_config(resolve_model(vision_tower))
+    if tower_config.hidden_size != config.vision_config.hidden_size:
+        raise LongVLMError(
+            f"The vision tower {vision_tower} has features of width {tower_config.hidden_size}, but the model's "
+            f"projector reads {config.vision_config.hidden_size}; choose a tower of that width."
+        )
+    config.vision_config, config.vision_tower = tower_config, vision_tower
+
+
+def _load_tower_config(folder: Path) -> PreTrainedConfig:
+    """The vision part of a config: that of a tower alone, of a CLIP or SigLIP pair, or of a LLaVA checkpoint."""
+    read_json(folder / "config.json")
+    config = AutoConfig.from_pretrained(folder)
+    return getattr(config, "vision_config", config)
+
+
+def load_encoder(
+    folder: Path,
+    config: LongVLMConfig,
+    *,
+    compression: Compression,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> VisionEncoder:
+    """The vision tower alone: no other weight of the checkpoint is read."""
+    source = _tower_folder(folder, config)
+    images = read_image_settings(source)
+    return VisionEncoder(
+        _load_tower(source, config.vision_config, dtype).to(device),
+        feature_layer=config.vision_feature_layer,
+        select_strategy=config.vision_feature_select_strategy,
+        global_layers=compression.global_layers,
+        image_mean=images.mean,
+        image_std=images.std,
+        name=f"{config.vision_config.model_type} of {config.vision_tower or folder.name}",
+    )
+
+
+def _tower_folder(folder: Path, config: LongVLMConfig) -> Path:
+    return folder if config.vision_tower is None else resolve_model(config.vision_tower)
+
+
+def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    weights = _read_tower_weights(folder)
+    tower_class = MODEL_MAPPING[type(vision_config)]
+    tower, report = tower_class.from_pretrained(
+        None, config=vision_config, state_dict=weights, dtype=dtype, output_loading_info=True
+    )
+    _require_complete(report, folder)
+    return tower
+
+
+def _read_tower_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """A tower's tensors by their names inside the tower, from only those files and bytes that hold them."""
+    files = _weight_files(folder)
+    names = [name for file_names in files.values() for name in file_names]
+    inside = next(
+        (prefix for prefix in _TOWER_PREFIXES if any(name.startswith(prefix) for name in names)), ""
+    )
+    if not inside and any(name.startswith("vision_model.") for name in names):
+        wanted = {
+            name: name for name in names if name.startswith("vision_model.")
+        }  # one half of a CLIP or SigLIP pair
+    else:
+        wanted = {name: name.removeprefix(inside) for name in names if name.startswith(inside)}
+    weights: dict[str, torch.Tensor] = {}
+    for path, file_names in files.items():
+        here = [name for name in file_names if name in wanted]
+        if here and path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                weights |= {wanted[name]: file.get_tensor(name) for name in here}
+        elif here:
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            weights |= {wanted[name]: tensors[name] for name in here}
+    return weights
+
+
+def _weight_files(folder: Path) -> dict[Path, list[str]]:
+    """The weight files of a folder with the names of the tensors in each, safetensors preferred."""
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        index = folder / f"{stem}{suffix}.index.json"
+        if index.is_file():
+            files: dict[Path, list[str]] = {}
+            for name, file in read_json(index)["weight_map"].items():
+                files.setdefault(folder / Path(file).name, []).append(name)
+            return files
+        single = folder / f"{stem}{suffix}"
+        if single.is_file() and suffix == ".safetensors":
+            with safe_open(str(single), framework="pt") as opened:
+                return {single: list(opened.keys())}
+        if single.is_file():
+            return {single: list(torch.load(single, map_location="meta", weights_only=True))}
+    raise LongVLMError(
+        f"{folder} has no model.safetensors or pytorch_model.bin; give a complete checkpoint folder."
+    )
+
+
+def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
+    """Tokenizer, chat template and normalisation of a checkpoint; `config` rules how a video is compressed."""
+    settings = (
+        read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
+    )
+    if settings.get("processor_class") == LongVLMProcessor.__name__:
+        processor = LongVLMProcessor.from_pretrained(folder)
+        processor.compression = config.compression
+        return processor
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    video_token = tokenizer.convert_ids_to_tokens(config.video_token_index)
+    if video_token is None:
+        video_token = "<vid_patch>"
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [video_token]}, replace_extra_special_tokens=False
+        )
+    images = read_image_settings(_tower_folder(folder, config))
+    return LongVLMProcessor(
+        tokenizer,
+        video_token=video_token,
+        video_start_token=None,
+        video_end_token=None,
+        image_mean=images.mean,
+        image_std=images.std,
+        image_size=config.vision_config.image_size,
+        compression=config.compression,
+        chat_template=_read_chat_template(folder, settings),
+    )
+
+
+def _read_chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """A processor's own template, which older checkpoints keep in JSON; else None, and the tokenizer's counts."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.json").is_file():
+        return read_json(folder / "chat_template.json")["chat_template"]
+    return settings.get("chat_template")
+
+
+def load_model(
+    folder: Path,
+    config: LongVLMConfig,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    load_in_4bit: bool = False,
+) -> LongVLMForConditionalGeneration:
+    """The whole model in evaluation mode. `device` may be "auto", which spreads it over what there is.
+
+    Raises LongVLMError where weights are missing, and where 4-bit loading lacks CUDA or bitsandbytes.
+    """
+    raw = read_json(folder / "config.json")
+    _weight_files(folder)
+    model, report = LongVLMForConditionalGeneration.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        device_map="auto" if device == "auto" else {"": device},
+        quantization_config=_four_bits(dtype) if load_in_4bit else None,
+        key_mapping=_ORIGINAL_KEY_MAPPING if is_original_layout(raw) else None,
+        ignore_mismatched_sizes=config.vision_tower is not None,
+        output_loading_info=True,
+    )
+    if config.vision_tower is None:
+        _require_complete(report, folder)
+    else:
+        _require_complete(report, folder, but_for="model.vision_tower.")
+        place = model.model.vision_tower.device
+        tower = _load_tower(_tower_folder(folder, config), config.vision_config, dtype).to(place)
+        model.model.vision_tower.load_state_dict(tower.state_dict())
+        model.config.vision_tower = None  # the weights are the model's own from here on
+    return model.eval()
+
+
+def _require_complete(report: dict[str, Any], folder: Path, *, but_for: str = "\0") -> None:
+    """Raise unless every weight was found, with the right shape; those under `but_for` come from elsewhere."""
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    lacking = sorted(key for key in {*report["missing_keys"], *mismatched} if not key.startswith(but_for))
+    if lacking:
+        raise LongVLMError(
+            f"{folder} lacks {len(lacking)} weights that its config.json calls for, the first of them {lacking[0]}; "
+            "give a complete checkpoint of a supported layout."
+        )
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    if not torch.cuda.is_available():
+        raise LongVLMError(
+            "Loading in 4 bits needs a CUDA device, and none is available; leave load_in_4bit out."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise LongVLMError("Loading in 4 bits needs bitsandbytes: pip install 'longvlm[quantization]'.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=_NOT_QUANTISED,
+    )

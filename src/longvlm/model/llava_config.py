@@ -1,0 +1,118 @@
+"""How the config and preprocessor files of LLaVA checkpoints are read: transformers' layout and the original one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedConfig
+
+from longvlm.errors import LongVLMError
+from longvlm.model.configuration import LongVLMConfig
+from longvlm.types import Fit
+
+# LLaVA's relatives that this package does not read, and why.
+REFUSED_FAMILIES = {
+    "llava_next": "LLaVA-NeXT reads a picture as tiles",
+    "llava_next_video": "LLaVA-NeXT-Video pools tiles in its own way",
+    "llava_onevision": "LLaVA-OneVision reads a picture as tiles",
+    "video_llava": "Video-LLaVA has two towers, one of them for videos",
+    "vipllava": "VipLLaVA's projector normalises several layers first",
+    "llava_mistral": "this original LLaVA-NeXT layout reads a picture as tiles",
+    "llava_qwen": "this original LLaVA-OneVision layout reads a picture as tiles",
+    "llava_mpt": "language models of type MPT are not supported",
+}
+
+# The original LLaVA layout is a LLaMA checkpoint with extra weights; transformers' names for the two model types.
+_ORIGINAL_LAYOUT_TYPES = ("llava", "llava_llama", "llama")
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What a checkpoint's image processor does to pixels in [0, 1], and to pictures that are not square."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: Fit
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises LongVLMError where it is missing or is none."""
+    if not path.is_file():
+        raise LongVLMError(f"{path.parent} has no {path.name}; give a complete checkpoint folder.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LongVLMError(f"{path} is not valid JSON ({error}); download the checkpoint again.") from error
+    if not isinstance(content, dict):
+        raise LongVLMError(f"{path} holds no JSON object; download the checkpoint again.")
+    return content
+
+
+def read_image_settings(folder: Path) -> ImageSettings:
+    """Mean, deviation and fit from a checkpoint's processor_config.json or preprocessor_config.json."""
+    settings: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            settings |= content | content.get("image_processor", {})
+    if "image_mean" not in settings or "image_std" not in settings:
+        raise LongVLMError(
+            f"{folder} has no preprocessor_config.json with image_mean and image_std; "
+            "copy it from the model that its vision tower comes from."
+        )
+    if settings.get("do_pad"):
+        fit: Fit = "pad"
+    else:
+        fit = "crop" if settings.get("do_center_crop") else "squash"
+    return ImageSettings(tuple(settings["image_mean"]), tuple(settings["image_std"]), fit)
+
+
+def is_original_layout(raw: dict[str, Any]) -> bool:
+    """Whether a config.json is that of LLaVA's own repository: a LLaMA config that names its tower."""
+    return raw.get("model_type") in _ORIGINAL_LAYOUT_TYPES and "mm_vision_tower" in raw
+
+
+def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
+    model_type = raw.get("model_type")
+    if model_type in REFUSED_FAMILIES:
+        raise LongVLMError(
+            f"{folder} is a {model_type!r} checkpoint, which is not supported ({REFUSED_FAMILIES[model_type]}); "
+            "use a LLaVA 1.5 style one, such as llava-hf/llava-1.5-7b-hf."
+        )
+    if model_type != "llava" and not is_original_layout(raw):
+        raise LongVLMError(
+            f"{folder} is a checkpoint of type {model_type!r}; LongVLM and LLaVA checkpoints ('longvlm', 'llava') are "
+            "supported, such as llava-hf/llava-1.5-7b-hf."
+        )
+
+
+def convert_original(
+    raw: dict[str, Any], folder: Path, tower_config: PreTrainedConfig, fit: Fit
+) -> LongVLMConfig:
+    """A config of LLaVA's own repository (a LLaMA config with `mm_*` keys), with its tower's config.
+
+    Its tokenizer has no token for a picture, so the first id behind the vocabulary stands for a visual token.
+    """
+    projector = raw.get("mm_projector_type") or "linear"
+    if projector not in ("linear", "mlp2x_gelu"):
+        raise LongVLMError(
+            f"{folder} has a projector of type {projector!r}; 'linear' and 'mlp2x_gelu' are supported."
+        )
+    text_config_class = type(AutoConfig.for_model("llama"))
+    known = set(text_config_class().to_dict()) | {"rope_theta", "rope_scaling"}
+    llava = LlavaConfig(
+        vision_config=tower_config,
+        text_config=text_config_class(**{key: raw[key] for key in known & set(raw) if key != "model_type"}),
+        image_token_index=len(AutoTokenizer.from_pretrained(folder)),
+        vision_feature_layer=raw.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy="full"
+        if raw.get("mm_vision_select_feature") == "cls_patch"
+        else "default",
+        dtype=raw.get("torch_dtype"),
+    )
+    config = LongVLMConfig.from_llava(llava, fit="pad" if raw.get("image_aspect_ratio") == "pad" else fit)
+    config.projector_num_layers = 1 if projector == "linear" else 2
+    return config

@@ -1,0 +1,91 @@
+"""From a conversation about an encoded video to the prompt that a language model continues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longvlm.errors import LongVLMError
+from longvlm.model.configuration import LongVLMConfig
+from longvlm.model.processing import LongVLMProcessor
+from longvlm.stages.answer import Prompt
+from longvlm.stages.tokens import assemble
+from longvlm.types import Timings
+from longvlm.video_index import VideoIndex
+
+Message = dict[str, Any]
+
+
+def user_message(question: str, *, with_video: bool) -> Message:
+    """A question; the first one of a conversation brings the video along."""
+    if not question.strip():
+        raise LongVLMError("The question is empty; write what you want to know.")
+    text = {"type": "text", "text": question}
+    return {"role": "user", "content": [{"type": "video"}, text] if with_video else [text]}
+
+
+def assistant_message(text: str) -> Message:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def context_length(config: LongVLMConfig) -> int | None:
+    """The most tokens that prompt and answer may have together; None where the language model sets no
+    limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def build_prompt(
+    processor: LongVLMProcessor,
+    config: LongVLMConfig,
+    messages: list[Message],
+    index: VideoIndex | None,
+    spent: Timings,
+) -> Prompt:
+    """The conversation as token ids, with the visual tokens of `index`; the last message is the question.
+
+    Raises LongVLMError where the language model's context has no room for it and an answer.
+    """
+    token_ids = _token_ids(processor, config, messages, index)
+    _require_room(token_ids, index, config)
+    # The prefill pauses after the video and after every earlier question, to be taken up again there.
+    ends = {len(token_ids)}
+    for position, message in enumerate(messages[:-1], start=1):
+        if message["role"] == "user":
+            earlier_ids = _token_ids(processor, config, messages[:position], index)
+            if token_ids[: len(earlier_ids)] == earlier_ids:
+                ends.add(len(earlier_ids))
+    if index is not None:
+        ends.add(len(token_ids) - token_ids[::-1].index(config.video_token_index))
+    return Prompt(
+        question=messages[-1]["content"][-1]["text"],
+        token_ids=token_ids,
+        chunk_ends=tuple(sorted(ends)),
+        visual_features=None if index is None else assemble(index).features,
+        video_fingerprint="" if index is None else index.fingerprint,
+        spent=spent,
+    )
+
+
+def _token_ids(
+    processor: LongVLMProcessor, config: LongVLMConfig, messages: list[Message], index: VideoIndex | None
+) -> list[int]:
+    if index is None:
+        return processor.encode(processor.prompt(messages))
+    text = processor.prompt(
+        messages,
+        num_segments=index.num_segments,
+        compression=index.compression,
+        segment_spans=index.segment_spans_seconds if config.timestamps else None,
+    )
+    return processor.encode(text)
+
+
+def _require_room(token_ids: list[int], index: VideoIndex | None, config: LongVLMConfig) -> None:
+    limit = context_length(config)
+    if limit is None or len(token_ids) < limit:
+        return
+    visual = token_ids.count(config.video_token_index)
+    remedy = "Ask a shorter question" if index is None else "Ask a shorter question, or about fewer frames"
+    raise LongVLMError(
+        f"The prompt has {len(token_ids)} tokens, {visual} of them visual, but the language model's context of "
+        f"{limit} tokens has to hold it and an answer. {remedy}."
+    )

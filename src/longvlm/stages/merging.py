@@ -1,0 +1,173 @@
+"""Hierarchical token merging: a segment's thousands of patches become a few tokens, with a record of which.
+
+Bipartite soft matching as in Token Merging (ToMe, arXiv 2210.09461), level by level within each segment as in
+LongVLM (arXiv 2404.03384). The levels only decide which token a patch goes to; features follow from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import normalize
+
+from longvlm.errors import LongVLMError
+from longvlm.types import MergedSegments, MergeOrder
+
+# Similarities held at once: 64 MiB in float32, the paper's ten segments. Larger batches take several turns.
+_MAX_SIMILARITIES = 2**24
+
+
+def merge_tokens(
+    patches: torch.Tensor,
+    *,
+    tokens_per_segment: int,
+    schedule: Sequence[int] | None = None,
+    heads: int = 16,
+    order: MergeOrder = "merge",
+    frames_per_segment: int | None = None,
+) -> MergedSegments:
+    """Merge each segment's N patches into M = `tokens_per_segment` tokens.
+
+    patches: (S, N, D), any device and float dtype, a segment's frames one after the other. `schedule` lists
+    how many tokens each level removes (clamped to half of what is left: that is part of the algorithm); None
+    halves down to M, with a smaller last step. `heads` splits D for the similarity. `order="merge"` leaves a
+    segment's tokens as the last level left them; `"temporal"` sorts them by the mean frame of their patches
+    and needs `frames_per_segment`. M = N returns the patches as they are.
+
+    Each feature is the plain average of the patches assigned to it, which is what size-weighted averages at
+    every level come to. Gradients reach the patches; the matching itself has none.
+
+    Raises LongVLMError where M, the schedule, `heads` or `frames_per_segment` do not fit the patches.
+    """
+    num_patches = patches.shape[1]
+    if order not in ("merge", "temporal"):
+        raise LongVLMError(f"Unknown merge order {order!r}; choose 'merge' or 'temporal'.")
+    reductions = plan_reductions(num_patches, tokens_per_segment, schedule)
+    assignment = _assign_patches(patches.detach(), reductions, heads)
+    if order == "temporal":
+        if not frames_per_segment or num_patches % frames_per_segment:
+            raise LongVLMError(
+                f"order='temporal' needs to know each patch's frame: frames_per_segment is "
+                f"{frames_per_segment}, but must divide the segment's {num_patches} patches."
+            )
+        assignment = _sort_by_time(assignment, tokens_per_segment, frames_per_segment)
+    features, sizes = _average_assigned(patches, assignment, tokens_per_segment)
+    return MergedSegments(features=features, sizes=sizes, assignment=assignment)
+
+
+def plan_reductions(
+    num_patches: int, tokens_per_segment: int, schedule: Sequence[int] | None = None
+) -> list[int]:
+    """Tokens that each level removes from `num_patches` to `tokens_per_segment`; none if the two are equal.
+
+    Raises LongVLMError where that is impossible or where `schedule`, clamped, ends at another number.
+    """
+    if not 1 <= tokens_per_segment <= num_patches:
+        raise LongVLMError(
+            f"tokens_per_segment is {tokens_per_segment}, but a segment has {num_patches} patches; "
+            f"choose 1 to {num_patches} ({num_patches} turns merging off)."
+        )
+    tokens, reductions = num_patches, []
+    if schedule is None:
+        while tokens > tokens_per_segment:
+            reductions.append(min(tokens // 2, tokens - tokens_per_segment))
+            tokens -= reductions[-1]
+        return reductions
+    for wanted in schedule:
+        if wanted < 1:
+            raise LongVLMError(
+                f"The merge schedule contains {wanted}; each level must remove at least 1 token."
+            )
+        if tokens == 1:
+            break
+        reductions.append(min(wanted, tokens // 2))
+        tokens -= reductions[-1]
+    if tokens != tokens_per_segment:
+        raise LongVLMError(
+            f"The merge schedule {list(schedule)} takes {num_patches} patches to {tokens} tokens, but "
+            f"tokens_per_segment is {tokens_per_segment}; set it to {tokens}, or change the schedule."
+        )
+    return reductions
+
+
+@torch.no_grad()
+def _assign_patches(patches: torch.Tensor, reductions: list[int], heads: int) -> torch.Tensor:
+    """The output token of every patch, (S, N) int64."""
+    num_segments, num_patches, width = patches.shape
+    if not reductions:
+        return torch.arange(num_patches, device=patches.device).repeat(num_segments, 1)
+    if width % heads:
+        raise LongVLMError(
+            f"Features of width {width} can't be split into {heads} heads; set merge_heads to a divisor."
+        )
+    segments_at_once = max(1, _MAX_SIMILARITIES // max(1, num_patches // 2) ** 2)
+    parts = []
+    with torch.autocast(patches.device.type, enabled=False):
+        for chunk in patches.split(segments_at_once):
+            # Averaging over heads and merging are both linear, so they commute: every level can run on head
+            # averages, D/heads wide. Their sums do for their means, since normalising removes the sizes.
+            sums = chunk.unflatten(2, (heads, -1)).mean(2, dtype=_accumulation_dtype(chunk))
+            assignment = torch.arange(num_patches, device=patches.device).repeat(len(chunk), 1)
+            for removed in reductions:
+                destination = _match_once(sums, removed)
+                remaining = sums.new_zeros(len(chunk), sums.shape[1] - removed, sums.shape[2])
+                sums = remaining.scatter_add_(1, destination[..., None].expand_as(sums), sums)
+                assignment = destination.gather(1, assignment)
+            parts.append(assignment)
+    return torch.cat(parts)
+
+
+def _match_once(sums: torch.Tensor, removed: int) -> torch.Tensor:
+    """One level of matching: sums (S, T, C) -> each token's place among the T − removed next ones, (S, T).
+
+    The next order is: unmerged even tokens by falling similarity, then all odd ones. Among equals the first
+    wins, so that a segment's result does not depend on the batch it is in.
+    """
+    num_segments, num_tokens, _ = sums.shape
+    metric = normalize(sums, dim=-1)
+    similarity = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
+    best_similarity, best_odd = similarity.max(dim=-1)
+    ranked = best_similarity.argsort(dim=-1, descending=True, stable=True)
+    rank = ranked.argsort(dim=-1)
+
+    num_unmerged = ranked.shape[1] - removed
+    places = torch.arange(num_tokens - removed, device=sums.device)
+    destination = torch.empty(num_segments, num_tokens, dtype=torch.int64, device=sums.device)
+    destination[:, ::2] = torch.where(rank < removed, num_unmerged + best_odd, rank - removed)
+    destination[:, 1::2] = places[num_unmerged:]
+    return destination
+
+
+def _sort_by_time(assignment: torch.Tensor, num_tokens: int, num_frames: int) -> torch.Tensor:
+    """Renumber the tokens (S, N) by the mean frame position of their patches; equals keep their order."""
+    num_patches = assignment.shape[1]
+    frame = torch.arange(num_patches, device=assignment.device) // (num_patches // num_frames)
+    frame_sums = _count(assignment, num_tokens, weights=frame)
+    mean_frame = frame_sums / _count(assignment, num_tokens)
+    place = mean_frame.argsort(dim=-1, stable=True).argsort(dim=-1)
+    return place.gather(1, assignment)
+
+
+def _average_assigned(
+    patches: torch.Tensor, assignment: torch.Tensor, num_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of each token's patches, (S, M, D) in the patches' dtype, and their number, (S, M)."""
+    num_segments, _, width = patches.shape
+    sizes = _count(assignment, num_tokens)
+    first_token = torch.arange(num_segments, device=patches.device)[:, None] * num_tokens
+    summands = patches.flatten(0, 1).to(_accumulation_dtype(patches))
+    sums = summands.new_zeros(num_segments * num_tokens, width)
+    sums = sums.index_add(0, (first_token + assignment).flatten(), summands)
+    return (sums.unflatten(0, (num_segments, num_tokens)) / sizes[..., None]).to(patches.dtype), sizes
+
+
+def _count(assignment: torch.Tensor, num_tokens: int, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Patches of each token, (S, M) int64, or the sum of their integer `weights` (N,)."""
+    values = torch.ones_like(assignment) if weights is None else weights.expand_as(assignment)
+    return assignment.new_zeros(len(assignment), num_tokens).scatter_add_(1, assignment, values)
+
+
+def _accumulation_dtype(patches: torch.Tensor) -> torch.dtype:
+    """At least float32: half precision would tie near-equal similarities and lose patches in large sums."""
+    return torch.promote_types(patches.dtype, torch.float32)

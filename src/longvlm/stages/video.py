@@ -1,0 +1,222 @@
+"""Video reading: any source as a stream of K-frame segments, every frame with its true presentation time.
+
+Times count in seconds from the first presented frame, as a player's clock does. Only the segment being filled is in
+memory, already fitted to the encoder's square.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from longvlm.errors import LongVLMError
+from longvlm.stages.video_access import local_path, source_scheme
+from longvlm.stages.video_container import ContainerSource
+from longvlm.stages.video_fitting import fit_picture
+from longvlm.stages.video_pictures import IMAGE_SUFFIXES, ArraySource, ImageSource, PictureSource
+from longvlm.types import Fit, Frames, Sampling, VideoInfo
+
+VideoSource = str | Path | Sequence[str | Path] | np.ndarray
+
+
+def sample_indices(total_frames: int, num_frames: int) -> list[int]:
+    """Positions of `num_frames` frames spread evenly over a video of `total_frames`, by LongVLM's rule.
+
+    With w = (N - 1) / T, frame i is (round(w·i) + round(w·(i+1))) // 2, rounding half to even. A video with fewer
+    frames than wanted repeats them: place j takes frame ⌊j·N/T⌋. Raises LongVLMError for counts below 1.
+    Source: the sampling of the LongVLM paper's reference (arXiv 2404.03384).
+    """
+    if total_frames < 1 or num_frames < 1:
+        raise LongVLMError(f"Can't sample {num_frames} of {total_frames} frames; both must be at least 1.")
+    if total_frames < num_frames:
+        return [place * total_frames // num_frames for place in range(num_frames)]
+    width = (total_frames - 1) / num_frames
+    return [(round(width * i) + round(width * (i + 1))) // 2 for i in range(num_frames)]
+
+
+def parse_time(text: str | float) -> float:
+    """Seconds from a number or from `ss`, `mm:ss` or `hh:mm:ss`, each with an optional fraction of a second."""
+    match = re.fullmatch(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)\s*", str(text))
+    if not match or (match[2] and float(match[3]) >= 60) or (match[1] and int(match[2]) >= 60):
+        raise LongVLMError(
+            f"{text!r} is not a time; write seconds (83.5), mm:ss (1:23.5) or hh:mm:ss (0:01:23.5)."
+        )
+    return int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + float(match[3])
+
+
+def open_video(
+    source: VideoSource, *, fps: float | None = None, allow_references: bool = False
+) -> VideoReader:
+    """Open a file, an address (file, http, https, rtsp), a folder or list of images, or RGB frames in memory.
+
+    `fps` is the frame rate of images and of frames in memory, a numpy array (T, H, W, 3) uint8; 1.0 where not given.
+    Files and addresses carry their own times. A playlist, or any container that refers to other files, is refused
+    unless `allow_references`. Use the reader in a `with` block. Raises LongVLMError for a source that is no video.
+    """
+    pictures_fps = 1.0 if fps is None else fps
+    opened: ContainerSource | PictureSource
+    if isinstance(source, np.ndarray):
+        opened = ArraySource(source, pictures_fps)
+    elif not isinstance(source, str | Path):
+        paths = [local_path(str(path)) for path in source]
+        if not paths:
+            raise LongVLMError("The list of images is empty; give at least one image.")
+        opened = ImageSource(
+            f"{paths[0].name} and {len(paths) - 1} more" if paths[1:] else paths[0].name, paths, pictures_fps
+        )
+    else:
+        path = local_path(str(source))
+        is_local = source_scheme(str(source)) == "file"
+        if is_local and path.is_dir():
+            opened = ImageSource.from_folder(path, pictures_fps)
+        elif is_local and path.suffix.lower() in IMAGE_SUFFIXES:
+            opened = ImageSource(path.name, [path], pictures_fps)
+        else:
+            if fps is not None:
+                raise LongVLMError(
+                    f"{source} carries its own frame times; fps is for images and frames in memory."
+                )
+            opened = ContainerSource(str(source), allow_references=allow_references)
+    return VideoReader(opened)
+
+
+class VideoReader:
+    """An opened video: what is known of it, and its sampled frames as segments. Made by `open_video`."""
+
+    def __init__(self, source: ContainerSource | PictureSource) -> None:
+        self._source = source
+        self.info: VideoInfo = source.info
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._source.close()
+
+    @property
+    def lost_seconds(self) -> float:
+        """Length of a damaged or missing tail that can't be decoded; certain only after reading. 0.0 if sound."""
+        return self._source.lost_seconds
+
+    def planned_times(self, sampling: Sampling) -> list[float]:
+        """Times in seconds of the frames that `segments` will read, without decoding them.
+
+        Raises LongVLMError where `start` lies after the end, and for a live stream, whose frames can't be known.
+        """
+        positions = self._positions(sampling)
+        times = self._source.times_seconds
+        assert times is not None
+        return times[positions].tolist()
+
+    def segments(
+        self, sampling: Sampling, *, frames_per_segment: int, image_size: int, fit: Fit
+    ) -> Iterator[Frames]:
+        """Yield segments of K = `frames_per_segment` frames fitted to (3, R, R), R = `image_size`, in time order.
+
+        A short last segment is filled up by repetition: place j of K takes frame ⌊j·n/K⌋ of its n. A damaged tail
+        yields fewer frames (see `lost_seconds`). Raises LongVLMError where nothing can be sampled.
+        """
+        frames = self._fitted(sampling, image_size, fit)
+        while batch := list(islice(frames, frames_per_segment)):
+            filled = [batch[place * len(batch) // frames_per_segment] for place in range(frames_per_segment)]
+            times = tuple(time for time, _ in filled)
+            yield Frames(torch.stack([pixels for _, pixels in filled]), times, num_distinct=len(set(times)))
+
+    def _fitted(self, sampling: Sampling, image_size: int, fit: Fit) -> Iterator[tuple[float, torch.Tensor]]:
+        """(time, pixels (3, R, R)) of each sampled frame; a repeated frame is fitted once."""
+        last_time, pixels = -1.0, torch.empty(0)
+        for time, picture in self._pictures(sampling):
+            if time != last_time:
+                last_time, pixels = time, fit_picture(picture, image_size, fit)
+            yield time, pixels
+        if last_time < 0:
+            raise LongVLMError(
+                f"No frame of {self.info.name} could be read from {sampling.start_seconds:g} s on; choose another start."
+            )
+
+    def _pictures(self, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
+        if isinstance(self._source, ContainerSource) and self._source.times_seconds is None and sampling.fps:
+            return self._source.read_live(_live_targets(self.info.name, sampling))
+        positions = self._positions(sampling)
+        return self._source.read(positions, only_keyframes=sampling.mode == "keyframe")
+
+    def _positions(self, sampling: Sampling) -> list[int]:
+        """Which of the presented frames are wanted, in ascending order; repeated ones appear repeatedly."""
+        times = self._source.times_seconds
+        if times is None:
+            raise LongVLMError(
+                f"{self.info.name} is a live stream, whose length isn't known. Sample it with --fps and --max-frames "
+                "or --end (fps=, max_frames=, end=)."
+            )
+        start = sampling.start_seconds
+        first = int(np.searchsorted(times, start, side="left"))
+        last = (
+            len(times) if sampling.end_seconds is None else int(np.searchsorted(times, sampling.end_seconds))
+        )
+        duration = self.info.duration_seconds or 0.0
+        if start >= duration and start > 0:
+            raise LongVLMError(
+                f"start ({start:g} s) is after the end of {self.info.name}, which lasts {duration:g} s; start earlier."
+            )
+        if sampling.fps is not None:
+            positions = _positions_by_rate(times, sampling, duration)
+        elif first == last:
+            raise LongVLMError(
+                f"No frame of {self.info.name} begins between {start:g} s and "
+                f"{min(duration, sampling.end_seconds or duration):g} s; widen the span."
+            )
+        else:
+            positions = [first + index for index in sample_indices(last - first, sampling.num_frames or 1)]
+        if sampling.mode == "keyframe":
+            positions = _nearest_keyframes(times, positions, self._source.keyframe_positions, first, last)
+        return positions
+
+
+def _positions_by_rate(times: np.ndarray, sampling: Sampling, duration_seconds: float) -> list[int]:
+    """The frame shown at each of the times start + i/fps, each frame once; more than max_frames are thinned evenly."""
+    assert sampling.fps is not None
+    end = min(duration_seconds, sampling.end_seconds if sampling.end_seconds is not None else math.inf)
+    num_targets = max(1, math.ceil((end - sampling.start_seconds) * sampling.fps - 1e-9))
+    targets = sampling.start_seconds + np.arange(num_targets) / sampling.fps
+    # A hair of tolerance, so that rounding doesn't show the frame before the one that begins at the target.
+    positions = np.unique(np.searchsorted(times, targets + 1e-9, side="right") - 1)
+    if sampling.max_frames is not None and len(positions) > sampling.max_frames:
+        positions = positions[sample_indices(len(positions), sampling.max_frames)]
+    return positions.tolist()
+
+
+def _nearest_keyframes(
+    times: np.ndarray, positions: list[int], keyframes: np.ndarray, first: int, last: int
+) -> list[int]:
+    """The keyframe of the span nearest to each wanted frame; the frames themselves where the span has no keyframe."""
+    candidates = keyframes[(keyframes >= first) & (keyframes < last)]
+    if not len(candidates):
+        return positions
+    wanted = times[positions]
+    after = np.clip(np.searchsorted(times[candidates], wanted), 0, len(candidates) - 1)
+    before = np.maximum(after - 1, 0)
+    nearer_before = wanted - times[candidates[before]] <= times[candidates[after]] - wanted
+    return candidates[np.where(nearer_before, before, after)].tolist()
+
+
+def _live_targets(name: str, sampling: Sampling) -> Iterator[float]:
+    """The times start + i/fps at which a live stream is looked at; thinned evenly where an end is given."""
+    assert sampling.fps is not None
+    fps, start = sampling.fps, sampling.start_seconds
+    if sampling.end_seconds is not None:
+        num_targets = max(1, math.ceil((sampling.end_seconds - start) * fps - 1e-9))
+        wanted = min(num_targets, sampling.max_frames or num_targets)
+        return (start + index / fps for index in sample_indices(num_targets, wanted))
+    if sampling.max_frames is None:
+        raise LongVLMError(f"{name} is a live stream and may never end; limit it with --max-frames or --end.")
+    return (start + index / fps for index in islice(count(), sampling.max_frames))

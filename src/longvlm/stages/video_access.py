@@ -1,0 +1,146 @@
+"""What may be opened as a video, and how: white-lists of formats and protocols, and errors in plain words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from longvlm.errors import LongVLMError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+NETWORK_TIMEOUT_SECONDS = 15.0
+
+# FFmpeg's names of the containers that hold their own pictures and refer to nothing outside.
+_FORMATS = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "gif", "apng",
+    "ogg", "asf", "mxf", "nut", "dv", "ivf", "wtv", "rm", "yuv4mpegpipe",
+)  # fmt: skip
+_REFERRING_FORMATS = ("hls", "dash", "concat")
+_PROTOCOLS = {
+    "file": ("file",),
+    "http": ("http", "https", "tcp", "tls"),
+    "https": ("http", "https", "tcp", "tls"),
+    "rtsp": ("rtsp", "rtp", "rtcp", "udp", "tcp"),
+    "rtsps": ("rtsp", "rtp", "rtcp", "srtp", "udp", "tcp", "tls"),
+}
+# How the text of a playlist starts: HLS, concat, DASH and SDP.
+_PLAYLIST = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:#EXTM3U|ffconcat|<MPD|<\?xml|v=0|\[playlist\]|file[ :])", re.IGNORECASE
+)
+
+
+def source_scheme(source: str) -> str:
+    """`file`, `http`, `https`, `rtsp` or `rtsps`. Raises LongVLMError for any other protocol."""
+    match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", source)
+    scheme = match.group(1).lower() if match else "file"
+    if scheme not in _PROTOCOLS:
+        raise LongVLMError(
+            f"Can't open {display_name(source)}: the protocol {scheme} is not accepted; "
+            "give a local file, or an http, https or rtsp address."
+        )
+    return scheme
+
+
+def local_path(source: str) -> Path:
+    """The path of a local source, given plainly or as a file:// address."""
+    return Path(
+        unquote(urlsplit(source).path) if source.lower().startswith("file://") else source
+    ).expanduser()
+
+
+def display_name(source: str) -> str:
+    """The source as it may be shown and stored: the file's name, or the address without user and password."""
+    if "://" not in source:
+        return Path(source).name or source
+    parts = urlsplit(source)
+    if parts.scheme.lower() == "file":
+        return Path(unquote(parts.path)).name
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def open_container(source: str, *, allow_references: bool) -> InputContainer:
+    """Open a file or an address for demuxing, with FFmpeg confined to the white-listed formats and protocols.
+
+    Raises LongVLMError, naming the source and the remedy, where that is impossible or refused. The system's own
+    files are never reachable from an address, whatever a playlist there says.
+    """
+    import av
+
+    scheme = source_scheme(source)
+    formats, protocols = _FORMATS, _PROTOCOLS[scheme]
+    if scheme == "file":
+        path = local_path(source)
+        _check_file(path, allow_references)
+        target = f"file:{path.absolute()}"  # the prefix keeps FFmpeg from reading a name as a protocol
+    else:
+        target = source
+    options = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}
+    if scheme.startswith("rtsp"):
+        formats = ("rtsp", "sdp", "rtp", *_FORMATS)
+    if allow_references:
+        formats = (*formats, *_REFERRING_FORMATS)
+        protocols = tuple(dict.fromkeys((*protocols, *_PROTOCOLS["http"], "crypto", "data")))
+    options |= {"format_whitelist": ",".join(formats), "protocol_whitelist": ",".join(protocols)}
+    timeout = None if scheme == "file" else NETWORK_TIMEOUT_SECONDS
+    try:
+        return av.open(target, mode="r", options=options, timeout=timeout, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise _explain(source, scheme, error) from error
+
+
+def _check_file(path: Path, allow_references: bool) -> None:
+    """Raise LongVLMError for what can be told from a file without FFmpeg, in better words than FFmpeg's."""
+    if not path.exists():
+        raise LongVLMError(f"No such video: {path}. Check the path.")
+    if not path.is_file():
+        raise LongVLMError(
+            f"{path} is not a regular file; give a video file, an address, or a folder of images."
+        )
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except PermissionError as error:
+        raise LongVLMError(f"{path} can't be read: permission denied. Change its permissions.") from error
+    if not head:
+        raise LongVLMError(f"{path} is empty (0 bytes); copy or download it again.")
+    if _PLAYLIST.match(head) and not allow_references:
+        raise LongVLMError(
+            f"{path} is a playlist: it refers to other files or addresses, which may be hostile. "
+            "If you trust it, pass --allow-references (allow_references=True)."
+        )
+
+
+def _explain(source: str, scheme: str, error: Exception) -> LongVLMError:
+    """FFmpeg's error at opening, as a message that names the source and the remedy."""
+    import av
+
+    name = display_name(source) if scheme != "file" else str(local_path(source))
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, av.error.ArgumentError):
+        return LongVLMError(
+            f"{name} is of a format that is not accepted, or a playlist. Convert it to mp4; "
+            "if it is a playlist that you trust, pass --allow-references (allow_references=True)."
+        )
+    if isinstance(error, av.error.InvalidDataError):
+        if scheme == "file" and _is_mp4(local_path(source)):
+            return LongVLMError(
+                f"{name} is an incomplete mp4: its index (the moov atom) is missing or damaged, so no frame can be "
+                "found. Copy or download it again, or record it anew."
+            )
+        return LongVLMError(
+            f"{name} is not a video in a known format; give an mp4, mkv, webm, mov, avi, ts or gif."
+        )
+    if scheme == "file":
+        return LongVLMError(f"Can't open {name}: {reason}.")
+    return LongVLMError(
+        f"Can't reach {name}: {reason}. Check the address and the network, or download it first."
+    )
+
+
+def _is_mp4(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(12)[4:8] in (b"ftyp", b"mdat", b"moov")

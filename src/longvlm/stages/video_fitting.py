@@ -1,0 +1,47 @@
+"""Fitting a picture of any shape to the encoder's square: three antialiased ways, and the reference's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from longvlm.errors import LongVLMError
+from longvlm.types import Fit
+
+# The mean colour of CLIP's training images: after normalisation the padding is close to zero.
+PAD_COLOUR = (122, 116, 104)
+
+
+def fit_picture(picture: np.ndarray, image_size: int, fit: Fit) -> torch.Tensor:
+    """Fit an RGB picture (H, W, 3) uint8 to (3, R, R) uint8, R = image_size.
+
+    `squash` stretches both sides to R. `crop` scales the shorter side to R and keeps the middle. `pad` scales the
+    longer side to R and centres the picture on CLIP's mean colour. All three resample with Pillow's bicubic filter,
+    which is antialiased. `squash-nearest` is the reference's resampling: nearest neighbour without antialiasing,
+    where output pixel i shows input pixel ⌊i·in/out⌋.
+    """
+    if fit == "squash-nearest":
+        planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+        return functional.interpolate(planes, size=(image_size, image_size), mode="nearest")[0].contiguous()
+    height, width = picture.shape[:2]
+    image = Image.fromarray(picture)
+    bicubic = Image.Resampling.BICUBIC
+    if fit == "squash":
+        fitted = image.resize((image_size, image_size), bicubic)
+    elif fit == "crop":
+        short = min(height, width)
+        scaled_width, scaled_height = image_size * width // short, image_size * height // short
+        left, top = (scaled_width - image_size) // 2, (scaled_height - image_size) // 2
+        scaled = image.resize((scaled_width, scaled_height), bicubic)
+        fitted = scaled.crop((left, top, left + image_size, top + image_size))
+    elif fit == "pad":
+        long = max(height, width)
+        scaled_size = max(1, round(image_size * width / long)), max(1, round(image_size * height / long))
+        fitted = Image.new("RGB", (image_size, image_size), PAD_COLOUR)
+        corner = (image_size - scaled_size[0]) // 2, (image_size - scaled_size[1]) // 2
+        fitted.paste(image.resize(scaled_size, bicubic), corner)
+    else:
+        raise LongVLMError(f"Unknown fit {fit!r}; choose squash, crop, pad or squash-nearest.")
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,109 @@
+"""Videos that need no decoder: folders and lists of images, and arrays in memory, at a stated frame rate."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from longvlm.errors import LongVLMError
+from longvlm.stages.video_fingerprint import fingerprint_files
+from longvlm.types import VideoInfo
+
+IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
+
+
+class PictureSource:
+    """Pictures at equal distances in time; every one is a keyframe. Subclasses say where the pictures come from."""
+
+    lost_seconds = 0.0
+
+    def __init__(self, name: str, num_frames: int, fingerprint: str, fps: float) -> None:
+        if not 0 < fps < float("inf"):
+            raise LongVLMError(
+                f"The frame rate of {name} is {fps}; it must be a positive number of frames a second."
+            )
+        self.times_seconds = np.arange(num_frames) / fps
+        self.keyframe_positions = np.arange(num_frames)
+        height, width = self._picture(0).shape[:2]
+        self.info = VideoInfo(
+            name=name,
+            width=width,
+            height=height,
+            duration_seconds=num_frames / fps,
+            num_frames=num_frames,
+            average_fps=fps,
+            fingerprint=fingerprint,
+        )
+
+    def _picture(self, position: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def read(self, positions: Sequence[int], *, only_keyframes: bool) -> Iterator[tuple[float, np.ndarray]]:
+        """Yield (time in seconds, RGB picture (H, W, 3) uint8) for each position."""
+        for position in positions:
+            yield float(self.times_seconds[position]), self._picture(position)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class ImageSource(PictureSource):
+    """Image files, turned upright as their EXIF orientation says."""
+
+    def __init__(self, name: str, paths: Sequence[Path], fps: float) -> None:
+        for path in paths:
+            if not path.is_file():
+                raise LongVLMError(f"No such image: {path}. Check the path.")
+        self._paths = paths
+        super().__init__(name, len(paths), fingerprint_files(paths), fps)
+
+    @classmethod
+    def from_folder(cls, folder: Path, fps: float) -> ImageSource:
+        """All images directly in a folder, in natural order: frame2.png comes before frame10.png."""
+        paths = [
+            path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        ]
+        if not paths:
+            raise LongVLMError(
+                f"The folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                "give a folder of images, or a video file."
+            )
+        return cls(folder.resolve().name, sorted(paths, key=_natural_order), fps)
+
+    def _picture(self, position: int) -> np.ndarray:
+        path = self._paths[position]
+        try:
+            with Image.open(path) as image:
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+            raise LongVLMError(f"The image {path} can't be read ({error}); replace or remove it.") from error
+
+
+class ArraySource(PictureSource):
+    """Frames in memory: a numpy array (T, H, W, 3) uint8, RGB."""
+
+    def __init__(self, frames: np.ndarray, fps: float) -> None:
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
+            raise LongVLMError(
+                f"An array of shape {frames.shape} and type {frames.dtype} is not a video; "
+                "give RGB frames of shape (T, H, W, 3) and type uint8."
+            )
+        self._frames = frames
+        digest = hashlib.sha256(repr(frames.shape).encode())
+        for frame in frames:
+            digest.update(np.ascontiguousarray(frame))
+        super().__init__("array", len(frames), digest.hexdigest(), fps)
+
+    def _picture(self, position: int) -> np.ndarray:
+        return np.ascontiguousarray(self._frames[position])
+
+
+def _natural_order(path: Path) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that counts the numbers in a name as numbers."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts], path.name

@@ -1,0 +1,293 @@
+"""Trains the bundled default model from nothing, stage by stage; every stage resumes where it was stopped.
+
+    python -m longvlm.training.default_model [RECIPE.yaml] [--runs DIR] [--output DIR]
+
+The encoder learns to see single frames; a bank of encoded blocks is made with it; projector and language model learn
+from single blocks, then from whole videos joined from blocks. Model class, collation and loss are those of every model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, PreTrainedTokenizerFast, set_seed
+
+from longvlm.errors import LongVLMError
+from longvlm.model.configuration import LongVLMConfig
+from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.processing import LongVLMProcessor
+from longvlm.stages.vision import VisionEncoder
+from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure
+from longvlm.training.examples import ComposedVideos, collate
+from longvlm.training.run import StageSettings, run_stage
+from longvlm.training.segment_bank import SegmentBank, plan_blocks
+from longvlm.world.wordings import vocabulary
+
+IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
+FPS = 1.0
+CONTEXT_TOKENS = 16384
+
+# Seeds of one purpose each; evaluation uses none of them (longvlm.world takes its own above TRAINING_SEEDS).
+FRAME_SEED, HELD_OUT_FRAME_SEED, BLOCK_SEED = 0, 400_000, 500_000
+TRAINING_SEEDS = 1_000_000
+
+# Questions about single moments need written times, which this model is not given.
+KIND_WEIGHTS = {
+    "first": 2.0,
+    "last": 2.0,
+    "after": 2.0,
+    "before": 2.0,
+    "count": 1.0,
+    "exists": 1.0,
+    "direction": 1.0,
+    "action": 1.0,
+    "order": 0.7,
+    "when": 1.0,
+    "describe": 0.7,
+}
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '<user>' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<assistant>' + message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    image_size: int
+    patch_size: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    frames_per_segment: int
+    tokens_per_segment: int
+    global_layers: int
+
+
+@dataclass(frozen=True)
+class BankSettings:
+    blocks: int
+    segments_per_block: list[int]
+
+
+@dataclass(frozen=True)
+class VideoStage(StageSettings):
+    """A stage on conversations about videos of `segments` (least, most) segments; None: on single blocks."""
+
+    questions_per_video: int
+    segments: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    seed: int
+    threads: int
+    model: ModelShape
+    encoder: StageSettings
+    bank: BankSettings
+    blocks: VideoStage
+    videos: VideoStage
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe. Raises LongVLMError for a missing or unknown key, naming it."""
+    content = yaml.safe_load(path.read_text())
+    rooms = {"model": ModelShape, "encoder": StageSettings, "bank": BankSettings, "blocks": VideoStage, "videos": VideoStage}
+    parts = {name: _build(kind, content.get(name, {}), f"{path.name}: {name}") for name, kind in rooms.items()}
+    return _build(Recipe, {**content, **parts}, path.name)
+
+
+def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    for wrong, what in ((sorted(set(values) - known), "unknown"), (sorted(known - set(values)), "missing")):
+        if wrong:
+            raise LongVLMError(f"{where} has the {what} key {wrong[0]!r}; its keys are {', '.join(sorted(known))}.")
+    return kind(**values)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word: the world's words are few, and a small model need not learn to spell."""
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>", "<vid_patch>", "<vid_start>", "<vid_end>"]
+    ids = {word: i for i, word in enumerate([*special, *vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[a-z]+|\d|[^\w\s]"), "isolated")]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # words apart, punctuation close
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=special[4:],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT_TOKENS,
+        padding_side="left",
+    )
+
+
+def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVLMForConditionalGeneration:
+    """The untrained model."""
+    vision = CLIPVisionConfig(
+        hidden_size=shape.vision_width,
+        intermediate_size=3 * shape.vision_width,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.vision_heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        hidden_act="gelu",
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.text_width,
+        intermediate_size=8 * shape.text_width // 3 // 32 * 32,
+        num_hidden_layers=shape.text_layers,
+        num_attention_heads=shape.text_heads,
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LongVLMConfig(
+        vision_config=vision,
+        text_config=text,
+        projector_num_layers=2,
+        video_token_index=tokenizer.convert_tokens_to_ids("<vid_patch>"),
+        tie_word_embeddings=True,
+        compression={
+            "frames_per_segment": shape.frames_per_segment,
+            "tokens_per_segment": shape.tokens_per_segment,
+            "global_layers": shape.global_layers,
+            "merge_order": "temporal",
+        },
+        default_num_frames=None,
+        default_fps=FPS,
+    )
+    return LongVLMForConditionalGeneration(config)
+
+
+class Course:
+    """The stages in order; what a stage made lies in the run's folder and is not made twice."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        set_seed(recipe.seed)
+        torch.set_num_threads(recipe.threads)
+        self.tokenizer = build_tokenizer()
+        self.model = build_model(recipe.model, self.tokenizer)
+        self.processor = LongVLMProcessor(
+            self.tokenizer,
+            image_mean=IMAGE_MEAN,
+            image_std=IMAGE_STD,
+            image_size=recipe.model.image_size,
+            compression=self.model.config.compression,
+        )
+        self.log_path = folder / "log.json"
+        self.log: dict[str, Any] = json.loads(self.log_path.read_text()) if self.log_path.is_file() else {}
+
+    def run(self) -> None:
+        self._stage("encoder", self.train_encoder)
+        self._stage("bank", self.make_bank)
+        self._stage("blocks", lambda: self.train_language("blocks", self.recipe.blocks))
+        self._stage("videos", lambda: self.train_language("videos", self.recipe.videos))
+
+    def _stage(self, name: str, work: Callable[[], dict[str, float] | None]) -> None:
+        """Run a stage unless it was finished before; then take up its weights."""
+        weights = self.folder / f"{name}.pt"
+        if name not in self.log:
+            wall, cpu = time.monotonic(), time.process_time()
+            report = work() or {}
+            torch.save(self.model.state_dict(), weights)
+            spent = {"wall_seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
+            self.log[name] = {**report, **{key: round(value, 1) for key, value in spent.items()}}
+            self.log_path.write_text(json.dumps(self.log, indent=1))
+            print(f"{name}: {self.log[name]}")
+        self.model.load_state_dict(torch.load(weights, weights_only=True))
+
+    def train_encoder(self) -> dict[str, float]:
+        settings, shape = self.recipe.encoder, self.recipe.model
+        size = {"image_size": shape.image_size, "patch_size": shape.patch_size}
+        school = EncoderSchool(self.model.model.vision_tower, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
+        frames = CrowdedFrames(settings.steps * settings.batch_size, **size, first_seed=FRAME_SEED)
+        run_stage(school, frames, _stack, settings, self.folder / "encoder", seed=self.recipe.seed)
+        return measure(school.eval(), CrowdedFrames(512, **size, first_seed=HELD_OUT_FRAME_SEED))
+
+    def make_bank(self) -> None:
+        settings, config = self.recipe.bank, self.model.config
+        compression = config.compression_settings
+        encoder = VisionEncoder(
+            self.model.model.vision_tower,
+            feature_layer=config.vision_feature_layer,
+            select_strategy=config.vision_feature_select_strategy,
+            global_layers=compression.global_layers,
+            image_mean=IMAGE_MEAN,
+            image_std=IMAGE_STD,
+        )
+        seconds = compression.frames_per_segment / FPS
+        plans = plan_blocks(
+            settings.blocks, settings.segments_per_block, first_seed=BLOCK_SEED, segment_seconds=seconds
+        )
+        SegmentBank.encode(plans, encoder, compression, fps=FPS).save(self.folder / "bank.safetensors")
+
+    def train_language(self, name: str, stage: VideoStage) -> None:
+        """Train projector and language model; the encoder, whose features the bank holds, stays as it is."""
+        bank = SegmentBank.load(self.folder / "bank.safetensors")
+        self.model.model.vision_tower.requires_grad_(False)
+        videos = ComposedVideos(
+            bank,
+            self.processor,
+            num_videos=stage.steps * stage.batch_size,
+            batch_size=stage.batch_size,
+            segments=(stage.segments[0], stage.segments[1]),
+            questions_per_video=stage.questions_per_video,
+            kinds=KIND_WEIGHTS,
+            seed=self.recipe.seed + len(name),
+        )
+        run_stage(self.model, videos, collate, stage, self.folder / name, seed=self.recipe.seed)
+
+    def export(self, output: Path) -> None:
+        """Write model and processor, the weights in bfloat16."""
+        self.model.eval().to(torch.bfloat16).save_pretrained(output)
+        self.processor.save_pretrained(output)
+
+
+def _stack(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def main() -> None:
+    recipes = Path(str(files("longvlm.training") / "recipes"))
+    assets = Path(str(files("longvlm") / "assets"))
+    parser = argparse.ArgumentParser(description="Train the bundled default model from nothing.")
+    parser.add_argument("recipe", nargs="?", type=Path, default=recipes / "default_model.yaml")
+    parser.add_argument("--runs", type=Path, default=Path("runs/default_model"), help="checkpoints, bank and log")
+    parser.add_argument("--output", type=Path, default=assets / "default_model", help="where the model is written")
+    arguments = parser.parse_args()
+    course = Course(load_recipe(arguments.recipe), arguments.runs)
+    course.run()
+    course.export(arguments.output)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Where the default model's encoder learns to see: single frames crowded with objects, a label for every patch.
+
+Dense labels teach a small encoder far more per frame than captions do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from longvlm.stages.vision import encode_pixels
+from longvlm.world.render import render_labelled
+from longvlm.world.scene import COLOURS, SHAPES, Event, Scene, make_scene
+
+_SCENE_SECONDS = 60.0
+_FRAMES_PER_SCENE = 8  # drawing a new background is the dearest part of a frame
+_CANDIDATES, _MOST_OBJECTS = 12, 6
+_LEAST_COVER = 0.1  # of a patch, for the patch to count as showing an object
+_ASPECTS = (1.0, 4 / 3, 16 / 9, 9 / 16)
+_COLOUR_NAMES = tuple(COLOURS)
+NO_OBJECT = -1
+
+
+class CrowdedFrames(Dataset):
+    """Frames with 1 to 6 objects that do not hide one another; item i is always the same frame.
+
+    An item holds pixels (3, R, R) uint8, and colours and shapes (P,) int64: what each patch shows, or -1.
+    """
+
+    def __init__(self, num_frames: int, *, image_size: int, patch_size: int, first_seed: int) -> None:
+        self.num_frames = num_frames
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.first_seed = first_seed
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"crowded frame {self.first_seed} {index}")
+        time_seconds = rng.uniform(0, _SCENE_SECONDS)
+        scene = _crowd(_cached_scene(self.first_seed + index // _FRAMES_PER_SCENE), time_seconds, rng)
+        aspect = random.Random(scene.seed).choice(_ASPECTS)
+        pixels, labels = render_labelled(
+            scene, time_seconds, self.image_size, self.image_size, display_aspect=aspect
+        )
+        shown = patch_labels(labels, self.patch_size, len(scene.events))
+        colours = np.array([_COLOUR_NAMES.index(event.colour) for event in scene.events] + [NO_OBJECT])
+        shapes = np.array([SHAPES.index(event.shape) for event in scene.events] + [NO_OBJECT])
+        return {
+            "pixels": torch.from_numpy(pixels).permute(2, 0, 1),
+            "colours": torch.from_numpy(colours[shown]),
+            "shapes": torch.from_numpy(shapes[shown]),
+        }
+
+
+@lru_cache(maxsize=4)
+def _cached_scene(seed: int) -> Scene:
+    return make_scene(seed, _SCENE_SECONDS, num_events=_CANDIDATES)
+
+
+def _crowd(scene: Scene, time_seconds: float, rng: random.Random) -> Scene:
+    """The same background with up to 6 of the scene's objects, all moved to be on screen at `time_seconds`."""
+    chosen: list[Event] = []
+    for event in rng.sample(scene.events, rng.randint(1, _MOST_OBJECTS)):
+        start = time_seconds - rng.random() * event.duration_seconds
+        moved = dataclasses.replace(event, start_seconds=start, end_seconds=start + event.duration_seconds)
+        if all(_clear_of(moved, other, time_seconds) for other in chosen):
+            chosen.append(moved)
+    return dataclasses.replace(scene, events=tuple(chosen))
+
+
+def _clear_of(one: Event, other: Event, time_seconds: float) -> bool:
+    a, b = one.pose(time_seconds), other.pose(time_seconds)
+    return math.hypot(a.x - b.x, a.y - b.y) > 0.5 * (a.size + b.size)
+
+
+def patch_labels(labels: np.ndarray, patch_size: int, num_events: int) -> np.ndarray:
+    """Pixel labels (R, R) -> the event that covers most of each patch, (P,), or -1 where none covers enough."""
+    side = len(labels) // patch_size
+    patches = labels.reshape(side, patch_size, side, patch_size).transpose(0, 2, 1, 3).reshape(side * side, -1)
+    cover = np.stack([(patches == event).sum(1) for event in range(num_events)], axis=1)
+    return np.where(cover.max(1) >= _LEAST_COVER * patch_size**2, cover.argmax(1), NO_OBJECT)
+
+
+class EncoderSchool(nn.Module):
+    """The tower with two rows of heads that are thrown away afterwards: patches name colour and shape, [CLS] both."""
+
+    def __init__(self, tower: PreTrainedModel, *, image_mean: Sequence[float], image_std: Sequence[float]) -> None:
+        super().__init__()
+        self.tower = tower
+        width = tower.config.hidden_size
+        self.colour_head = nn.Linear(width, len(COLOURS) + 1)
+        self.shape_head = nn.Linear(width, len(SHAPES) + 1)
+        self.presence_head = nn.Linear(width, len(COLOURS) * len(SHAPES))
+        self.register_buffer("mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
+
+    def predict(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """pixels (B, 3, R, R) uint8 -> logits of colour (B, P, 9), shape (B, P, 11) and presence (B, 80)."""
+        normalised = (pixels / 255 - self.mean) / self.std
+        patches, layer_globals = encode_pixels(
+            self.tower, normalised, feature_layer=-2, select_strategy="default", global_layers=1
+        )
+        return self.colour_head(patches), self.shape_head(patches), self.presence_head(layer_globals[:, 0])
+
+    def forward(self, pixels: torch.Tensor, colours: torch.Tensor, shapes: torch.Tensor) -> dict[str, Any]:
+        """Cross entropy over patches (those with an object weigh as much in all as those without), and of [CLS]."""
+        colour_logits, shape_logits, presence_logits = self.predict(pixels)
+        has_object = shapes != NO_OBJECT
+        weights = torch.where(has_object, 0.75 / has_object.sum().clamp(min=1), 0.25 / (~has_object).sum().clamp(min=1))
+        loss = presence_logits.new_zeros(())
+        for logits, targets in ((colour_logits, colours), (shape_logits, shapes)):
+            # NO_OBJECT is -1: the last class.
+            per_patch = cross_entropy(logits.flatten(0, 1), targets.flatten() % logits.shape[-1], reduction="none")
+            loss = loss + (per_patch * weights.flatten()).sum()
+        present = presence_logits.new_zeros(len(pixels), len(COLOURS) * len(SHAPES) + 1)
+        kinds = torch.where(has_object, colours * len(SHAPES) + shapes, present.shape[1] - 1)
+        present = present.scatter(1, kinds, 1.0)[:, :-1]
+        loss = loss + binary_cross_entropy_with_logits(presence_logits, present)
+        return {"loss": loss}
+
+
+@torch.no_grad()
+def measure(school: EncoderSchool, frames: CrowdedFrames, batch_size: int = 64) -> dict[str, float]:
+    """Share of patches showing an object whose colour and shape are named rightly, and of empty ones known as such."""
+    right = {"colour": 0, "shape": 0, "empty": 0}
+    objects = empties = 0
+    for start in range(0, len(frames), batch_size):
+        items = [frames[i] for i in range(start, min(start + batch_size, len(frames)))]
+        batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+        colour_logits, shape_logits, _ = school.predict(batch["pixels"])
+        has_object = batch["shapes"] != NO_OBJECT
+        right["colour"] += int((colour_logits.argmax(-1) == batch["colours"])[has_object].sum())
+        right["shape"] += int((shape_logits.argmax(-1) == batch["shapes"])[has_object].sum())
+        right["empty"] += int((shape_logits.argmax(-1) == len(SHAPES))[~has_object].sum())
+        objects += int(has_object.sum())
+        empties += int((~has_object).sum())
+    return {
+        "colour": right["colour"] / objects,
+        "shape": right["shape"] / objects,
+        "empty": right["empty"] / empties,
+    }

@@ -1,0 +1,63 @@
+"""One stage of training: any module that returns a loss, any data set, on `transformers.Trainer`, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """How long and how fast one stage learns."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+
+
+def run_stage(
+    module: nn.Module,
+    dataset: Dataset,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    settings: StageSettings,
+    folder: Path,
+    *,
+    seed: int,
+) -> None:
+    """Train `module` in place; examples are taken in the data set's order.
+
+    Checkpoints lie in `folder`; the last one is taken up if there is any, so that a stopped run goes on.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        lr_scheduler_type="cosine",
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        adam_beta2=0.98,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+        remove_unused_columns=False,
+        save_steps=max(1, settings.steps // 5),
+        save_total_limit=1,
+        logging_steps=max(1, settings.steps // 50),
+        logging_nan_inf_filter=False,
+        report_to=[],
+        use_cpu=True,
+        seed=seed,
+        data_seed=seed,
+    )
+    trainer = Trainer(model=module, args=arguments, train_dataset=dataset, data_collator=collate)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)

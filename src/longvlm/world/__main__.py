@@ -1,0 +1,142 @@
+"""`python -m longvlm.world`: write one video of the generated world, or score a model on many."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from longvlm.errors import LongVLMError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+TRUTH_QUESTIONS_PER_KIND = 2
+
+
+@app.command()
+def render(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The video file to write (.mp4, .mkv, .webm).")
+    ],
+    seed: Annotated[int, typer.Option(help="Chooses the video; the same seed gives the same video.")] = 0,
+    duration: Annotated[float, typer.Option(help="In seconds.")] = 60.0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, both even.")] = "320x240",
+    fps: Annotated[float, typer.Option(help="Frames per second.")] = 15.0,
+    codec: Annotated[str, typer.Option(help="libx264, mpeg4, libvpx-vp9 …")] = "libx264",
+    truth: Annotated[
+        Path | None, typer.Option(help="JSON file for the events, the questions and the answers.")
+    ] = None,
+) -> None:
+    """Write one video, and what happens in it.
+
+    Example: python -m longvlm.world render --seed 7 --duration 180 -o out.mp4 --truth truth.json
+    """
+    from longvlm.world.scene import make_scene
+    from longvlm.world.video import write_video
+
+    width, height = _pair(size, "x", "--size", "WIDTHxHEIGHT, such as 320x240")
+    scene = make_scene(seed, duration)
+    if truth is not None and not truth.absolute().parent.is_dir():
+        raise LongVLMError(f"Cannot write {truth}: its folder does not exist; create it first.")
+    write_video(scene, output, width=int(width), height=int(height), fps=fps, codec=codec)
+    if truth is not None:
+        facts = {
+            "video": output.name,
+            "width": int(width),
+            "height": int(height),
+            "fps": fps,
+            **truth_of(seed, duration),
+        }
+        truth.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def truth_of(seed: int, duration_seconds: float) -> dict[str, Any]:
+    """What is known of the video of this seed and duration: its events, and questions with their answers."""
+    from longvlm.world.questions import make_questions
+    from longvlm.world.scene import make_scene
+
+    scene = make_scene(seed, duration_seconds)
+    return {
+        "seed": seed,
+        "duration_seconds": duration_seconds,
+        "events": [
+            {
+                "object": event.object,
+                "action": event.action,
+                "start_seconds": round(event.start_seconds, 3),
+                "end_seconds": round(event.end_seconds, 3),
+            }
+            for event in scene.events
+        ],
+        "questions": [
+            {"kind": question.kind, "question": question.text, "answer": question.answer}
+            for question in make_questions(scene, seed=seed, per_kind=TRUTH_QUESTIONS_PER_KIND)
+        ],
+    }
+
+
+@app.command()
+def evaluate(
+    videos: Annotated[int, typer.Option(help="How many videos.")] = 20,
+    seed: Annotated[int, typer.Option(help="Chooses the videos; none of them occurs in training.")] = 0,
+    duration: Annotated[str, typer.Option(help="MIN:MAX in seconds; durations are log-uniform.")] = "30:600",
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+    ] = False,
+) -> None:
+    """Render videos, encode them at 1 frame a second, ask, and score by kind of question.
+
+    Example: python -m longvlm.world evaluate --videos 20 --seed 1 --duration 30:600
+    """
+    from longvlm.world import evaluate as evaluation
+
+    shortest, longest = _pair(duration, ":", "--duration", "MIN:MAX in seconds, such as 30:600")
+    plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest)
+
+    from longvlm.pipeline import LongVLM
+
+    loaded = LongVLM.from_pretrained(model)
+    scores = evaluation.score(evaluation.evaluate(loaded, plans, seed=seed))
+    if as_json:
+        print(json.dumps(evaluation.as_json(scores, plans, model=loaded.name, seed=seed)))
+    else:
+        from rich.console import Console
+
+        Console().print(evaluation.as_table(scores, f"{loaded.name} on {len(plans)} videos"))
+
+
+def _pair(text: str, separator: str, option: str, form: str) -> tuple[float, float]:
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?){separator}(\d+(?:\.\d+)?)", text.strip())
+    if match is None:
+        raise LongVLMError(f"{option} is {text!r}; write it as {form}.")
+    return float(match[1]), float(match[2])
+
+
+def main() -> None:
+    """Run a command: 0 done, 2 a mistake in the input, told in one line, 130 interrupted."""
+    usage_error = cast(type[Exception], typer.BadParameter.__base__)  # typer exports only this child of it
+    try:
+        status = app(standalone_mode=False) or 0
+    except LongVLMError as mistake:
+        status = _complain(str(mistake))
+    except usage_error as mistake:
+        status = _complain(f"{mistake} See `python -m longvlm.world --help`.")
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    sys.exit(status)
+
+
+def _complain(mistake: str) -> int:
+    typer.secho(f"Error: {' '.join(mistake.split())}", err=True, fg="red")
+    return 2
+
+
+if __name__ == "__main__":
+    main()

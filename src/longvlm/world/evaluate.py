@@ -1,0 +1,239 @@
+"""How well a model knows the generated world: files are written, encoded, asked about, and scored by kind.
+
+Intervals are clustered by video (questions about one video stand or fall together): a bootstrap over videos.
+Beside every score stand chance and what the same model answers without the video.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from longvlm.errors import LongVLMError
+from longvlm.world.questions import KINDS, Question, is_correct, make_questions
+from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
+from longvlm.world.video import write_video
+
+if TYPE_CHECKING:
+    from longvlm.pipeline import LongVLM
+
+EVALUATION_SEEDS = 10**9  # scenes are evaluated with seeds from here on; training stays below
+SIZES = ((320, 240), (384, 216), (256, 256), (240, 320), (216, 384))
+FRAMES_PER_SECOND = (10, 12, 15, 20, 24, 25)
+ENCODED_FPS = 1.0
+MAX_NEW_TOKENS = 128  # the longest right answer, a story of twelve events, has about a hundred
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """One video of an evaluation, before it is drawn."""
+
+    seed: int
+    duration_seconds: float
+    width: int
+    height: int
+    fps: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question asked: the reply to the video, and the reply without it."""
+
+    video: int
+    duration_seconds: float
+    question: Question
+    reply: str
+    reply_without_video: str
+
+    @property
+    def correct(self) -> bool:
+        return is_correct(self.question, self.reply)
+
+    @property
+    def correct_without_video(self) -> bool:
+        return is_correct(self.question, self.reply_without_video)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy on one kind of question, as shares of 1; `low` and `high` bound its 95 % interval."""
+
+    kind: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+    without_video: float
+
+
+def plan_videos(count: int, *, seed: int, min_seconds: float, max_seconds: float) -> list[VideoPlan]:
+    """The videos of an evaluation: log-uniform durations, mixed sizes, 10 to 25 frames per second."""
+    if count < 1:
+        raise LongVLMError(f"The number of videos is {count}; it must be at least 1.")
+    if not MIN_DURATION_SECONDS <= min_seconds <= max_seconds < float("inf"):
+        raise LongVLMError(
+            f"Durations from {min_seconds:g} to {max_seconds:g} s are not possible; "
+            f"give MIN:MAX in seconds with {MIN_DURATION_SECONDS:g} <= MIN <= MAX."
+        )
+    rng = random.Random(f"longvlm evaluation {seed}")
+    plans = []
+    for i in range(count):
+        duration = round(min_seconds * (max_seconds / min_seconds) ** rng.random(), 2)
+        (width, height), fps = rng.choice(SIZES), rng.choice(FRAMES_PER_SECOND)
+        plans.append(VideoPlan(EVALUATION_SEEDS + 10_000 * seed + i, duration, width, height, fps))
+    return plans
+
+
+def evaluate(
+    model: LongVLM,
+    plans: Sequence[VideoPlan],
+    *,
+    seed: int,
+    kinds: Sequence[str] | None = None,
+    per_kind: int = 1,
+) -> list[Record]:
+    """Render every planned video, read it back through the model at 1 frame a second, and ask.
+
+    Videos live in a temporary folder only as long as they are needed. `seed` chooses the questions.
+    """
+    records: list[Record] = []
+    blind: dict[str, str] = {}  # the reply without the video depends on the question's text alone
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Videos", total=len(plans))
+        for number, path in enumerate(_rendered(plans)):
+            plan = plans[number]
+            questions = make_questions(
+                make_scene(plan.seed, plan.duration_seconds), seed=seed, kinds=kinds, per_kind=per_kind
+            )
+            texts = [question.text for question in questions]
+            if texts:
+                index = model.encode(path, fps=ENCODED_FPS)
+                answers = model.ask([index] * len(texts), texts, max_new_tokens=MAX_NEW_TOKENS)
+                new = sorted(set(texts) - set(blind))
+                blind.update(
+                    (text, model.ask(None, text, max_new_tokens=MAX_NEW_TOKENS).text) for text in new
+                )
+                records += [
+                    Record(number, plan.duration_seconds, question, answer.text, blind[question.text])
+                    for question, answer in zip(questions, answers, strict=True)
+                ]
+            progress.advance(task)
+    return records
+
+
+def _rendered(plans: Sequence[VideoPlan]) -> Iterator[Path]:
+    """The plans' videos one by one, drawn a few ahead by other processes and deleted after use."""
+    workers = min(os.cpu_count() or 1, len(plans))
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
+    with (
+        tempfile.TemporaryDirectory(prefix="longvlm-world-") as folder,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+    ):
+        pending: deque[Future[Path]] = deque()
+        waiting = iter(enumerate(plans))
+        while True:
+            while len(pending) <= workers and (following := next(waiting, None)):
+                number, plan = following
+                pending.append(pool.submit(render_plan, plan, Path(folder) / f"{number:05}.mp4"))
+            if not pending:
+                return
+            path = pending.popleft().result()
+            yield path
+            path.unlink()
+
+
+def render_plan(plan: VideoPlan, path: Path) -> Path:
+    """Write one planned video; a function of its own, so that another process can run it."""
+    scene = make_scene(plan.seed, plan.duration_seconds)
+    write_video(
+        scene, path, width=plan.width, height=plan.height, fps=plan.fps, threads=1, show_progress=False
+    )
+    return path
+
+
+def score(records: Sequence[Record]) -> list[Score]:
+    """One score per kind that was asked, in the order of KINDS, then one over all questions."""
+    scores = [_score(kind, [r for r in records if r.question.kind == kind]) for kind in KINDS]
+    return [*(one for one in scores if one.n), _score("all", records)]
+
+
+def _score(kind: str, records: Sequence[Record]) -> Score:
+    if not records:
+        return Score(kind, 0, *[float("nan")] * 5)
+    correct = np.array([record.correct for record in records], dtype=float)
+    low, high = clustered_interval(correct, np.array([record.video for record in records]))
+    return Score(
+        kind=kind,
+        n=len(records),
+        accuracy=float(correct.mean()),
+        low=low,
+        high=high,
+        chance=float(np.mean([record.question.chance for record in records])),
+        without_video=float(np.mean([record.correct_without_video for record in records])),
+    )
+
+
+def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of `values` (n,): a percentile bootstrap that draws whole clusters."""
+    _, member = np.unique(clusters, return_inverse=True)
+    totals, sizes = np.bincount(member, weights=values), np.bincount(member)
+    drawn = np.random.RandomState(0).randint(0, len(sizes), (RESAMPLES, len(sizes)))
+    means = totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def as_table(scores: Sequence[Score], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("question")
+    for name in ("n", "right", "95 % interval", "chance", "without video"):
+        table.add_column(name, justify="right")
+    for one in scores:
+        if one.kind == "all":
+            table.add_section()
+        table.add_row(
+            one.kind,
+            str(one.n),
+            f"{one.accuracy:.1%}",
+            f"{one.low:.1%} to {one.high:.1%}",
+            f"{one.chance:.1%}",
+            f"{one.without_video:.1%}",
+        )
+    return table
+
+
+def as_json(scores: Sequence[Score], plans: Sequence[VideoPlan], *, model: str, seed: int) -> dict[str, Any]:
+    """The same as the table, for machines: shares of 1."""
+    return {
+        "model": model,
+        "videos": len(plans),
+        "seed": seed,
+        "seconds_of_video": round(sum(plan.duration_seconds for plan in plans), 1),
+        "encoded_fps": ENCODED_FPS,
+        "scores": {
+            one.kind: {
+                "n": one.n,
+                "accuracy": round(one.accuracy, 4),
+                "interval_95": [round(one.low, 4), round(one.high, 4)],
+                "chance": round(one.chance, 4),
+                "without_video": round(one.without_video, 4),
+            }
+            for one in scores
+        },
+    }
