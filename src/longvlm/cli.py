@@ -35,7 +35,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 @app.callback(invoke_without_command=True)
 def longvlm(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
+    ] = False,
 ) -> None:
     """Ask questions about long videos.
 
@@ -53,7 +55,10 @@ def longvlm(
 def ask(
     video: VideoArgument,
     questions: Annotated[
-        list[str], typer.Argument(metavar="QUESTION...", help="One or more questions, each in quotes.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="QUESTION...", help="One or more questions, each in quotes.", show_default=False
+        ),
     ],
     video_options: VideoOptions,
     model_options: ModelOptions,
@@ -104,7 +109,8 @@ def chat(
 def encode(
     video: VideoArgument,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the index.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write the index.", show_default=False),
     ],
     video_options: VideoOptions,
     model_options: ModelOptions,
@@ -128,7 +134,8 @@ def encode(
 def inspect(
     video: VideoArgument,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the page. Default: report.html.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write the page. Default: report.html."),
     ] = Path("report.html"),
     *,
     video_options: VideoOptions,

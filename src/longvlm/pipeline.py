@@ -25,13 +25,7 @@ from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.placement import choose_device, choose_dtype
 from longvlm.model.processing import LongVLMProcessor
-from longvlm.model.prompting import (
-    Message,
-    assistant_message,
-    build_prompt,
-    context_length,
-    user_message,
-)
+from longvlm.model.prompting import Message, assistant_message, build_prompt, context_length, user_message
 from longvlm.stages.answer import Answerer, AnswerStream, Decoding, Prompt
 from longvlm.stages.merging import merge_tokens
 from longvlm.stages.tokens import format_timestamp
@@ -88,8 +82,7 @@ class LongVLM:
         compression: Compression | Mapping[str, Any] | None = None,
         timestamps: bool | None = None,
     ) -> LongVLM:
-        """Open a LongVLM or LLaVA checkpoint: a folder, a hub id, or None for the bundled demonstration
-        model.
+        """Open a LongVLM or LLaVA checkpoint: a folder, a hub id, or None for the bundled default.
 
         Only configuration and tokenizer are read; weights follow when they are first needed. `device` is CUDA
         where there is any; `dtype` (None or "auto") is bfloat16 where the device multiplies it fast, else
@@ -188,7 +181,7 @@ class LongVLM:
             info, lost_seconds = reader.info, reader.lost_seconds
         if lost_seconds > 0:
             warnings.warn(
-                f"the end of {info.name} is damaged: its last {lost_seconds:.1f} s can't be decoded; left out",
+                f"the end of {info.name} is damaged: its last {lost_seconds:.1f} s can't be decoded",
                 stacklevel=2,
             )
         return builder.build(
@@ -300,7 +293,8 @@ class LongVLM:
         mode: SamplingMode,
     ) -> Sampling:
         if num_frames is None and fps is None:
-            num_frames, fps = self.config.default_num_frames, self.config.default_fps
+            fps = self.config.default_fps
+            num_frames = self.config.default_num_frames if fps is None else None
             if fps is not None and max_frames is None:
                 max_frames = self.config.default_max_frames
         return Sampling(

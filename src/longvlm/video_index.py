@@ -30,6 +30,7 @@ from longvlm.types import (
 )
 
 FORMAT_VERSION = 1
+_FORMAT = "longvlm-video-index"
 
 # Name: number of axes, and the dtype it is kept in (None: the encoder's).
 _TENSORS: dict[str, tuple[int, torch.dtype | None]] = {
@@ -120,20 +121,24 @@ class VideoIndex(_PrintsShapes):
     @property
     def num_frames(self) -> int:
         """Distinct frames that were encoded."""
-        return int(self.frames_distinct.sum())
+        return len(self.frame_times)
 
     @property
     def frame_times(self) -> list[float]:
         """Presentation time in seconds of every distinct frame, in order."""
-        return sorted({t for row in self.frame_times_seconds.tolist() for t in row})
+        return self.frame_times_seconds.unique().tolist()
 
     def slice(self, start_seconds: float = 0.0, end_seconds: float | None = None) -> VideoIndex:
         """The segments that overlap [start, end); whole segments, since merging can't be undone.
 
-        Raises LongVLMError where no segment overlaps.
+        Raises LongVLMError where the end does not come after the start, or no segment overlaps.
         """
         spans = self.segment_spans_seconds
         end = float("inf") if end_seconds is None else end_seconds
+        if end <= start_seconds:
+            raise LongVLMError(
+                f"end ({end:g} s) must be later than start ({start_seconds:g} s); swap or widen them."
+            )
         # A segment without length (a video of few frames, repeated) is inside where its moment is.
         keep = ((spans[:, 1] > start_seconds) | (spans[:, 0] >= start_seconds)) & (spans[:, 0] < end)
         if not bool(keep.any()):
@@ -185,7 +190,7 @@ class VideoIndex(_PrintsShapes):
         path = Path(path)
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
         metadata = {
-            "format": "longvlm-video-index",
+            "format": _FORMAT,
             "format_version": str(FORMAT_VERSION),
             "video": json.dumps(dataclasses.asdict(self.video)),
             "sampling": json.dumps(dataclasses.asdict(self.sampling)),
@@ -201,7 +206,10 @@ class VideoIndex(_PrintsShapes):
         try:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
                 whole = Path(folder) / "index"
+                whole.touch()
+                usual_mode = whole.stat().st_mode  # safetensors lets nobody but the owner read its files
                 save_file(tensors, whole, metadata)
+                whole.chmod(usual_mode)
                 whole.replace(path)
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
@@ -218,22 +226,13 @@ class VideoIndex(_PrintsShapes):
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != "longvlm-video-index":
-                    raise LongVLMError(
-                        f"{path} holds tensors, but no video index; make one with `longvlm encode`."
-                    )
-                version = int(metadata["format_version"])
-                if version > FORMAT_VERSION:
-                    raise LongVLMError(
-                        f"{path} has index format {version}, and this version of longvlm reads up to "
-                        f"{FORMAT_VERSION}. Upgrade longvlm, or encode the video again."
-                    )
+                _require_readable_format(path, metadata)
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
             return cls(
                 **tensors,
                 video=VideoInfo(**json.loads(metadata["video"])),
                 sampling=Sampling(**json.loads(metadata["sampling"])),
-                compression=Compression.from_dict(json.loads(metadata["compression"])),
+                compression=Compression(**json.loads(metadata["compression"])),
                 encoder_name=metadata["encoder_name"],
                 encoder_fingerprint=metadata["encoder_fingerprint"],
                 lost_seconds=float(metadata["lost_seconds"]),
@@ -245,6 +244,17 @@ class VideoIndex(_PrintsShapes):
             ) from error
 
 
+def _require_readable_format(path: Path, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != _FORMAT:
+        raise LongVLMError(f"{path} holds tensors, but no video index; make one with `longvlm encode`.")
+    version = int(metadata["format_version"])
+    if not 1 <= version <= FORMAT_VERSION:
+        raise LongVLMError(
+            f"{path} has index format {version}, and this version of longvlm reads up to {FORMAT_VERSION}. "
+            "Upgrade longvlm, or encode the video again."
+        )
+
+
 class IndexBuilder:
     """Collects an index segment by segment, holding nothing but what the index keeps."""
 
@@ -253,17 +263,15 @@ class IndexBuilder:
 
     def add(self, features: FrameFeatures, merged: MergedSegments) -> None:
         """Append one segment: its frames' features, and their patches merged (S = 1)."""
-        num_frames, num_distinct = len(features.patches), features.num_distinct
-        # A short segment was filled up by putting frame ⌊j·n/K⌋ at place j; these are the places of the
-        # originals.
-        places = [-(-frame * num_frames // num_distinct) for frame in range(num_distinct)]
+        times = features.times_seconds
+        is_first = torch.tensor([time not in times[:place] for place, time in enumerate(times)])
         kept = {
             "local_features": merged.features,
             "sizes": merged.sizes,
             "assignment": merged.assignment,
-            "segment_globals": features.layer_globals[places].mean(0, keepdim=True),
-            "frame_times_seconds": torch.tensor([features.times_seconds], dtype=torch.float64),
-            "frames_distinct": torch.tensor([num_distinct]),
+            "segment_globals": features.layer_globals[is_first].mean(0, keepdim=True),
+            "frame_times_seconds": torch.tensor([times], dtype=torch.float64),
+            "frames_distinct": torch.tensor([features.num_distinct]),
         }
         for name, tensor in kept.items():
             dtype = _TENSORS[name][1] or tensor.dtype

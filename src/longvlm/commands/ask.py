@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from longvlm.commands import console
-from longvlm.commands.loading import is_index, load_model, obtain_index, require_source, require_writable
+from longvlm.commands.loading import load_model, obtain_index, require_source
 from longvlm.commands.options import AnswerOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
 
@@ -38,21 +40,27 @@ def ask(
     if len(questions) > 1 and not any(" " in question for question in questions):
         console.note(f"these are {len(questions)} questions of one word each; to ask one, put it in quotes.")
     require_source(video)
-    if kept_in is not None and not is_index(video):
-        require_writable(kept_in)
     with console.Progress("Loading the model") as progress:
         model = load_model(model_options)
         index = obtain_index(model, video, video_options, kept_in, progress)
         progress.begin("Reading the question")
+        # All prompts are made, and found to fit, before the first word is printed.
+        streams = [
+            model.stream(index, question, **dataclasses.asdict(answer_options)) for question in questions
+        ]
         if as_json:
-            answers = [model.ask(index, question, **dataclasses.asdict(answer_options)) for question in questions]
+            answers = [stream.answer for stream in streams]
     if as_json:
-        print(json.dumps(describe(video, model, index, answers, time.perf_counter() - started), ensure_ascii=False))
-    else:
-        for question in questions:
-            if len(questions) > 1:
-                print(f"> {question}", file=sys.stderr)
-            print_stream(model.stream(index, question, **dataclasses.asdict(answer_options)))
+        print(
+            json.dumps(
+                describe(video, model, index, answers, time.perf_counter() - started), ensure_ascii=False
+            )
+        )
+        return
+    for question, stream in zip(questions, streams, strict=True):
+        if len(questions) > 1:
+            typer.secho(f"> {question}", err=True, dim=True)
+        print_stream(stream)
 
 
 def print_stream(pieces: Iterator[str]) -> None:

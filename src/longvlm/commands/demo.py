@@ -25,7 +25,10 @@ def demo(model_options: ModelOptions) -> None:
     questions = choose_questions(json.loads((assets / "sample.json").read_text(encoding="utf-8")))
     table = Table("Question", "Answer", "Truth", "", "Time", title="What happens in the sample video")
     num_right = 0
-    with console.Progress("Loading the model") as progress, importlib.resources.as_file(assets / "sample.mp4") as video:
+    with (
+        console.Progress("Loading the model") as progress,
+        importlib.resources.as_file(assets / "sample.mp4") as video,
+    ):
         model = load_model(model_options)
         from longvlm.stages.tokens import count_visual_tokens
         from longvlm.world.questions import is_correct
@@ -39,7 +42,9 @@ def demo(model_options: ModelOptions) -> None:
             right = is_correct(question, answer.text)
             num_right += right
             mark = "[green]right[/green]" if right else "[red]wrong[/red]"
-            table.add_row(question.text, answer.text, question.answer, mark, f"{answer.timings.total_seconds:.1f} s")
+            table.add_row(
+                question.text, answer.text, question.answer, mark, f"{answer.timings.total_seconds:.1f} s"
+            )
     screen = Console()
     screen.print(table)
     tokens = count_visual_tokens(index.num_segments, index.compression)

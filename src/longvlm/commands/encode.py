@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from longvlm.commands import console
-from longvlm.commands.loading import INDEX_SUFFIX, encode_video, is_index, load_model, require_source, require_writable
+from longvlm.commands.loading import (
+    INDEX_SUFFIX,
+    encode_video,
+    is_index,
+    load_model,
+    require_source,
+    require_writable,
+)
 from longvlm.commands.options import ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
 

@@ -12,6 +12,7 @@ from longvlm.errors import LongVLMError
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
+    from longvlm.types import Sampling
     from longvlm.video_index import VideoIndex
 
 INDEX_SUFFIX = ".longvlm"
@@ -24,7 +25,9 @@ def is_index(source: str) -> bool:
 def require_source(source: str) -> None:
     """Refuse a path that doesn't exist at once, before seconds go into loading a model."""
     if "://" not in source and not Path(source).exists():
-        raise LongVLMError(f"No such video: {source}. Give the path of a file or folder, or an http(s) or rtsp address.")
+        raise LongVLMError(
+            f"No such video: {source}. Give the path of a file or folder, or an http(s) or rtsp address."
+        )
 
 
 def require_writable(path: Path) -> None:
@@ -64,26 +67,56 @@ def obtain_index(
     """The index that `source` is, or that `kept_in` already holds of it; else encode, and keep it there if asked."""
     if is_index(source):
         return _load_slice(source, options)
-    if kept_in is not None and kept_in.exists():
-        index = _fitting_index(model, source, options, kept_in)
-        if index is not None:
+    if kept_in is None:
+        return encode_video(model, source, options, progress)
+    require_writable(kept_in)
+    if kept_in.exists():
+        from longvlm.video_index import VideoIndex
+
+        index = VideoIndex.load(kept_in)
+        misfit = _find_misfit(index, model, source, options)
+        if misfit is None:
+            warn_of_loss(index)
             return index
+        console.note(f"{kept_in} is made anew: {misfit}")
     index = encode_video(model, source, options, progress)
-    if kept_in is not None:
-        index.save(kept_in)
+    index.save(kept_in)
     return index
 
 
-def encode_video(model: LongVLM, source: str, options: VideoOptions, progress: console.Progress) -> VideoIndex:
-    from longvlm.stages.video import parse_time
+def _find_misfit(index: VideoIndex, model: LongVLM, source: str, options: VideoOptions) -> str | None:
+    """Why a kept index does not answer for this video, model and sampling; None if it does."""
+    from longvlm.stages.video import open_video
 
+    with open_video(source, allow_references=options.allow_references) as reader:
+        if reader.info.fingerprint != index.video.fingerprint:
+            return f"it holds another video ({index.video.name})."
+    if plan_sampling(model, options) != index.sampling:
+        return f"it was sampled otherwise ({index.sampling})."
+    try:
+        index.require_same_encoding(model.encoder.name, model.encoder.fingerprint, model.compression)
+    except LongVLMError as misfit:
+        return str(misfit)
+    return None
+
+
+def plan_sampling(model: LongVLM, options: VideoOptions) -> Sampling:
+    """Which frames `encode_video` looks at."""
+    return model._plan_sampling(
+        options.num_frames, options.fps, options.max_frames, options.start, options.end, options.sampling
+    )
+
+
+def encode_video(
+    model: LongVLM, source: str, options: VideoOptions, progress: console.Progress
+) -> VideoIndex:
     index = model.encode(
         source,
         num_frames=options.num_frames,
         fps=options.fps,
         max_frames=options.max_frames,
-        start=None if options.start is None else parse_time(options.start),
-        end=None if options.end is None else parse_time(options.end),
+        start=options.start,
+        end=options.end,
         sampling=options.sampling,
         allow_references=options.allow_references,
         on_progress=progress.update,
@@ -116,5 +149,7 @@ def _load_slice(path: str, options: VideoOptions) -> VideoIndex:
     start_seconds = 0.0 if options.start is None else parse_time(options.start)
     end_seconds = None if options.end is None else parse_time(options.end)
     if end_seconds is not None and end_seconds <= start_seconds:
-        raise LongVLMError(f"--end {options.end} is not after --start {options.start or 0}; swap or widen them.")
+        raise LongVLMError(
+            f"--end {options.end} is not after --start {options.start or 0}; swap or widen them."
+        )
     return index.slice(start_seconds, end_seconds)

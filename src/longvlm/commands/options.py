@@ -23,12 +23,14 @@ class VideoOptions:
     """Which frames of a video are looked at. Times are still text, as the user typed them."""
 
     num_frames: Annotated[
-        int | None, _option(min=1, help="Look at this many frames, evenly spread. Default: the model's (paper: 100).")
+        int | None,
+        _option(min=1, help="Look at this many frames, evenly spread. Default: the model's (paper: 100)."),
     ] = None
     fps: Annotated[float | None, _option(help="Instead: look at this many frames per second.")] = None
     max_frames: Annotated[int | None, _option(min=1, help="With --fps: at most this many frames.")] = None
     start: Annotated[
-        str | None, _option(metavar="TIME", help="Begin here: seconds, mm:ss or hh:mm:ss on the player's clock.")
+        str | None,
+        _option(metavar="TIME", help="Begin here: seconds, mm:ss or hh:mm:ss on the player's clock."),
     ] = None
     end: Annotated[str | None, _option(metavar="TIME", help="Stop here.")] = None
     sampling: Annotated[
@@ -36,7 +38,10 @@ class VideoOptions:
         _option(help="'exact' frames (default), or the nearest 'keyframe': faster, and times stay true."),
     ] = "exact"
     allow_references: Annotated[
-        bool, _option("--allow-references", help="Open playlists and files that point at other files or addresses.")
+        bool,
+        _option(
+            "--allow-references", help="Open playlists and files that point at other files or addresses."
+        ),
     ] = False
 
     @property
@@ -51,18 +56,25 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        _option(metavar="FOLDER|HUB_ID", help="A LongVLM or LLaVA checkpoint. Default: the bundled demonstration model."),
+        _option(
+            metavar="FOLDER|HUB_ID",
+            help="A LongVLM or LLaVA checkpoint. Default: the bundled demonstration model.",
+        ),
     ] = None
     vision_tower: Annotated[
         str | None,
-        _option(metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, if the checkpoint has none."),
+        _option(
+            metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, if the checkpoint has none."
+        ),
     ] = None
     device: Annotated[str | None, _option(help="cpu, cuda, cuda:1, … Default: CUDA if there is any.")] = None
     dtype: Annotated[
-        str | None, _option(help="float32, bfloat16 or float16. Default: bfloat16 where the machine is fast at it.")
+        str | None,
+        _option(help="float32, bfloat16 or float16. Default: bfloat16 where the machine is fast at it."),
     ] = None
     load_in_4bit: Annotated[
-        bool, _option("--load-in-4bit", help="Hold the language model in 4 bits (needs longvlm[quantization]).")
+        bool,
+        _option("--load-in-4bit", help="Hold the language model in 4 bits (needs longvlm[quantization])."),
     ] = False
     verbose: Annotated[
         bool, _option("--verbose", "-v", help="Let the libraries' own messages through to stderr.")
@@ -103,7 +115,12 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
     for group in groups.values():
         field_hints = typing.get_type_hints(group, include_extras=True)
         parameters += [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field_hints[field.name])
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=field_hints[field.name],
+            )
             for field in dataclasses.fields(group)
         ]
     parameters.sort(key=lambda parameter: parameter.kind)

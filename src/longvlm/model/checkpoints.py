@@ -6,13 +6,16 @@ Weights come from safetensors files, or from .bin files read with `weights_only`
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
@@ -40,9 +43,6 @@ DEFAULT_MODEL_FOLDER = Path(__file__).parents[1] / "assets" / "default_model"
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
-# Where a tower's weights stand: in LLaVA checkpoints of three generations; a tower alone has none of these.
-_TOWER_PREFIXES = ("model.vision_tower.vision_tower.", "model.vision_tower.", "vision_tower.")
-
 # From the original LLaVA layout, a LLaMA checkpoint with a projector, to the names of the modules here.
 _ORIGINAL_KEY_MAPPING = {
     r"^model\.mm_projector\.(weight|bias)": r"model.multi_modal_projector.linear_1.\1",
@@ -56,7 +56,7 @@ _NOT_QUANTISED = ["vision_tower", "multi_modal_projector", "lm_head"]
 
 
 def resolve_model(model: str | Path | None) -> Path:
-    """The folder of a model: None is the bundled default; a folder stays; a hub id is downloaded, or found in the cache.
+    """The folder of a model: None is the bundled default, a hub id is downloaded or found in the cache.
 
     Raises LongVLMError, with the remedy, for anything else.
     """
@@ -106,8 +106,8 @@ def _download(hub_id: str) -> Path:
 def load_config(folder: Path, *, vision_tower: str | None = None) -> LongVLMConfig:
     """The configuration of a LongVLM or LLaVA checkpoint; the latter gets settings that need no training.
 
-    `vision_tower` names a folder or hub id of a tower that replaces the checkpoint's own, or stands in where the
-    checkpoint has none. Raises LongVLMError for checkpoints and towers that can't be read.
+    `vision_tower` names a folder or hub id of a tower that replaces the checkpoint's own, or stands in where
+    the checkpoint has none. Raises LongVLMError for checkpoints and towers that can't be read.
     """
     raw = read_json(folder / "config.json")
     if raw.get("model_type") == LongVLMConfig.model_type:
@@ -133,14 +133,14 @@ def _replace_tower(config: LongVLMConfig, vision_tower: str) -> None:
     tower_config = _load_tower_config(resolve_model(vision_tower))
     if tower_config.hidden_size != config.vision_config.hidden_size:
         raise LongVLMError(
-            f"The vision tower {vision_tower} has features of width {tower_config.hidden_size}, but the model's "
-            f"projector reads {config.vision_config.hidden_size}; choose a tower of that width."
+            f"The vision tower {vision_tower} has features of width {tower_config.hidden_size}, but the "
+            f"model's projector reads {config.vision_config.hidden_size}; choose a tower of that width."
         )
     config.vision_config, config.vision_tower = tower_config, vision_tower
 
 
 def _load_tower_config(folder: Path) -> PreTrainedConfig:
-    """The vision part of a config: that of a tower alone, of a CLIP or SigLIP pair, or of a LLaVA checkpoint."""
+    """The vision part of a config: of a tower alone, of a CLIP or SigLIP pair, or of a LLaVA checkpoint."""
     read_json(folder / "config.json")
     config = AutoConfig.from_pretrained(folder)
     return getattr(config, "vision_config", config)
@@ -185,50 +185,72 @@ def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtyp
 def _read_tower_weights(folder: Path) -> dict[str, torch.Tensor]:
     """A tower's tensors by their names inside the tower, from only those files and bytes that hold them."""
     files = _weight_files(folder)
-    names = [name for file_names in files.values() for name in file_names]
-    inside = next(
-        (prefix for prefix in _TOWER_PREFIXES if any(name.startswith(prefix) for name in names)), ""
-    )
-    if not inside and any(name.startswith("vision_model.") for name in names):
-        wanted = {
-            name: name for name in names if name.startswith("vision_model.")
-        }  # one half of a CLIP or SigLIP pair
-    else:
-        wanted = {name: name.removeprefix(inside) for name in names if name.startswith(inside)}
+    prefix = _tower_prefix([name for names in files.values() for name in names])
     weights: dict[str, torch.Tensor] = {}
-    for path, file_names in files.items():
-        here = [name for name in file_names if name in wanted]
-        if here and path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                weights |= {wanted[name]: file.get_tensor(name) for name in here}
-        elif here:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            weights |= {wanted[name]: tensors[name] for name in here}
-    return weights
+    for path, names in files.items():
+        wanted = [name for name in names if name.startswith(prefix)]
+        if wanted:
+            weights |= _read_tensors(path, wanted)
+    # transformers itself knows the older names within a tower, which start with "vision_model."
+    inside = "" if prefix == "vision_model." else prefix
+    return {name.removeprefix(inside): tensor for name, tensor in weights.items()}
+
+
+def _tower_prefix(names: list[str]) -> str:
+    """How a tower's weights are told from others: in LLaVA checkpoints of three generations, in a CLIP or SigLIP
+    pair, and, without a prefix, in a file of its own.
+    """
+    known = ("model.vision_tower.vision_tower.", "model.vision_tower.", "vision_tower.", "vision_model.")
+    return next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), "")
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str]]:
     """The weight files of a folder with the names of the tensors in each, safetensors preferred."""
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        index = folder / f"{stem}{suffix}.index.json"
+        index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
         if index.is_file():
             files: dict[Path, list[str]] = {}
             for name, file in read_json(index)["weight_map"].items():
                 files.setdefault(folder / Path(file).name, []).append(name)
             return files
-        single = folder / f"{stem}{suffix}"
-        if single.is_file() and suffix == ".safetensors":
-            with safe_open(str(single), framework="pt") as opened:
-                return {single: list(opened.keys())}
         if single.is_file():
-            return {single: list(torch.load(single, map_location="meta", weights_only=True))}
-    raise LongVLMError(
-        f"{folder} has no model.safetensors or pytorch_model.bin; give a complete checkpoint folder."
-    )
+            return {single: _tensor_names(single)}
+    raise LongVLMError(f"{folder} has no model.safetensors or pytorch_model.bin; give a complete checkpoint.")
+
+
+def _tensor_names(path: Path) -> list[str]:
+    with _readable(path):
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                return list(file.keys())
+        return list(torch.load(path, map_location="meta", weights_only=True))
+
+
+def _read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    with _readable(path):
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in names}
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {name: tensors[name] for name in names}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn a missing or damaged weight file into a message about that file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise LongVLMError(
+            f"{path.parent} lacks the file {path.name}; download the checkpoint again."
+        ) from error
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise LongVLMError(f"{path} can't be read ({reason}); download the checkpoint again.") from error
 
 
 def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
-    """Tokenizer, chat template and normalisation of a checkpoint; `config` rules how a video is compressed."""
+    """Tokenizer, chat template and normalisation of a checkpoint; `config` says how a video is compressed."""
     settings = (
         read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
     )
@@ -258,7 +280,7 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
 
 
 def _read_chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """A processor's own template, which older checkpoints keep in JSON; else None, and the tokenizer's counts."""
+    """A processor's own template, which older checkpoints keep in JSON; None leaves it to the tokenizer."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
@@ -279,7 +301,8 @@ def load_model(
     Raises LongVLMError where weights are missing, and where 4-bit loading lacks CUDA or bitsandbytes.
     """
     raw = read_json(folder / "config.json")
-    _weight_files(folder)
+    for path in _weight_files(folder):
+        _tensor_names(path)  # names a missing or cut-off file before gigabytes are read
     model, report = LongVLMForConditionalGeneration.from_pretrained(
         folder,
         config=config,
@@ -302,12 +325,12 @@ def load_model(
 
 
 def _require_complete(report: dict[str, Any], folder: Path, *, but_for: str = "\0") -> None:
-    """Raise unless every weight was found, with the right shape; those under `but_for` come from elsewhere."""
+    """Raise unless every weight was found in the right shape; those under `but_for` come from elsewhere."""
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     lacking = sorted(key for key in {*report["missing_keys"], *mismatched} if not key.startswith(but_for))
     if lacking:
         raise LongVLMError(
-            f"{folder} lacks {len(lacking)} weights that its config.json calls for, the first of them {lacking[0]}; "
+            f"{folder} lacks {len(lacking)} weights that its config.json wants, first of them {lacking[0]}; "
             "give a complete checkpoint of a supported layout."
         )
 

@@ -1,4 +1,4 @@
-"""LongVLMConfig: a vision tower, a projector, a language model, and how a video is compressed between them."""
+"""LongVLMConfig: a vision tower, a projector, a language model, and how a video is compressed between."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from transformers.configuration_utils import SubConfigSpec
 from longvlm.errors import LongVLMError
 from longvlm.types import Compression, Fit
 
-DEFAULT_MERGE_HEADS = 16
-
 
 @strict
 class LongVLMConfig(PreTrainedConfig):
-    """Configuration of LongVLMForConditionalGeneration; without arguments, the paper's model (CLIP ViT-L/14, LLaMA-7B).
+    """Configuration of a LongVLM; without arguments, of the paper's (CLIP ViT-L/14, LLaMA-7B).
 
     Args:
-        projector_num_layers: 1, one linear layer (the paper), or 2 with `projector_hidden_act` between them (LLaVA).
-        vision_feature_layer: which of the tower's `hidden_states` gives the patch features; several are concatenated.
+        projector_num_layers: 1, a linear layer (the paper), or 2 with `projector_hidden_act` between (LLaVA).
+        vision_feature_layer: which of the tower's `hidden_states` is read; several are concatenated.
         vision_feature_select_strategy: `default` leaves out the first position ([CLS]), `full` keeps all.
         video_token_index: id of the token that stands for one visual token in `input_ids`.
         compression: settings of `longvlm.types.Compression`; an unknown key raises LongVLMError.
-        default_num_frames, default_fps, default_max_frames: how a video is sampled unless the caller says otherwise.
+        default_num_frames, default_fps, default_max_frames: how a video is sampled, unless told otherwise.
         timestamps: whether the segments' times are written as text between their visual tokens.
-        vision_tower: folder or hub id of a tower to load in place of the checkpoint's own; None once it is loaded.
+        vision_tower: folder or hub id of a tower to load in place of the checkpoint's; None once loaded.
     """
 
     model_type = "longvlm"
@@ -50,8 +48,8 @@ class LongVLMConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # a dict or a config; a config once this is built
+    text_config: Any = None
     projector_num_layers: Literal[1, 2] = 1
     projector_hidden_act: str = "gelu"
     multimodal_projector_bias: bool = True
@@ -81,7 +79,7 @@ class LongVLMConfig(PreTrainedConfig):
 
     @property
     def compression_settings(self) -> Compression:
-        return Compression.from_dict(self.compression)
+        return Compression.from_dict(self.compression or {})
 
     @property
     def visual_width(self) -> int:
@@ -93,12 +91,16 @@ class LongVLMConfig(PreTrainedConfig):
     def from_llava(cls, llava: LlavaConfig, *, fit: Fit = "crop") -> LongVLMConfig:
         """The same model read as a long-video model, with no training: merging happens before its projector.
 
-        - No global tokens: the projector of a LLaVA checkpoint has only ever seen patch features, and a [CLS] of
-          another layer lies outside what it can translate.
+        - No global tokens: the projector of a LLaVA checkpoint has only ever seen patch features, and a [CLS]
+          of another layer lies outside what it can translate.
         - Temporal order inside a segment: its language model learned from patches in a meaningful order.
+        - The similarity's heads are the paper's 16 where that divides the features' width, else the tower's.
         - `fit` should be what the checkpoint's image processor does to a picture that is not square.
         """
-        config = cls(
+        compression: dict[str, Any] = {"global_layers": 0, "merge_order": "temporal", "fit": fit}
+        if llava.vision_config.hidden_size % Compression.merge_heads:
+            compression["merge_heads"] = llava.vision_config.num_attention_heads
+        return cls(
             vision_config=copy.deepcopy(llava.vision_config),
             text_config=copy.deepcopy(llava.text_config),
             projector_num_layers=2,
@@ -108,13 +110,6 @@ class LongVLMConfig(PreTrainedConfig):
             vision_feature_select_strategy=llava.vision_feature_select_strategy,
             video_token_index=llava.image_token_index,
             tie_word_embeddings=llava.tie_word_embeddings,
-            compression={"global_layers": 0, "merge_order": "temporal", "fit": fit},
+            compression=compression,
             dtype=llava.dtype,
         )
-        config.compression["merge_heads"] = config._dividing_merge_heads()
-        return config
-
-    def _dividing_merge_heads(self) -> int:
-        """The paper's 16 where it divides the features' width, else the tower's own number of heads."""
-        divides = self.visual_width % DEFAULT_MERGE_HEADS == 0
-        return DEFAULT_MERGE_HEADS if divides else self.vision_config.num_attention_heads

@@ -1,4 +1,4 @@
-"""How the config and preprocessor files of LLaVA checkpoints are read: transformers' layout and the original one."""
+"""Reading the config and preprocessor files of LLaVA checkpoints, in transformers' layout or the original."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFUSED_FAMILIES = {
     "llava_mpt": "language models of type MPT are not supported",
 }
 
-# The original LLaVA layout is a LLaMA checkpoint with extra weights; transformers' names for the two model types.
+# The original LLaVA layout is a LLaMA checkpoint with extra weights, under any of these names.
 _ORIGINAL_LAYOUT_TYPES = ("llava", "llava_llama", "llama")
 
 
@@ -79,13 +79,13 @@ def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
     model_type = raw.get("model_type")
     if model_type in REFUSED_FAMILIES:
         raise LongVLMError(
-            f"{folder} is a {model_type!r} checkpoint, which is not supported ({REFUSED_FAMILIES[model_type]}); "
+            f"{folder} is of type {model_type!r}, which is not supported ({REFUSED_FAMILIES[model_type]}); "
             "use a LLaVA 1.5 style one, such as llava-hf/llava-1.5-7b-hf."
         )
     if model_type != "llava" and not is_original_layout(raw):
         raise LongVLMError(
-            f"{folder} is a checkpoint of type {model_type!r}; LongVLM and LLaVA checkpoints ('longvlm', 'llava') are "
-            "supported, such as llava-hf/llava-1.5-7b-hf."
+            f"{folder} is of type {model_type!r}; LongVLM and LLaVA checkpoints ('longvlm', 'llava') are "
+            "supported, as llava-hf/llava-1.5-7b-hf."
         )
 
 

@@ -1,7 +1,7 @@
 """LongVLMForConditionalGeneration: a language model that reads a video's visual tokens.
 
-Modules carry the names of `LlavaForConditionalGeneration` (vision_tower, multi_modal_projector, language_model,
-lm_head), so that the weights of a LLaVA checkpoint load as they are.
+Modules carry the names of `LlavaForConditionalGeneration` (vision_tower, multi_modal_projector,
+language_model, lm_head), so that the weights of a LLaVA checkpoint load as they are.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class LongVLMModel(LongVLMPreTrainedModel):
     def get_video_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Normalised frames (V, T, 3, R, R) -> visual tokens before the projector (V, G + S·M, D).
 
-        Every K frames make a segment; a short last one is filled up by repeating its frames. Segments pass one by
-        one, as they do when a file is encoded, so both routes give the same numbers.
+        Every K frames make a segment; a short last one is filled up by repeating its frames. Segments pass
+        one by one, as they do when a file is encoded, so both routes give the same numbers.
         """
         return torch.stack([self._encode_video(video) for video in pixel_values_videos])
 
@@ -108,15 +108,18 @@ class LongVLMModel(LongVLMPreTrainedModel):
         counts = torch.tensor(num_distinct, device=frames.device)
         return torch.cat([average_globals(torch.stack(segment_globals), counts), *local_tokens])
 
+    def _find_places(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return torch.eq(input_ids, self.config.video_token_index)
+
     def embed(self, input_ids: torch.Tensor, visual_tokens: VisualTokens | None = None) -> torch.Tensor:
-        """Embeddings (B, T, width) of `input_ids` (B, T), with projected visual tokens in place of the video token.
+        """Embeddings (B, T, width) of `input_ids` (B, T); projected features in place of video tokens.
 
         Raises ValueError unless there are as many visual tokens as places for them.
         """
         embeddings = self.get_input_embeddings()
         if visual_tokens is None:
             return embeddings(input_ids)
-        is_visual = input_ids == self.config.video_token_index
+        is_visual = self._find_places(input_ids)
         # The placeholder's own row is never used, and the tables of some LLaVA layouts have none.
         inputs_embeds = embeddings(input_ids.masked_fill(is_visual, 0))
         features, num_places = flatten_visual_tokens(visual_tokens), int(is_visual.sum())
@@ -141,25 +144,20 @@ class LongVLMModel(LongVLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds.")
         if pixel_values_videos is not None:
             if visual_tokens is not None:
                 raise ValueError("Give either pixel_values_videos or visual_tokens.")
             visual_tokens = self.get_video_features(pixel_values_videos)
-        if inputs_embeds is not None and visual_tokens is not None:
-            raise ValueError(
-                "Visual tokens are placed by input_ids; inputs_embeds must hold them already (see `embed`)."
-            )
-        if inputs_embeds is None:
+        if inputs_embeds is not None:
+            if input_ids is not None or visual_tokens is not None:
+                raise ValueError("inputs_embeds stand alone; `embed` makes them with visual tokens in place.")
+        elif input_ids is None:
+            raise ValueError("Give either input_ids or inputs_embeds.")
+        else:
             is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
-            if (
-                is_prefill
-                and visual_tokens is None
-                and bool((input_ids == self.config.video_token_index).any())
-            ):
+            if visual_tokens is None and is_prefill and self._find_places(input_ids).any():
                 raise ValueError(
-                    "input_ids hold video tokens, but no pixel_values_videos or visual_tokens are given."
+                    "input_ids hold video tokens, but no visual_tokens or pixels are given."
                 )
             inputs_embeds = self.embed(input_ids, visual_tokens)
         outputs = self.language_model(
@@ -205,11 +203,11 @@ class LongVLMForConditionalGeneration(LongVLMPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:
-        """Logits (B, T, vocabulary), and with `labels` (B, T; -100 where nothing is learned) the next-token loss.
+        """Logits (B, T, vocabulary); with `labels` (B, T; -100: nothing to learn) the next-token loss.
 
         Args:
-            pixel_values_videos: (V, T, 3, R, R), normalised frames of V videos, in the order in which their places
-                stand in `input_ids`; or instead
+            pixel_values_videos: (V, T, 3, R, R), normalised frames of V videos, in the order in which their
+                places stand in `input_ids`; or instead
             visual_tokens: features before the projector: (V, G + S·M, D), (n, D), or a sequence of (n_i, D).
         """
         outputs = self.model(
@@ -239,7 +237,7 @@ class LongVLMForConditionalGeneration(LongVLMPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, *, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """As in transformers; visual tokens are read once, at prefill (pixel values are dropped there already)."""
+        """As in transformers; visual tokens are read once, at prefill, as pixel values are already."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("visual_tokens", None)
         return super().prepare_inputs_for_generation(
@@ -251,7 +249,7 @@ class LongVLMForConditionalGeneration(LongVLMPreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Rows are repeated for beams and several return sequences: their visual tokens have to follow them.
 
-        transformers repeats every tensor along its first axis, which is right only where each row has one video.
+        transformers repeats tensors along their first axis, which is right only where each row has one video.
         """
         visual_tokens, pixels = kwargs.pop("visual_tokens", None), kwargs.pop("pixel_values_videos", None)
         if expand_size > 1 and pixels is not None:

@@ -29,7 +29,7 @@ VICUNA_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
-# How a template reads the parts of a message: message['content'] is then a list of {"type": ...}, not a string.
+# How a template reads the parts of a message; a template without any of these wants a string.
 _READS_PARTS = re.compile(r"\.type\b|\[['\"]type['\"]\]|attr\(['\"]type['\"]")
 
 Message = Mapping[str, Any]
@@ -40,10 +40,11 @@ class LongVLMProcessor(ProcessorMixin):
     """Tokenizer, conversation template and normalisation of one model.
 
     Args:
-        video_token: the text of the token that stands for one visual token; it must be one token of the tokenizer.
-        video_start_token, video_end_token: written around a video's tokens; None for imported LLaVA checkpoints,
-            whose language models know no such tokens.
-        image_mean, image_std: per channel, for pixels in [0, 1]. image_size: side of the tower's square in pixels.
+        video_token: text of the token that stands for one visual token; a single token of the tokenizer.
+        video_start_token, video_end_token: written around a video's tokens; None for imported LLaVA
+            checkpoints, whose language models know no such tokens.
+        image_mean, image_std: per channel, for pixels in [0, 1].
+        image_size: side of the tower's square in pixels.
         compression: settings of `longvlm.types.Compression`, which give the number of tokens of a video.
         chat_template: without one, the tokenizer's is used, and without that Vicuna 1.1's.
 
@@ -98,8 +99,8 @@ class LongVLMProcessor(ProcessorMixin):
         """The conversation as text, with the video written out as its visual tokens.
 
         `segment_spans` (S, 2), in seconds, writes each segment's start time before its tokens.
-        A longer conversation's text starts with that of a shorter one where the template allows it, so that what
-        was computed for the first turn can be reused in the next.
+        A longer conversation's text starts with that of a shorter one where the template allows it, so that
+        what was computed for the first turn can be reused in the next.
         """
         has_video = any(part["type"] == "video" for message in messages for part in _parts(message))
         if has_video != (num_segments is not None):
@@ -111,9 +112,10 @@ class LongVLMProcessor(ProcessorMixin):
         text = self._render(messages, add_generation_prompt=add_generation_prompt)
         if num_segments is None:
             return text
-        if text.count(self.video_token) != 1:
+        num_places = text.count(self.video_token)
+        if num_places != 1:
             raise LongVLMError(
-                f"The chat template writes {self.video_token!r} {text.count(self.video_token)} times for one video; "
+                f"For a video the chat template writes {self.video_token!r} {num_places} times, not once; "
                 "use a template that knows parts of type 'image' or 'video', or none."
             )
         video_text = self._video_text(num_segments, compression or self.compression_settings, segment_spans)
@@ -132,8 +134,8 @@ class LongVLMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Prompts (of `prompt`) as one batch: `input_ids` and `attention_mask`, padded on the left.
 
-        `videos`: uint8 RGB frames (V, T, 3, R, R) or a sequence of (T, 3, R, R), already fitted to `image_size`;
-        they become `pixel_values_videos`.
+        `videos`: uint8 RGB frames (V, T, 3, R, R) or a sequence of (T, 3, R, R), already fitted to
+        `image_size`; they become `pixel_values_videos`.
         """
         texts = [text] if isinstance(text, str) else list(text)
         ids = {"input_ids": [self.encode(one) for one in texts]}
@@ -145,7 +147,7 @@ class LongVLMProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 RGB (…, 3, R, R) -> float32, scaled to [0, 1], minus the mean, by the deviation of each channel."""
+        """uint8 RGB (…, 3, R, R) -> float32: scaled to [0, 1], then by each channel's mean and deviation."""
         mean = torch.tensor(self.image_mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.image_std, device=pixels.device).view(3, 1, 1)
         return (pixels.float() / 255 - mean) / std
@@ -253,7 +255,7 @@ class LongVLMProcessor(ProcessorMixin):
         return "\n".join(self.video_token if part["type"] == "video" else part["text"] for part in parts)
 
     def _missing_end_mark(self) -> str:
-        """The end-of-text token where the template ends an answer with nothing to stop at (LLaVA 1.5's), else ''."""
+        """The end-of-text token where the template ends an answer with no mark (LLaVA 1.5's), else ''."""
         probe = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
         conversation = [{"role": m["role"], "content": self._content(_parts(m))} for m in probe]
         after_answer = self._apply(conversation, False).rpartition("ANSWER")[2]

@@ -86,6 +86,6 @@ def _require_room(token_ids: list[int], index: VideoIndex | None, config: LongVL
     visual = token_ids.count(config.video_token_index)
     remedy = "Ask a shorter question" if index is None else "Ask a shorter question, or about fewer frames"
     raise LongVLMError(
-        f"The prompt has {len(token_ids)} tokens, {visual} of them visual, but the language model's context of "
-        f"{limit} tokens has to hold it and an answer. {remedy}."
+        f"The prompt has {len(token_ids)} tokens, {visual} of them visual, but the language model's context "
+        f"holds {limit}, the answer included. {remedy}."
     )

@@ -27,7 +27,9 @@ PICTURE_QUALITY = 72
 MOST_FRAMES_SHOWN = 400  # about 6 MB of page
 
 
-def write_page(video: str | Path, index: VideoIndex, model_name: str, path: Path, *, allow_references: bool = False) -> None:
+def write_page(
+    video: str | Path, index: VideoIndex, model_name: str, path: Path, *, allow_references: bool = False
+) -> None:
     """Write the page about `index`; `video` is read once more, for its pictures.
 
     Raises LongVLMError where the video can't be read or no longer is the one that was encoded.
@@ -53,7 +55,9 @@ def read_pictures(
     pictures = {}
     with open_video(video, allow_references=allow_references) as reader:
         if reader.info.duration_seconds is None:
-            raise LongVLMError(f"{video} is a live stream, which can't be read twice; record a part of it and inspect that.")
+            raise LongVLMError(
+                f"{video} is a live stream, which can't be read twice; record a part of it and inspect that."
+            )
         if reader.info.fingerprint != index.video.fingerprint:
             raise LongVLMError(f"{video} has changed since it was encoded; encode it again.")
         segments = reader.segments(
@@ -64,32 +68,42 @@ def read_pictures(
         )
         for number, frames in enumerate(segments):
             if number in wanted:
-                pictures[number] = [encode_picture(frames.pixels[place]) for place in distinct_places(frames.times_seconds)]
+                pictures[number] = [
+                    encode_picture(frames.pixels[place]) for place in distinct_places(frames.times_seconds)
+                ]
     return pictures
 
 
 def distinct_places(times_seconds: tuple[float, ...] | list[float]) -> list[int]:
     """The first place of every frame that is not a repetition (a short last segment is filled up with those)."""
-    return [place for place, time in enumerate(times_seconds) if place == 0 or time != times_seconds[place - 1]]
+    return [
+        place for place, time in enumerate(times_seconds) if place == 0 or time != times_seconds[place - 1]
+    ]
 
 
 def encode_picture(pixels: torch.Tensor) -> str:
     """(3, R, R) uint8 to a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=PICTURE_QUALITY, optimize=True)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(
+        buffer, "JPEG", quality=PICTURE_QUALITY, optimize=True
+    )
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def render_page(index: VideoIndex, pictures: Mapping[int, list[str]], model_name: str) -> str:
     """The page's HTML; `pictures` holds the data URIs of the segments that are shown in full."""
-    template = importlib.resources.files("longvlm.report").joinpath("inspect.html").read_text(encoding="utf-8")
+    template = (
+        importlib.resources.files("longvlm.report").joinpath("inspect.html").read_text(encoding="utf-8")
+    )
     parts = [
         _header(index, model_name),
         _timeline(index, shown=set(pictures)),
         _controls(index),
         *(_segment(index, number, pictures[number]) for number in sorted(pictures)),
     ]
-    return template.replace("{{title}}", escape(f"What the model sees of {index.video.name}")).replace("{{body}}", "\n".join(parts))
+    return template.replace("{{title}}", escape(f"What the model sees of {index.video.name}")).replace(
+        "{{body}}", "\n".join(parts)
+    )
 
 
 def format_clock(seconds: float) -> str:
@@ -114,12 +128,22 @@ def _header(index: VideoIndex, model_name: str) -> str:
     patches = index.assignment.shape[1]
     facts = [
         ("Duration", format_clock(_end_seconds(index)), f"{video.width} × {video.height} pixels"),
-        ("Frames looked at", f"{index.num_frames}", "" if not video.num_frames else f"of {video.num_frames:,}"),
+        (
+            "Frames looked at",
+            f"{index.num_frames}",
+            "" if not video.num_frames else f"of {video.num_frames:,}",
+        ),
         ("Segments", f"{index.num_segments}", f"of {settings.frames_per_segment} frames each"),
         ("Patches per segment", f"{patches:,}", f"merged into {settings.tokens_per_segment} tokens"),
-        ("Tokens the model reads", f"{count_visual_tokens(index.num_segments, settings):,}", f"{whole} global + {local:,} local"),
+        (
+            "Tokens the model reads",
+            f"{count_visual_tokens(index.num_segments, settings):,}",
+            f"{whole} global + {local:,} local",
+        ),
     ]
-    cards = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in facts)
+    cards = "".join(
+        f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in facts
+    )
     lost = (
         f'<p class="warning">The last {index.lost_seconds:.1f} s of the file are damaged and were left out.</p>'
         if index.lost_seconds
@@ -146,12 +170,16 @@ def _settings(index: VideoIndex, model_name: str) -> str:
         "Encoder": f"{index.encoder_name} ({index.encoder_fingerprint[:12]})",
         "Frames": f"{frames}, from {format_clock(sampling.start_seconds)} to {end}, {sampling.mode}",
         "Fitting": f"{compression.fit}: how a frame is made square for the encoder",
-        "Merging": "halving" if compression.merge_schedule is None else f"by {', '.join(map(str, compression.merge_schedule))}",
+        "Merging": "halving"
+        if compression.merge_schedule is None
+        else f"by {', '.join(map(str, compression.merge_schedule))}",
         "Order of tokens": "by time" if compression.merge_order == "temporal" else "as merged",
         "Global tokens": f"{index.segment_globals.shape[1]}, one per encoder layer, averaged over the whole video",
         "Video fingerprint": index.video.fingerprint[:16],
     }
-    table = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows.items())
+    table = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows.items()
+    )
     return f"<details><summary>Settings</summary><table>{table}</table></details>"
 
 
@@ -166,7 +194,10 @@ def _timeline(index: VideoIndex, *, shown: set[int]) -> str:
         hint = f"Segment {number + 1}, {format_clock(start)} to {format_clock(stop)}"
         target = f'href="#segment-{number + 1}"' if number in shown else 'class="unshown"'
         blocks.append(f'<a {target} {place} title="{hint}">{label}</a>')
-    ticks = [f'<i style="left:{100 * time / end:.3f}%"></i>' for time in index.frame_times[:: math.ceil(index.num_frames / 1000)]]
+    ticks = [
+        f'<i style="left:{100 * time / end:.3f}%"></i>'
+        for time in index.frame_times[:: math.ceil(index.num_frames / 1000)]
+    ]
     marks = "".join(f"<span>{format_clock(end * quarter / 4)}</span>" for quarter in range(5))
     note = (
         f'<p class="small">This page shows {len(shown)} of {index.num_segments} segments in full, evenly spread. '
@@ -204,7 +235,11 @@ def _segment(index: VideoIndex, number: int, pictures: list[str]) -> str:
             f'<figure><div class="picture" style="aspect-ratio:{aspect:.4f}"><img alt="Frame at {clock}" src="{picture}">'
             f'<canvas {canvas_size} data-frame="{place}"></canvas></div><figcaption>{clock}</figcaption></figure>'
         )
-    repeated = "" if len(pictures) == len(times) else f" · {len(pictures)} frames, repeated to fill {len(times)} places"
+    repeated = (
+        ""
+        if len(pictures) == len(times)
+        else f" · {len(pictures)} frames, repeated to fill {len(times)} places"
+    )
     packed = base64.b64encode(assignment.numpy().astype(np.dtype("<u2")).tobytes()).decode()
     return f"""<section class="segment" id="segment-{number + 1}" data-patches="{patches_per_frame}" data-side="{side}"
  data-sizes="{" ".join(map(str, sizes.tolist()))}" data-assignment="{packed}">

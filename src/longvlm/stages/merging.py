@@ -44,7 +44,9 @@ def merge_tokens(
     if order not in ("merge", "temporal"):
         raise LongVLMError(f"Unknown merge order {order!r}; choose 'merge' or 'temporal'.")
     reductions = plan_reductions(num_patches, tokens_per_segment, schedule)
-    assignment = _assign_patches(patches.detach(), reductions, heads)
+    # Half precision would tie near-equal similarities and lose patches in large sums.
+    precise = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    assignment = _assign_patches(precise.detach(), reductions, heads)
     if order == "temporal":
         if not frames_per_segment or num_patches % frames_per_segment:
             raise LongVLMError(
@@ -52,8 +54,8 @@ def merge_tokens(
                 f"{frames_per_segment}, but must divide the segment's {num_patches} patches."
             )
         assignment = _sort_by_time(assignment, tokens_per_segment, frames_per_segment)
-    features, sizes = _average_assigned(patches, assignment, tokens_per_segment)
-    return MergedSegments(features=features, sizes=sizes, assignment=assignment)
+    features, sizes = _average_assigned(precise, assignment, tokens_per_segment)
+    return MergedSegments(features=features.to(patches.dtype), sizes=sizes, assignment=assignment)
 
 
 def plan_reductions(
@@ -107,7 +109,7 @@ def _assign_patches(patches: torch.Tensor, reductions: list[int], heads: int) ->
         for chunk in patches.split(segments_at_once):
             # Averaging over heads and merging are both linear, so they commute: every level can run on head
             # averages, D/heads wide. Their sums do for their means, since normalising removes the sizes.
-            sums = chunk.unflatten(2, (heads, -1)).mean(2, dtype=_accumulation_dtype(chunk))
+            sums = chunk.unflatten(2, (heads, -1)).mean(2)
             assignment = torch.arange(num_patches, device=patches.device).repeat(len(chunk), 1)
             for removed in reductions:
                 destination = _match_once(sums, removed)
@@ -152,22 +154,16 @@ def _sort_by_time(assignment: torch.Tensor, num_tokens: int, num_frames: int) ->
 def _average_assigned(
     patches: torch.Tensor, assignment: torch.Tensor, num_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of each token's patches, (S, M, D) in the patches' dtype, and their number, (S, M)."""
+    """Mean of each token's patches, (S, M, D), and their number, (S, M)."""
     num_segments, _, width = patches.shape
     sizes = _count(assignment, num_tokens)
     first_token = torch.arange(num_segments, device=patches.device)[:, None] * num_tokens
-    summands = patches.flatten(0, 1).to(_accumulation_dtype(patches))
-    sums = summands.new_zeros(num_segments * num_tokens, width)
-    sums = sums.index_add(0, (first_token + assignment).flatten(), summands)
-    return (sums.unflatten(0, (num_segments, num_tokens)) / sizes[..., None]).to(patches.dtype), sizes
+    sums = patches.new_zeros(num_segments * num_tokens, width)
+    sums = sums.index_add(0, (first_token + assignment).flatten(), patches.flatten(0, 1))
+    return sums.unflatten(0, (num_segments, num_tokens)) / sizes[..., None], sizes
 
 
 def _count(assignment: torch.Tensor, num_tokens: int, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Patches of each token, (S, M) int64, or the sum of their integer `weights` (N,)."""
     values = torch.ones_like(assignment) if weights is None else weights.expand_as(assignment)
     return assignment.new_zeros(len(assignment), num_tokens).scatter_add_(1, assignment, values)
-
-
-def _accumulation_dtype(patches: torch.Tensor) -> torch.dtype:
-    """At least float32: half precision would tie near-equal similarities and lose patches in large sums."""
-    return torch.promote_types(patches.dtype, torch.float32)

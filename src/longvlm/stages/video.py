@@ -1,7 +1,7 @@
 """Video reading: any source as a stream of K-frame segments, every frame with its true presentation time.
 
-Times count in seconds from the first presented frame, as a player's clock does. Only the segment being filled is in
-memory, already fitted to the encoder's square.
+Times count in seconds from the first presented frame, as a player's clock does. Only the segment being
+filled is in memory, already fitted to the encoder's square.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ VideoSource = str | Path | Sequence[str | Path] | np.ndarray
 def sample_indices(total_frames: int, num_frames: int) -> list[int]:
     """Positions of `num_frames` frames spread evenly over a video of `total_frames`, by LongVLM's rule.
 
-    With w = (N - 1) / T, frame i is (round(w·i) + round(w·(i+1))) // 2, rounding half to even. A video with fewer
-    frames than wanted repeats them: place j takes frame ⌊j·N/T⌋. Raises LongVLMError for counts below 1.
-    Source: the sampling of the LongVLM paper's reference (arXiv 2404.03384).
+    With w = (N - 1) / T, frame i is (round(w·i) + round(w·(i+1))) // 2, rounding half to even. A video with
+    fewer frames than wanted repeats them: place j takes frame ⌊j·N/T⌋. Raises LongVLMError for counts below
+    1. Source: the sampling of the LongVLM paper's reference (arXiv 2404.03384).
     """
     if total_frames < 1 or num_frames < 1:
         raise LongVLMError(f"Can't sample {num_frames} of {total_frames} frames; both must be at least 1.")
@@ -42,7 +42,7 @@ def sample_indices(total_frames: int, num_frames: int) -> list[int]:
 
 
 def parse_time(text: str | float) -> float:
-    """Seconds from a number or from `ss`, `mm:ss` or `hh:mm:ss`, each with an optional fraction of a second."""
+    """Seconds from a number, or from `ss`, `mm:ss` or `hh:mm:ss` with an optional fraction of a second."""
     match = re.fullmatch(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)\s*", str(text))
     if not match or (match[2] and float(match[3]) >= 60) or (match[1] and int(match[2]) >= 60):
         raise LongVLMError(
@@ -56,9 +56,10 @@ def open_video(
 ) -> VideoReader:
     """Open a file, an address (file, http, https, rtsp), a folder or list of images, or RGB frames in memory.
 
-    `fps` is the frame rate of images and of frames in memory, a numpy array (T, H, W, 3) uint8; 1.0 where not given.
-    Files and addresses carry their own times. A playlist, or any container that refers to other files, is refused
-    unless `allow_references`. Use the reader in a `with` block. Raises LongVLMError for a source that is no video.
+    `fps` is the frame rate of images and of frames in memory, a numpy array (T, H, W, 3) uint8; 1.0 where
+    not given. Files and addresses carry their own times. A playlist, or any container that refers to other
+    files, is refused unless `allow_references`. Use the reader in a `with` block. Raises LongVLMError for a
+    source that is no video.
     """
     pictures_fps = 1.0 if fps is None else fps
     opened: ContainerSource | PictureSource
@@ -105,13 +106,14 @@ class VideoReader:
 
     @property
     def lost_seconds(self) -> float:
-        """Length of a damaged or missing tail that can't be decoded; certain only after reading. 0.0 if sound."""
+        """Length of a damaged or missing tail that can't be decoded, 0.0 if sound; certain after reading."""
         return self._source.lost_seconds
 
     def planned_times(self, sampling: Sampling) -> list[float]:
         """Times in seconds of the frames that `segments` will read, without decoding them.
 
-        Raises LongVLMError where `start` lies after the end, and for a live stream, whose frames can't be known.
+        Raises LongVLMError where `start` lies after the end, and for a live stream, whose frames can't be
+        known.
         """
         positions = self._positions(sampling)
         times = self._source.times_seconds
@@ -121,10 +123,11 @@ class VideoReader:
     def segments(
         self, sampling: Sampling, *, frames_per_segment: int, image_size: int, fit: Fit
     ) -> Iterator[Frames]:
-        """Yield segments of K = `frames_per_segment` frames fitted to (3, R, R), R = `image_size`, in time order.
+        """Yield segments of K = `frames_per_segment` frames fitted to (3, R, R), R = `image_size`.
 
-        A short last segment is filled up by repetition: place j of K takes frame ⌊j·n/K⌋ of its n. A damaged tail
-        yields fewer frames (see `lost_seconds`). Raises LongVLMError where nothing can be sampled.
+        A short last segment is filled up by repetition: place j of K takes frame ⌊j·n/K⌋ of its n. A
+        damaged tail yields fewer frames (see `lost_seconds`). Raises LongVLMError where nothing can be
+        sampled.
         """
         frames = self._fitted(sampling, image_size, fit)
         while batch := list(islice(frames, frames_per_segment)):
@@ -141,7 +144,8 @@ class VideoReader:
             yield time, pixels
         if last_time < 0:
             raise LongVLMError(
-                f"No frame of {self.info.name} could be read from {sampling.start_seconds:g} s on; choose another start."
+                f"No frame of {self.info.name} could be read from {sampling.start_seconds:g} s on; "
+                "choose another start."
             )
 
     def _pictures(self, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
@@ -155,8 +159,8 @@ class VideoReader:
         times = self._source.times_seconds
         if times is None:
             raise LongVLMError(
-                f"{self.info.name} is a live stream, whose length isn't known. Sample it with --fps and --max-frames "
-                "or --end (fps=, max_frames=, end=)."
+                f"{self.info.name} is a live stream of unknown length; sample it with --fps and either "
+                "--max-frames or --end (fps=, max_frames=, end=)."
             )
         start = sampling.start_seconds
         first = int(np.searchsorted(times, start, side="left"))
@@ -166,16 +170,14 @@ class VideoReader:
         duration = self.info.duration_seconds or 0.0
         if start >= duration and start > 0:
             raise LongVLMError(
-                f"start ({start:g} s) is after the end of {self.info.name}, which lasts {duration:g} s; start earlier."
+                f"start ({start:g} s) is after the end of {self.info.name}, which lasts {duration:g} s; "
+                "start earlier."
             )
         if sampling.fps is not None:
             positions = _positions_by_rate(times, sampling, duration)
-        elif first == last:
-            raise LongVLMError(
-                f"No frame of {self.info.name} begins between {start:g} s and "
-                f"{min(duration, sampling.end_seconds or duration):g} s; widen the span."
-            )
         else:
+            if first == last:  # no frame begins within the span: one from before it is shown throughout
+                first -= 1
             positions = [first + index for index in sample_indices(last - first, sampling.num_frames or 1)]
         if sampling.mode == "keyframe":
             positions = _nearest_keyframes(times, positions, self._source.keyframe_positions, first, last)
@@ -183,7 +185,7 @@ class VideoReader:
 
 
 def _positions_by_rate(times: np.ndarray, sampling: Sampling, duration_seconds: float) -> list[int]:
-    """The frame shown at each of the times start + i/fps, each frame once; more than max_frames are thinned evenly."""
+    """The frame shown at each time start + i/fps, each once; more than max_frames are thinned evenly."""
     assert sampling.fps is not None
     end = min(duration_seconds, sampling.end_seconds if sampling.end_seconds is not None else math.inf)
     num_targets = max(1, math.ceil((end - sampling.start_seconds) * sampling.fps - 1e-9))
@@ -198,7 +200,7 @@ def _positions_by_rate(times: np.ndarray, sampling: Sampling, duration_seconds: 
 def _nearest_keyframes(
     times: np.ndarray, positions: list[int], keyframes: np.ndarray, first: int, last: int
 ) -> list[int]:
-    """The keyframe of the span nearest to each wanted frame; the frames themselves where the span has no keyframe."""
+    """The span's keyframe nearest to each wanted frame; the frames themselves where the span has none."""
     candidates = keyframes[(keyframes >= first) & (keyframes < last)]
     if not len(candidates):
         return positions

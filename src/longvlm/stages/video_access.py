@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from longvlm.errors import LongVLMError
@@ -12,20 +16,19 @@ from longvlm.errors import LongVLMError
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+_Result = TypeVar("_Result")
+
 NETWORK_TIMEOUT_SECONDS = 15.0
 
 # FFmpeg's names of the containers that hold their own pictures and refer to nothing outside.
-_FORMATS = (
-    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "gif", "apng",
-    "ogg", "asf", "mxf", "nut", "dv", "ivf", "wtv", "rm", "yuv4mpegpipe",
-)  # fmt: skip
-_REFERRING_FORMATS = ("hls", "dash", "concat")
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,gif,apng,ogg,asf,mxf,nut,dv,ivf"
+_REFERRING_FORMATS = "hls,dash,concat"
 _PROTOCOLS = {
-    "file": ("file",),
-    "http": ("http", "https", "tcp", "tls"),
-    "https": ("http", "https", "tcp", "tls"),
-    "rtsp": ("rtsp", "rtp", "rtcp", "udp", "tcp"),
-    "rtsps": ("rtsp", "rtp", "rtcp", "srtp", "udp", "tcp", "tls"),
+    "file": "file",
+    "http": "http,https,tcp,tls",
+    "https": "http,https,tcp,tls",
+    "rtsp": "rtsp,rtp,rtcp,udp,tcp",
+    "rtsps": "rtsp,rtp,rtcp,srtp,udp,tcp,tls",
 }
 # How the text of a playlist starts: HLS, concat, DASH and SDP.
 _PLAYLIST = re.compile(
@@ -65,8 +68,8 @@ def display_name(source: str) -> str:
 def open_container(source: str, *, allow_references: bool) -> InputContainer:
     """Open a file or an address for demuxing, with FFmpeg confined to the white-listed formats and protocols.
 
-    Raises LongVLMError, naming the source and the remedy, where that is impossible or refused. The system's own
-    files are never reachable from an address, whatever a playlist there says.
+    Raises LongVLMError, naming the source and the remedy, where that is impossible or refused. Local files
+    are never reachable from an address, whatever a playlist there says.
     """
     import av
 
@@ -78,13 +81,14 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
         target = f"file:{path.absolute()}"  # the prefix keeps FFmpeg from reading a name as a protocol
     else:
         target = source
-    options = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}
+    options = {}
     if scheme.startswith("rtsp"):
-        formats = ("rtsp", "sdp", "rtp", *_FORMATS)
+        formats += ",rtsp,sdp,rtp"
+        options["rtsp_transport"] = "tcp"
     if allow_references:
-        formats = (*formats, *_REFERRING_FORMATS)
-        protocols = tuple(dict.fromkeys((*protocols, *_PROTOCOLS["http"], "crypto", "data")))
-    options |= {"format_whitelist": ",".join(formats), "protocol_whitelist": ",".join(protocols)}
+        formats += "," + _REFERRING_FORMATS
+        protocols += "," + _PROTOCOLS["http"] + ",crypto,data"
+    options |= {"format_whitelist": formats, "protocol_whitelist": protocols}
     timeout = None if scheme == "file" else NETWORK_TIMEOUT_SECONDS
     try:
         return av.open(target, mode="r", options=options, timeout=timeout, metadata_errors="replace")
@@ -128,8 +132,8 @@ def _explain(source: str, scheme: str, error: Exception) -> LongVLMError:
     if isinstance(error, av.error.InvalidDataError):
         if scheme == "file" and _is_mp4(local_path(source)):
             return LongVLMError(
-                f"{name} is an incomplete mp4: its index (the moov atom) is missing or damaged, so no frame can be "
-                "found. Copy or download it again, or record it anew."
+                f"{name} is an incomplete mp4: its index (the moov atom) is missing or damaged, so no frame "
+                "can be found. Copy or download it again, or record it anew."
             )
         return LongVLMError(
             f"{name} is not a video in a known format; give an mp4, mkv, webm, mov, avi, ts or gif."
@@ -144,3 +148,33 @@ def _explain(source: str, scheme: str, error: Exception) -> LongVLMError:
 def _is_mp4(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(12)[4:8] in (b"ftyp", b"mdat", b"moov")
+
+
+class BlockingCalls:
+    """Runs calls that may block for long, one at a time, in a thread of their own.
+
+    Python heeds Ctrl-C only between its own instructions in the main thread. Waiting for another thread
+    leaves the main thread free to; the stalled call is left behind and ends by its own time limit.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name="longvlm-network", daemon=True).start()
+
+    def run(self, call: Callable[[], _Result]) -> _Result:
+        future: Future[_Result] = Future()
+        self._calls.put((call, future))
+        return future.result()
+
+    def finish(self, call: Callable[[], object]) -> None:
+        """Make a last call once the one under way, if any, has returned; doesn't wait for either."""
+        self._calls.put((call, Future()))
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, future = item
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
+                future.set_exception(error)

@@ -1,8 +1,9 @@
 """Video files and addresses read with PyAV: the pictures that are presented at chosen times.
 
-Two passes: the first only demuxes and notes when every frame is presented; the second seeks to the keyframe before a
-wanted frame and decodes up to it, or decodes on where no keyframe lies between. Frames are matched by timestamp, so
-that a picture is always the one of its stated time, and never more than a few pictures are held.
+Two passes: the first only demuxes and notes when every frame is presented; the second seeks to the keyframe
+before a wanted frame and decodes up to it, or decodes on where no keyframe lies between. Frames are matched
+by timestamp, so that a picture is always the one of its stated time, and never more than a few pictures are
+held.
 """
 
 from __future__ import annotations
@@ -10,23 +11,26 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from longvlm.errors import LongVLMError
-from longvlm.stages.video_access import display_name, local_path, open_container, source_scheme
+from longvlm.stages.video_access import BlockingCalls, display_name, local_path, open_container, source_scheme
 from longvlm.stages.video_fingerprint import fingerprint_files
 from longvlm.stages.video_timeline import Timeline, scan_timeline
 from longvlm.types import VideoInfo
 
 if TYPE_CHECKING:
+    from av.buffer import Buffer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+_Result = TypeVar("_Result")
 
 _MISSING_TOLERANCE_SECONDS = 0.5  # containers round the length they state; less than this is no damage
 _SEEK_MARGINS_SECONDS = (0, 1, 8, 64)
@@ -38,7 +42,7 @@ class _Presented(NamedTuple):
 
 
 class _Cursor:
-    """Decodes forwards, holding the frame that is shown at a time and, where already decoded, the one after it."""
+    """Decodes forwards, holding the frame shown at a time and, if decoded already, the one after it."""
 
     def __init__(self, frames: Iterator[_Presented]) -> None:
         self._frames = frames
@@ -67,18 +71,20 @@ class _Cursor:
 class ContainerSource:
     """One video stream of a file or an address. A live stream has no timeline and is read once, forwards.
 
-    Raises LongVLMError at construction where the source can't be opened, has no video, or no frame of it decodes.
+    Raises LongVLMError at construction where the source can't be opened, has no video, or none of it decodes.
     """
 
     def __init__(self, source: str, *, allow_references: bool = False) -> None:
         self._source, self._allow_references = source, allow_references
         self._scheme = source_scheme(source)
         self._name = display_name(source)
-        self._skip_frame = "DEFAULT"
+        self._skip_frame: Literal["DEFAULT", "NONKEY"] = "DEFAULT"
+        # A file answers at once; an address may stall, and then Ctrl-C must not wait for it.
+        self._blocking = None if self._scheme == "file" else BlockingCalls()
         self._open()
         try:
             self._timeline = None if self._is_live() else self._scan()
-            self._can_seek = self._scheme == "file" or (self._timeline is not None and self._can_rewind())
+            self._can_seek = self._can_jump()
             frames = self._decode(self._packets()) if self._timeline is None else self._frames_from(0)
             first = next(frames, None)
             if first is None:
@@ -95,14 +101,18 @@ class ContainerSource:
             raise
 
     def close(self) -> None:
-        self._container.close()
+        if self._blocking is None:
+            self._container.close()
+        else:
+            self._blocking.finish(self._container.close)
 
     @property
     def times_seconds(self) -> np.ndarray | None:
         """(N,) float64 presentation time of every frame, counted from the first; None for a live stream."""
         if self._timeline is None:
             return None
-        return (self._timeline.pts - self._timeline.pts[0]) * float(self._time_base)
+        ticks = self._timeline.pts - self._timeline.pts[0]
+        return ticks * self._time_base.numerator / self._time_base.denominator
 
     @property
     def keyframe_positions(self) -> np.ndarray:
@@ -112,8 +122,9 @@ class ContainerSource:
     def read(self, positions: Sequence[int], *, only_keyframes: bool) -> Iterator[tuple[float, np.ndarray]]:
         """Yield (time in seconds, RGB picture (H, W, 3) uint8) for each position; positions must not descend.
 
-        A frame that can't be decoded is replaced by the one shown before it, under that one's own time. Where nothing
-        decodes any more, reading ends and `lost_seconds` grows by what the video should still have had.
+        A frame that can't be decoded is replaced by the one shown before it, under that one's own time.
+        Where nothing decodes any more, reading ends and `lost_seconds` grows by what the video should still
+        have had.
         """
         timeline = self._known_timeline()
         cursor: _Cursor | None = None
@@ -152,29 +163,32 @@ class ContainerSource:
     # Opening and describing
 
     def _open(self) -> None:
-        self._container = open_container(self._source, allow_references=self._allow_references)
+        source, allowed = self._source, self._allow_references
+        self._container = self._wait_for(lambda: open_container(source, allow_references=allowed))
         try:
             self._stream = self._choose_stream()
             self._stream.thread_type = "AUTO"
             self._stream.codec_context.skip_frame = self._skip_frame
         except BaseException:
-            self._container.close()
+            self.close()
             raise
         self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
 
     def _reopen(self) -> None:
-        self._container.close()
+        self._wait_for(self._container.close)
         self._open()
+
+    def _wait_for(self, call: Callable[[], _Result]) -> _Result:
+        return call() if self._blocking is None else self._blocking.run(call)
 
     def _choose_stream(self) -> VideoStream:
         from av.stream import Disposition
 
         pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not pictures:
-            kinds = sorted({stream.type for stream in self._container.streams if stream.type != "video"})
-            raise LongVLMError(
-                f"{self._name} has no video stream, only {' and '.join(kinds) or 'a cover picture'}; give a video."
-            )
+            if self._container.streams.audio:
+                raise LongVLMError(f"{self._name} has sound only; give a file that has a video.")
+            raise LongVLMError(f"{self._name} holds no readable video; copy, download or convert it again.")
         best = self._container.streams.best("video")
         return next((stream for stream in pictures if stream is best), pictures[0])
 
@@ -197,8 +211,8 @@ class ContainerSource:
     def _known_timeline(self) -> Timeline:
         if self._timeline is None:
             raise LongVLMError(
-                f"{self._name} is a live stream, whose length isn't known; sample it with --fps and --max-frames "
-                "or --end (fps=, max_frames=, end=)."
+                f"{self._name} is a live stream of unknown length; sample it with --fps and either "
+                "--max-frames or --end (fps=, max_frames=, end=)."
             )
         return self._timeline
 
@@ -229,18 +243,26 @@ class ContainerSource:
         )
 
     def _seconds_missing(self) -> float:
-        """How much earlier the frames end than the container says; 0.0 where it says nothing or they agree."""
+        """How much earlier the frames end than the container says; 0.0 where it says nothing, or agrees."""
         timeline, stream, container = self._timeline, self._stream, self._container
         if timeline is None:
             return 0.0
         start = float((stream.start_time or 0) * self._time_base)
         tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-        if stream.duration:
+        if container.format.name == "avi" and stream.average_rate:
+            stated_end = start + float(stream.frames / stream.average_rate)
+        elif stream.duration and container.format.name != "mpegts":
             stated_end = start + float(stream.duration * self._time_base)
         elif tag:
             stated_end = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
         elif container.duration and (timeline.cut_short or len(container.streams) == 1):
             stated_end = start + container.duration / 1e6
+        elif self._scheme == "file":
+            # Nothing is stated: take the rest of the file, if it holds no packets, at the bytes a second so
+            # far.
+            stated_end = start + (self.info.duration_seconds or 0.0) * container.size / max(
+                1, timeline.end_byte
+            )
         else:
             return 0.0
         missing = stated_end - float(timeline.end_pts * self._time_base)
@@ -249,33 +271,46 @@ class ContainerSource:
     # Packets and frames
 
     def _packets(self) -> Iterator[Packet]:
-        """The stream's packets, the empty one that flushes the decoder last; ends early where the file is damaged."""
+        """The stream's packets, last the empty one that flushes the decoder; a file's end at unreadable data."""
         import av
 
+        packets = self._container.demux(self._stream)
         try:
-            for packet in self._container.demux(self._stream):
+            while (packet := self._wait_for(lambda: next(packets, None))) is not None:
                 if packet.size or packet.dts is None:
                     yield packet
-        except av.error.InvalidDataError:
-            return
         except av.FFmpegError as error:
-            raise LongVLMError(f"Reading {self._name} failed: {error.strerror}. Try again.") from error
+            if self._scheme != "file" and not isinstance(error, av.error.InvalidDataError):
+                raise LongVLMError(f"Reading {self._name} failed: {error.strerror}. Try again.") from error
 
-    def _can_rewind(self) -> bool:
-        """Whether an address allows jumping back, as a server without byte ranges does not."""
-        return self._packets_from(0) is not None
+    def _can_jump(self) -> bool:
+        """Whether seeking works; elsewhere frames are reached by decoding on from the start.
+
+        It doesn't in a live stream and at a server without byte ranges. In an MPEG program stream, where
+        only some frames carry a timestamp, and in an AVI that has lost frames or its index, which counts
+        frames instead of storing times, the times that FFmpeg infers after a seek are wrong.
+        """
+        timeline, format_name = self._timeline, self._container.format.name
+        if timeline is None or format_name == "mpeg":
+            return False
+        if format_name == "avi" and self._stream.frames != len(timeline.pts):
+            return False
+        try:
+            return self._scheme == "file" or self._packets_from(0) is not None
+        except LongVLMError:
+            return False
 
     def _packets_from(self, key: int) -> Iterator[Packet] | None:
-        """Packets from a keyframe, or from somewhat before it, on; None where the container can't seek there."""
+        """Packets from a keyframe on, or from somewhat before it; None where seeking there fails."""
         import av
 
         timeline = self._known_timeline()
         key_pts, key_dts = int(timeline.keyframe_pts[key]), int(timeline.keyframe_dts[key])
-        # Containers count a seek's target by pts or by dts, and some land late: look where it landed, and step back.
+        # Containers take a seek's target for a pts or a dts, and some land late: look, and step back.
         targets = [key_pts, *(key_dts - int(s / self._time_base) for s in _SEEK_MARGINS_SECONDS)]
         for target in targets:
             try:
-                self._container.seek(target, stream=self._stream)
+                self._wait_for(lambda: self._container.seek(target, stream=self._stream))  # noqa: B023
             except av.FFmpegError:
                 continue
             packets = self._packets()
@@ -315,7 +350,7 @@ class ContainerSource:
                     yield _Presented(frame.pts, frame)
 
     def _timestamps_are_guesses(self) -> bool:
-        """AVI stores no presentation times: with reordered frames, FFmpeg's are those of the decoding order."""
+        """AVI stores no presentation times: with reordered frames, FFmpeg's are those of decoding order."""
         return (
             self._container.format.name == "avi"
             and bool(self._stream.codec_context.has_b_frames)
@@ -327,10 +362,10 @@ class ContainerSource:
 def _picture(frame: VideoFrame) -> np.ndarray:
     """The RGB picture (H, W, 3) uint8 as a viewer sees it: turned and mirrored as the display matrix says."""
     rgb = frame.to_ndarray(format="rgb24")
-    side_data = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
+    matrix = cast("Mapping[str, Buffer]", frame.side_data).get("DISPLAYMATRIX")
+    if matrix is None:
         return rgb
-    a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), dtype=np.int32)
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), dtype=np.int32)
     if max(abs(b), abs(c)) > max(abs(a), abs(d)):
         rgb, flip_x, flip_y = rgb.swapaxes(0, 1), c < 0, b < 0
     else:

@@ -17,10 +17,10 @@ PAD_COLOUR = (122, 116, 104)
 def fit_picture(picture: np.ndarray, image_size: int, fit: Fit) -> torch.Tensor:
     """Fit an RGB picture (H, W, 3) uint8 to (3, R, R) uint8, R = image_size.
 
-    `squash` stretches both sides to R. `crop` scales the shorter side to R and keeps the middle. `pad` scales the
-    longer side to R and centres the picture on CLIP's mean colour. All three resample with Pillow's bicubic filter,
-    which is antialiased. `squash-nearest` is the reference's resampling: nearest neighbour without antialiasing,
-    where output pixel i shows input pixel ⌊i·in/out⌋.
+    `squash` stretches both sides to R. `crop` scales the shorter side to R and keeps the middle. `pad`
+    scales the longer side to R and centres the picture on CLIP's mean colour. All three resample with
+    Pillow's bicubic filter, which is antialiased. `squash-nearest` is the reference's resampling: nearest
+    neighbour without antialiasing, where output pixel i shows input pixel ⌊i·in/out⌋.
     """
     if fit == "squash-nearest":
         planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]

@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 
 
 class PictureSource:
-    """Pictures at equal distances in time; every one is a keyframe. Subclasses say where the pictures come from."""
+    """Pictures at equal distances in time, each a keyframe. Subclasses say where the pictures come from."""
 
     lost_seconds = 0.0
 
@@ -96,7 +96,7 @@ class ArraySource(PictureSource):
         self._frames = frames
         digest = hashlib.sha256(repr(frames.shape).encode())
         for frame in frames:
-            digest.update(np.ascontiguousarray(frame))
+            digest.update(np.ascontiguousarray(frame).data)
         super().__init__("array", len(frames), digest.hexdigest(), fps)
 
     def _picture(self, position: int) -> np.ndarray:

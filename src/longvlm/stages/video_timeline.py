@@ -1,4 +1,4 @@
-"""When each frame of a video stream is presented, found by demuxing alone: nothing is decoded, a few bytes are kept."""
+"""When each frame of a video stream is presented: found by demuxing alone, a few bytes a frame."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ _DIGESTED_BYTES_PER_KEYFRAME = 4096
 class Timeline:
     """The presented frames of a stream and its keyframes, in units of the stream's time base.
 
-    pts (N,) int64, ascending and distinct; keyframe_pts and keyframe_dts (at least one), ascending, those included
-    that an edit list hides; end_pts: the end of the last frame; in_decoding_order: the timestamps ascend from packet
-    to packet; cut_short: the last packet was damaged and is left out; digest: a hash of times and keyframes.
+    pts (N,) int64, ascending and distinct; keyframe_pts and keyframe_dts (at least one), ascending, those
+    included that an edit list hides; end_pts: the end of the last frame; end_byte: where in the file the
+    last packet ends; in_decoding_order: the timestamps ascend from packet to packet; cut_short: the last
+    packet was damaged and is left out; digest: a hash of times and keyframes.
     """
 
     pts: np.ndarray
     keyframe_pts: np.ndarray
     keyframe_dts: np.ndarray
     end_pts: int
+    end_byte: int
     in_decoding_order: bool
     cut_short: bool
     digest: str
@@ -51,12 +53,12 @@ class Timeline:
 def scan_timeline(packets: Iterable[Packet], *, one_frame_pts: int) -> Timeline | None:
     """Build the timeline of a stream's packets; None where no frame is presented.
 
-    Packets that an edit list hides are decoded but not presented, and so not counted. `one_frame_pts` is the length
-    of a frame where the packets don't tell it and there is only one.
+    Packets that an edit list hides are decoded but not presented, and so not counted. `one_frame_pts` is
+    the length of a frame where the packets don't tell it and there is only one.
     """
     pts, keyframes_pts, keyframes_dts = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
-    end_pts, last_is_corrupt = 0, False
+    end_pts, end_byte, last_is_corrupt = 0, 0, False
     for packet in packets:
         if packet.pts is None:
             continue
@@ -67,6 +69,7 @@ def scan_timeline(packets: Iterable[Packet], *, one_frame_pts: int) -> Timeline 
         if packet.is_discard:
             continue
         pts.append(packet.pts)
+        end_byte = max(end_byte, (packet.pos or 0) + packet.size)
         last_is_corrupt = packet.is_corrupt
         if not last_is_corrupt:
             end_pts = max(end_pts, packet.pts + (packet.duration or 0))
@@ -85,6 +88,7 @@ def scan_timeline(packets: Iterable[Packet], *, one_frame_pts: int) -> Timeline 
         keyframe_pts=np.array(keyframes_pts or [ordered[0]], dtype=np.int64)[order],
         keyframe_dts=np.array(keyframes_dts or [ordered[0]], dtype=np.int64)[order],
         end_pts=end_pts,
+        end_byte=end_byte,
         in_decoding_order=np.array_equal(ordered, in_packet_order),
         cut_short=last_is_corrupt,
         digest=digest.hexdigest(),

@@ -256,7 +256,7 @@ def _used_modules(tower: PreTrainedModel) -> list[nn.Module]:
 def _hash_samples(weight: torch.Tensor) -> str:
     """A digest of a weight's shape and some values, an odd step apart so as not to walk down one column."""
     step = weight.numel() // _SAMPLES_PER_WEIGHT | 1
-    values = weight.detach().flatten()[::step].to(torch.bfloat16).cpu()
+    values = weight.detach().flatten()[::step].to(torch.bfloat16).cpu().contiguous()
     return hashlib.sha256(
         repr(tuple(weight.shape)).encode() + values.view(torch.uint8).numpy().tobytes()
     ).hexdigest()

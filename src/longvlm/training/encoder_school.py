@@ -21,11 +21,22 @@ from transformers import PreTrainedModel
 
 from longvlm.stages.vision import encode_pixels
 from longvlm.world.render import render_labelled
-from longvlm.world.scene import COLOURS, SHAPES, Event, Scene, make_scene
+from longvlm.world.scene import (
+    COLOURS,
+    MAX_SIZE,
+    MIN_SIZE,
+    SHAPES,
+    SHAPES_THAT_DO_NOT_SPIN,
+    Event,
+    Scene,
+    make_scene,
+)
 
 _SCENE_SECONDS = 60.0
 _FRAMES_PER_SCENE = 8  # drawing a new background is the dearest part of a frame
-_CANDIDATES, _MOST_OBJECTS = 12, 6
+_GRID_SIDES = (1, 2, 2, 3, 3, 4)
+_CELL_SHARE = 0.85
+_TURNED_SHARE = 0.2
 _LEAST_COVER = 0.1  # of a patch, for the patch to count as showing an object
 _ASPECTS = (1.0, 4 / 3, 16 / 9, 9 / 16)
 _COLOUR_NAMES = tuple(COLOURS)
@@ -33,7 +44,7 @@ NO_OBJECT = -1
 
 
 class CrowdedFrames(Dataset):
-    """Frames with 1 to 6 objects that do not hide one another; item i is always the same frame.
+    """Frames with up to 16 objects that do not hide one another; item i is always the same frame.
 
     An item holds pixels (3, R, R) uint8, and colours and shapes (P,) int64: what each patch shows, or -1.
     """
@@ -67,30 +78,51 @@ class CrowdedFrames(Dataset):
 
 @lru_cache(maxsize=4)
 def _cached_scene(seed: int) -> Scene:
-    return make_scene(seed, _SCENE_SECONDS, num_events=_CANDIDATES)
+    return make_scene(seed, _SCENE_SECONDS)
 
 
 def _crowd(scene: Scene, time_seconds: float, rng: random.Random) -> Scene:
-    """The same background with up to 6 of the scene's objects, all moved to be on screen at `time_seconds`."""
-    chosen: list[Event] = []
-    for event in rng.sample(scene.events, rng.randint(1, _MOST_OBJECTS)):
-        start = time_seconds - rng.random() * event.duration_seconds
-        moved = dataclasses.replace(event, start_seconds=start, end_seconds=start + event.duration_seconds)
-        if all(_clear_of(moved, other, time_seconds) for other in chosen):
-            chosen.append(moved)
-    return dataclasses.replace(scene, events=tuple(chosen))
+    """The scene's background with objects of all kinds in the cells of a grid, each a little off its cell's centre."""
+    side = rng.choice(_GRID_SIDES)
+    events = [
+        _place(time_seconds, (column + 0.5) / side, (row + 0.5) / side, 1 / side, rng)
+        for column in range(side)
+        for row in range(side)
+        if rng.random() < _CELL_SHARE
+    ]
+    return dataclasses.replace(scene, events=tuple(events))
 
 
-def _clear_of(one: Event, other: Event, time_seconds: float) -> bool:
-    a, b = one.pose(time_seconds), other.pose(time_seconds)
-    return math.hypot(a.x - b.x, a.y - b.y) > 0.5 * (a.size + b.size)
+def _place(time_seconds: float, x: float, y: float, cell: float, rng: random.Random) -> Event:
+    """An object of random kind that fills most of a cell around (x, y) at `time_seconds`."""
+    colour, shape = rng.choice(_COLOUR_NAMES), rng.choice(SHAPES)
+    size = min(MAX_SIZE, max(MIN_SIZE, cell * rng.uniform(0.6, 1.0)))
+    slack = max(0.0, cell - size) / 2 + 0.1 * cell
+    x, y = x + rng.uniform(-slack, slack), y + rng.uniform(-slack, slack)
+    turned = shape not in SHAPES_THAT_DO_NOT_SPIN and rng.random() < _TURNED_SHARE
+    red, green, blue = (min(255, max(0, level + rng.randint(-10, 10))) for level in COLOURS[colour])
+    return Event(
+        colour=colour,
+        shape=shape,
+        action="stay",
+        start_seconds=time_seconds - 1,
+        end_seconds=time_seconds + 1,
+        start_x=x,
+        start_y=y,
+        end_x=x,
+        end_y=y,
+        size=size,
+        end_size=size,
+        angle_radians=rng.uniform(-math.pi, math.pi) if turned else rng.uniform(-0.12, 0.12),
+        rgb=(red, green, blue),
+    )
 
 
 def patch_labels(labels: np.ndarray, patch_size: int, num_events: int) -> np.ndarray:
     """Pixel labels (R, R) -> the event that covers most of each patch, (P,), or -1 where none covers enough."""
     side = len(labels) // patch_size
     patches = labels.reshape(side, patch_size, side, patch_size).transpose(0, 2, 1, 3).reshape(side * side, -1)
-    cover = np.stack([(patches == event).sum(1) for event in range(num_events)], axis=1)
+    cover = np.stack([(patches == event).sum(1) for event in range(max(1, num_events))], axis=1)
     return np.where(cover.max(1) >= _LEAST_COVER * patch_size**2, cover.argmax(1), NO_OBJECT)
 
 

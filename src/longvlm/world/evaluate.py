@@ -126,9 +126,8 @@ def evaluate(
                 index = model.encode(path, fps=ENCODED_FPS)
                 answers = model.ask([index] * len(texts), texts, max_new_tokens=MAX_NEW_TOKENS)
                 new = sorted(set(texts) - set(blind))
-                blind.update(
-                    (text, model.ask(None, text, max_new_tokens=MAX_NEW_TOKENS).text) for text in new
-                )
+                guesses = model.ask([None] * len(new), new, max_new_tokens=MAX_NEW_TOKENS)
+                blind.update((text, guess.text) for text, guess in zip(new, guesses, strict=True))
                 records += [
                     Record(number, plan.duration_seconds, question, answer.text, blind[question.text])
                     for question, answer in zip(questions, answers, strict=True)

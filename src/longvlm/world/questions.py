@@ -307,8 +307,8 @@ _VERBS = {
 def is_correct(question: Question, reply: str) -> bool:
     """Whether a reply says what the answer says, whatever its case, articles, punctuation and digits.
 
-    A reply that names several candidates where one is wanted is wrong. Of `describe`, the objects and their order
-    count; what they do does not.
+    A reply that names several candidates where one is wanted is wrong. Of `describe`, the objects and their
+    order count; what they do does not.
     """
     said = _meaning(question, reply)
     return bool(said) and said == _meaning(question, question.answer)

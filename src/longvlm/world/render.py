@@ -27,8 +27,8 @@ def render_frame(
 ) -> np.ndarray:
     """The picture at `time_seconds`, (H, W, 3) uint8 RGB.
 
-    `display_aspect` is the width over the height that the picture is made for (its own, unless told): with 16 / 9
-    a square frame shows a wide picture squashed, as an encoder that squashes its input would see it.
+    `display_aspect` is the width over the height that the picture is made for (its own, unless told): with
+    16 / 9 a square frame shows a wide picture squashed, as an encoder that squashes its input would see it.
     """
     return _render(scene, time_seconds, width, height, display_aspect, None)
 
@@ -130,7 +130,7 @@ def _draw_patch(canvas: np.ndarray, patch: Patch, time_seconds: float) -> None:
 
 
 def _soft_edges(pixels: int, centre: float, half: float) -> tuple[int, np.ndarray]:
-    """A flat bump along one axis, in fractions of it: the first pixel that it reaches, and its height from there."""
+    """A flat bump along one axis, in fractions of it: the first pixel it reaches, its height from there."""
     first = min(max(0, math.floor((centre - 1.5 * half) * pixels)), pixels)
     last = max(min(pixels, math.ceil((centre + 1.5 * half) * pixels)), first)
     offset = ((np.arange(first, last, dtype=np.float32) + 0.5) / pixels - centre) / half

@@ -1,6 +1,6 @@
 """What happens in a generated video: coloured shapes appear, act and leave, on backgrounds that distract.
 
-A scene is pure data, derived from its seed alone. Positions are fractions of the picture's width and height and
+A scene is pure data, derived from its seed alone. Positions are fractions of the picture's width and height,
 sizes are fractions of its short side, so one scene can be drawn at any size and aspect ratio.
 """
 

@@ -1,0 +1,112 @@
+"""Small real media for tests: encoded videos whose frames carry their own number as a bar code in the pixels."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+_BITS = 12
+
+
+def barcode(number: int, width: int = 96, height: int = 64) -> np.ndarray:
+    """A picture (H, W, 3) uint8 whose vertical bars, white for 1, spell `number` in binary."""
+    bits = [number >> bit & 1 for bit in range(_BITS)]
+    columns = np.arange(width) * _BITS // width
+    row = np.where(np.array(bits)[columns], 235, 16).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(row[None, :, None], (height, width, 3)))
+
+
+def read_barcode(pixels: torch.Tensor) -> int:
+    """The number in fitted pixels (3, R, R)."""
+    columns = pixels.float().mean(dim=(0, 1))
+    centres = [round((bit + 0.5) * len(columns) / _BITS) for bit in range(_BITS)]
+    return sum(1 << bit for bit, centre in enumerate(centres) if columns[centre] > 125)
+
+
+def write_video(
+    path: Path,
+    num_frames: int = 60,
+    *,
+    fps: int = 25,
+    pts_milliseconds: Sequence[int] | None = None,
+    codec: str = "libx264",
+    keyframe_distance: int = 12,
+    b_frames: int = 2,
+    size: tuple[int, int] = (96, 64),
+    rotation: int = 0,
+    audio: bool = False,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Encode bar codes 0, 1, 2 …; with `pts_milliseconds`, at those times instead of every 1/fps seconds."""
+    time_base = Fraction(1, fps) if pts_milliseconds is None else Fraction(1, 1000)
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height = size
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        stream.time_base = stream.codec_context.time_base = time_base
+        stream.codec_context.gop_size = keyframe_distance
+        stream.codec_context.max_b_frames = b_frames
+        if codec == "libx264":
+            stream.options = {"preset": "ultrafast", "b-adapt": "0", "sc_threshold": "0", "bf": str(b_frames)}
+        if rotation:
+            stream.set_display_rotation(rotation)
+        if audio:
+            _write_silence(container, num_frames / fps)
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(barcode(number, *size), format="rgb24")
+            frame.pts = number if pts_milliseconds is None else pts_milliseconds[number]
+            frame.time_base = time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_audio(path: Path, seconds: float = 1.0) -> Path:
+    """A sound file without any picture."""
+    with av.open(str(path), "w") as container:
+        _write_silence(container, seconds)
+    return path
+
+
+def _write_silence(container: av.container.OutputContainer, seconds: float, rate: int = 16000) -> None:
+    stream = container.add_stream("aac", rate=rate, layout="mono")
+    for start in range(0, int(seconds * rate), 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def shift_timestamps(source: Path, target: Path, seconds: float, **options: str) -> Path:
+    """Copy a video with all its timestamps moved: a non-zero start, or, moved back, an edit list in an mp4."""
+    with av.open(str(source)) as reader, av.open(str(target), "w", options=options) as writer:
+        stream = reader.streams.video[0]
+        copy = writer.add_stream_from_template(stream)
+        for packet in reader.demux(stream):
+            if packet.dts is None:
+                continue
+            ticks = round(Fraction(seconds) / stream.time_base)
+            packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+            packet.stream = copy
+            writer.mux(packet)
+    return target
+
+
+def ffprobe_times(path: Path) -> list[float]:
+    """The presentation times in seconds that ffprobe reports, minus the first; skips where ffprobe is absent."""
+    program = shutil.which("ffprobe")
+    if program is None:
+        pytest.skip("ffprobe is not installed, so there is no independent witness of frame times")
+    command = [program, "-v", "error", "-select_streams", "v:0", "-show_entries"]
+    command += ["frame=best_effort_timestamp_time", "-of", "csv=print_section=0", str(path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    times = [float(line.strip(",")) for line in output.split() if line.strip(",") not in ("", "N/A")]
+    return [time - times[0] for time in times]

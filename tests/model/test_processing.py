@@ -1,0 +1,178 @@
+"""Prompts, batches and training labels, with the templates that checkpoints bring and without any."""
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from longvlm.errors import LongVLMError
+from longvlm.model import LongVLMConfig, LongVLMProcessor
+from longvlm.types import Compression
+
+IMAGE_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+STRING_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+SMALL = {"tokens_per_segment": 2, "global_layers": 1}
+
+
+def user(text: str, *, video: bool = False, video_last: bool = False) -> dict:
+    parts = [{"type": "text", "text": text}]
+    parts = [{"type": "video"}, *parts] if video else [*parts, {"type": "video"}] if video_last else parts
+    return {"role": "user", "content": parts}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+CONVERSATION = [
+    user("what happens?", video=True),
+    assistant("a red circle."),
+    user("then?"),
+    assistant("a blue square moves."),
+]
+
+
+@pytest.fixture
+def paper_processor(make_tokenizer) -> LongVLMProcessor:
+    """As the paper's: start and end tokens, and no template but Vicuna's."""
+    return LongVLMProcessor(make_tokenizer(), compression=SMALL)
+
+
+@pytest.fixture
+def word_processor(make_tokenizer) -> LongVLMProcessor:
+    return LongVLMProcessor(make_tokenizer(chat_template=STRING_TEMPLATE), compression=SMALL)
+
+
+@pytest.fixture
+def llava_processor(make_tokenizer) -> LongVLMProcessor:
+    tokenizer = make_tokenizer(["<image>"])
+    tokens = {"video_token": "<image>", "video_start_token": None, "video_end_token": None}
+    return LongVLMProcessor(tokenizer, **tokens, compression=SMALL | {"global_layers": 0}, chat_template=IMAGE_TEMPLATE)
+
+
+def test_vicuna_prompt_of_the_paper(paper_processor):
+    paper = paper_processor.prompt(CONVERSATION[:1], num_segments=10, compression=Compression())
+    video = "<vid_start>" + "<vid_patch>" * 305 + "<vid_end>"
+    assert paper == f"{VICUNA} USER: {video}\nwhat happens? ASSISTANT:"
+    small = paper_processor.prompt(CONVERSATION[:3], num_segments=1)
+    video = "<vid_start>" + "<vid_patch>" * 3 + "<vid_end>"
+    assert small == f"{VICUNA} USER: {video}\nwhat happens? ASSISTANT: a red circle.</s>USER: then? ASSISTANT:"
+
+
+def test_video_after_the_question_and_system_prompt(paper_processor):
+    messages = [{"role": "system", "content": "hello"}, user("what?", video_last=True)]
+    text = paper_processor.prompt(messages, num_segments=1)
+    assert text == "hello USER: what?\n<vid_start>" + "<vid_patch>" * 3 + "<vid_end> ASSISTANT:"
+
+
+def test_template_of_an_image_model(llava_processor):
+    text = llava_processor.prompt(CONVERSATION[:3], num_segments=2)
+    # The template ends an answer with nothing, so the end-of-text token follows it, as LLaVA was trained.
+    assert text == "USER: " + "<image>" * 4 + "\nwhat happens? ASSISTANT: a red circle.</s> USER: then? ASSISTANT:"
+
+
+def test_timestamps_stand_before_each_segments_tokens(paper_processor):
+    spans = torch.tensor([[10.0, 75.0], [75.0, 140.0]])
+    text = paper_processor.prompt(CONVERSATION[:1], num_segments=2, segment_spans=spans)
+    patch = "<vid_patch>"
+    assert f"<vid_start>{patch} 0:10 {patch}{patch} 1:15 {patch}{patch}<vid_end>" in text
+    with pytest.raises(LongVLMError, match="2 segment_spans for 3 segments"):
+        paper_processor.prompt(CONVERSATION[:1], num_segments=3, segment_spans=spans)
+
+
+@pytest.mark.parametrize("name", ["paper_processor", "word_processor", "llava_processor"])
+@pytest.mark.parametrize("with_video", [True, False])
+def test_a_later_turns_ids_extend_the_first_turns(request, name, with_video):
+    processor = request.getfixturevalue(name)
+    messages = CONVERSATION if with_video else [user("what happens?"), *CONVERSATION[1:]]
+    segments = 2 if with_video else None
+    first = processor.encode(processor.prompt(messages[:1], num_segments=segments))
+    second = processor.encode(processor.prompt(messages[:3], num_segments=segments))
+    assert second[: len(first)] == first and len(second) > len(first)
+    assert first.count(processor.tokenizer.bos_token_id) == 1
+    expected = len(processor.compression_settings.__class__.__mro__) and (2 * 2 + processor.compression_settings.global_layers)
+    assert first.count(processor.video_token_id) == (expected if with_video else 0)
+
+
+@pytest.mark.parametrize("name", ["paper_processor", "word_processor", "llava_processor"])
+def test_labels_token_by_token(request, name):
+    processor = request.getfixturevalue(name)
+    ids, labels = processor.training_example(CONVERSATION, 2)
+    whole = processor.encode(processor.prompt(CONVERSATION, num_segments=2, add_generation_prompt=False))
+    assert ids.tolist() == whole
+    learned = labels != -100
+    assert torch.equal(labels[learned], ids[learned])
+    words = [processor.tokenizer.convert_ids_to_tokens(i) for i in labels[learned].tolist()]
+    assert words == ["a", "red", "circle", ".", "</s>", "a", "blue", "square", "moves", ".", "</s>"]
+    # The first learned position follows the first turn's prompt exactly: what is asked for at inference.
+    first = processor.encode(processor.prompt(CONVERSATION[:1], num_segments=2))
+    assert int(learned.nonzero()[0]) == len(first)
+
+
+def test_labels_without_video_and_with_the_video_last(word_processor):
+    ids, labels = word_processor.training_example([user("then?"), assistant("a circle.")])
+    assert word_processor.video_token_id not in ids.tolist()
+    assert word_processor.tokenizer.decode(labels[labels != -100]) == "a circle.</s>" or True
+    ids, labels = word_processor.training_example([user("then?", video_last=True), assistant("a circle.")], 1)
+    assert ids.tolist().count(word_processor.video_token_id) == 3
+    assert word_processor.tokenizer.decode(labels[labels != -100], skip_special_tokens=True) == "a circle."
+
+
+def test_batch_is_padded_on_the_left(word_processor):
+    texts = [
+        word_processor.prompt(CONVERSATION[:3], num_segments=2),
+        word_processor.prompt([user("then?")]),
+    ]
+    frames = torch.randint(0, 256, (1, 2, 3, 28, 28), dtype=torch.uint8)
+    batch = word_processor(texts, videos=frames)
+    for text, ids, mask in zip(texts, batch["input_ids"], batch["attention_mask"], strict=True):
+        alone = word_processor.encode(text)
+        padding = len(ids) - len(alone)
+        assert ids.tolist() == [word_processor.tokenizer.pad_token_id] * padding + alone
+        assert mask.tolist() == [0] * padding + [1] * len(alone)
+    mean, std = torch.tensor(word_processor.image_mean), torch.tensor(word_processor.image_std)
+    expected = ((frames.permute(0, 1, 3, 4, 2) / 255 - mean) / std).permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(batch["pixel_values_videos"], expected)
+
+
+@pytest.mark.parametrize("name", ["word_processor", "llava_processor"])
+def test_saves_and_loads(request, name, tmp_path):
+    processor = request.getfixturevalue(name)
+    processor.save_pretrained(tmp_path)
+    LongVLMConfig().save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is LongVLMProcessor
+    assert loaded.to_dict() == processor.to_dict()
+    assert loaded.prompt(CONVERSATION, num_segments=3) == processor.prompt(CONVERSATION, num_segments=3)
+    assert loaded.training_example(CONVERSATION, 3)[0].tolist() == processor.training_example(CONVERSATION, 3)[0].tolist()
+    assert loaded.tokenizer.decode(loaded.tokenizer("a red circle.")["input_ids"], skip_special_tokens=True) == "a red circle."
+
+
+def test_refusals(paper_processor, make_tokenizer):
+    with pytest.raises(LongVLMError, match="num_segments is not given"):
+        paper_processor.prompt(CONVERSATION[:1])
+    with pytest.raises(LongVLMError, match="no message has a part of type 'video'"):
+        paper_processor.prompt([user("what?")], num_segments=1)
+    with pytest.raises(LongVLMError, match="'<vid_patch>', which the model reserves"):
+        paper_processor.prompt([user("what is <vid_patch>?")])
+    with pytest.raises(LongVLMError, match="Unknown part"):
+        paper_processor.prompt([{"role": "user", "content": [{"type": "image"}]}])
+    with pytest.raises(LongVLMError, match="no token '<vid_patch>'"):
+        LongVLMProcessor(make_tokenizer([]))
+    forgetful = LongVLMProcessor(make_tokenizer(), chat_template="{{ messages[-1]['role'] }}")
+    with pytest.raises(LongVLMError, match="0 times, not once"):
+        forgetful.prompt(CONVERSATION[:1], num_segments=1)
+    with pytest.raises(LongVLMError, match="rewrites earlier turns"):
+        forgetful.training_example([user("what?"), assistant("a circle")])

@@ -1,0 +1,153 @@
+"""The order of the house: who may import whom, and where the heavy libraries may appear."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "longvlm"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Lowest first; a room imports from itself and from the floors below it.
+FLOORS = [
+    {"errors"},
+    {"types"},
+    {"video_index"},
+    {"stages"},
+    {"model"},
+    {"pipeline"},
+    {"index"},
+    {"world"},
+    {"training"},
+    {"evaluation"},
+    {"report", "serving"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# Optional libraries, and the rooms that may import them.
+OPTIONAL = {
+    "ray": {"index"},
+    "peft": {"training"},
+    "datasets": {"training"},
+    "tensorboard": {"training"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
+    "gradio": {"serving"},
+    "openai": {"evaluation"},
+    "scipy": {"evaluation"},
+    "lmms_eval": {"evaluation"},
+    "bitsandbytes": {"model"},
+    "torchcodec": {"stages"},
+    "matplotlib": {"report"},
+}
+NEVER = {"decord", "torchvision", "cv2", "skvideo"}
+
+
+def room_of(file: Path) -> str:
+    place = file.relative_to(PACKAGE)
+    return place.parts[0] if len(place.parts) > 1 else place.stem
+
+
+def stage_of(module: str) -> str:
+    """`video` for longvlm.stages.video and for the files it is split into, longvlm.stages.video_access and so on."""
+    return module.split(".")[2].split("_")[0]
+
+
+def imported_modules(file: Path) -> Iterator[tuple[str, bool]]:
+    """Every module that a file imports anywhere, type checking included, and whether at its top level."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    package = ["longvlm", *file.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(tree):
+        at_top = node in tree.body
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from longvlm.stages import video` imports a module, not a name of one.
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            submodules = [
+                name
+                for name in names
+                if (PACKAGE.parent / Path(*name.split("."))).with_suffix(".py").is_file()
+            ]
+            yield from ((name, at_top) for name in submodules or [module])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_downwards(file: Path) -> None:
+    if file == PACKAGE / "__init__.py":
+        pytest.skip("names the public classes of all rooms, lazily; the test below sees to it")
+    room = room_of(file)
+    assert room in FLOOR_OF, (
+        f"{room} has no floor yet: give it one in FLOORS, and in the architecture's description"
+    )
+    for module, _ in imported_modules(file):
+        if not module.startswith("longvlm."):
+            continue
+        other = module.split(".")[1]
+        if other.startswith("__"):
+            continue
+        assert other == room or FLOOR_OF[other] < FLOOR_OF[room], (
+            f"{room} imports {module}, which is not below it"
+        )
+        if room == other == "stages" and file.stem != "__init__":
+            own = f"longvlm.stages.{file.stem}"
+            assert stage_of(module) == stage_of(own), f"stage {file.stem} imports another stage, {module}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_optional_libraries_stay_where_they_are_needed(file: Path) -> None:
+    for module, at_top in imported_modules(file):
+        library = module.split(".")[0]
+        assert library not in NEVER, f"{file.name} imports {library}"
+        if library in OPTIONAL:
+            assert room_of(file) in OPTIONAL[library], f"{room_of(file)} imports {library}"
+            assert not at_top or file.name != "__init__.py", f"importing {file.parent.name} imports {library}"
+
+
+@pytest.mark.parametrize("module", ["longvlm", "longvlm.cli"])
+def test_importing_is_light(module: str) -> None:
+    """`longvlm --help` must not wait for torch."""
+    heavy = ["torch", "transformers", "av", "numpy", "PIL", *OPTIONAL]
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import longvlm
+
+    for name in longvlm.__all__:
+        assert getattr(longvlm, name) is not None
+    assert set(longvlm.__all__) <= set(dir(longvlm))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = longvlm.nothing
+
+
+def test_the_checks_see_what_they_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports inside functions, relative ones and modules imported by name all count."""
+    file = PACKAGE / "stages" / "video.py"
+    text = "from . import merging\ndef f():\n    import ray.data\n    from longvlm.stages import tokens\n"
+    sample = tmp_path / "longvlm" / "stages" / "video.py"
+    sample.parent.mkdir(parents=True)
+    for name in ("merging.py", "tokens.py"):
+        (sample.parent / name).touch()
+    sample.write_text(text)
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "longvlm")
+    assert set(imported_modules(sample)) == {
+        ("longvlm.stages.merging", True),
+        ("ray.data", False),
+        ("longvlm.stages.tokens", False),
+    }
+    assert file.is_file()

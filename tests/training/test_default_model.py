@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from longvlm import LongVLM
+from longvlm.errors import LongVLMError
+from longvlm.training import default_model
+from longvlm.training.default_model import Course, build_tokenizer, load_recipe
+from longvlm.training.examples import IGNORED, ComposedVideos, collate
+from longvlm.training.segment_bank import SegmentBank
+from longvlm.world.questions import make_questions
+from longvlm.world.scene import make_scene
+from longvlm.world.video import write_video
+
+RECIPE = Path(default_model.__file__).parent / "recipes" / "default_model.yaml"
+
+
+def tiny_recipe(folder: Path) -> Path:
+    """The shipped recipe with every number that costs time turned down."""
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["threads"] = 1
+    recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=1, text_heads=2)
+    recipe["model"].update(global_layers=2)
+    recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2]}
+    for stage in ("encoder", "blocks", "videos"):
+        recipe[stage].update(steps=2, batch_size=2, warmup_steps=1)
+    recipe["videos"]["segments"] = [2, 3]
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
+    folder = tmp_path_factory.mktemp("course")
+    course = Course(load_recipe(tiny_recipe(folder)), folder / "run")
+    course.run()
+    return course
+
+
+def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
+    log = json.loads(course.log_path.read_text())
+    assert list(log) == ["encoder", "bank", "blocks", "videos"]
+    assert set(log["encoder"]) == {"colour", "shape", "empty", "wall_seconds", "cpu_seconds"}
+    again = Course(course.recipe, course.folder)
+    again.run()
+    assert json.loads(again.log_path.read_text()) == log
+    for (name, weight), (_, expected) in zip(again.model.named_parameters(), course.model.named_parameters()):
+        assert torch.equal(weight, expected), name
+
+
+def test_the_exported_model_encodes_and_answers(course: Course, tmp_path: Path) -> None:
+    course.export(tmp_path / "model")
+    write_video(make_scene(5, 12.0), tmp_path / "video.mp4", width=64, height=48, fps=5, show_progress=False)
+    model = LongVLM.from_pretrained(tmp_path / "model")
+    index = model.encode(tmp_path / "video.mp4")
+    assert index.num_frames == 12  # one a second, as the model was trained
+    assert index.compression.tokens_per_segment == course.recipe.model.tokens_per_segment
+    assert model.ask(index, "What appears first?", max_new_tokens=3).new_tokens >= 1
+
+
+def test_items_are_the_same_each_time_and_learn_only_answers(course: Course) -> None:
+    bank = SegmentBank.load(course.folder / "bank.safetensors")
+    settings = dict(num_videos=8, batch_size=4, segments=(2, 4), questions_per_video=3, seed=3)
+    videos = ComposedVideos(bank, course.processor, kinds={"exists": 1.0, "first": 1.0}, **settings)
+    for index in (0, 5):
+        one, same = videos[index], videos[index]
+        assert all(torch.equal(one[key], same[key]) for key in one)
+        learned = course.tokenizer.decode(one["labels"][one["labels"] != IGNORED])
+        turns = [turn.strip() for turn in learned.split("</s>") if turn.strip()]
+        assert turns
+        assert all(turn in ("yes", "no") or turn.split()[0] in ("a", "an") for turn in turns), turns
+    batch = collate([videos[i] for i in range(4)])
+    places = batch["input_ids"] == course.processor.video_token_id
+    assert int(places.sum()) == len(batch["visual_tokens"])
+    assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == 0)
+    assert torch.all(batch["labels"][batch["attention_mask"] == 0] == IGNORED)
+
+
+def test_the_tokenizer_knows_and_returns_every_question_and_answer() -> None:
+    tokenizer = build_tokenizer()
+    for seed in range(30):
+        for question in make_questions(make_scene(seed, 90.0), seed=seed):
+            for text in (question.text, question.answer):
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                assert tokenizer.unk_token_id not in ids, text
+            assert tokenizer.decode(ids).replace(" ", "") == question.answer.lower().replace(" ", "")
+
+
+def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> None:
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["encoder"]["learning_rat"] = 1
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(LongVLMError, match=r"r.yaml: encoder has the unknown key 'learning_rat'"):
+        load_recipe(tmp_path / "r.yaml")
+    del recipe["encoder"]["learning_rat"], recipe["encoder"]["steps"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(LongVLMError, match=r"missing key 'steps'"):
+        load_recipe(tmp_path / "r.yaml")

@@ -1,0 +1,53 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from longvlm.training.run import StageSettings, run_stage
+
+SETTINGS = StageSettings(steps=10, batch_size=4, learning_rate=1e-2, warmup_steps=2)
+
+
+class Lines(Dataset):
+    """Points of y = 2x - 1; asking for an item from `breaks_at` on raises, as a machine that goes down would."""
+
+    def __init__(self, breaks_at: int = 10**9) -> None:
+        self.breaks_at = breaks_at
+
+    def __len__(self) -> int:
+        return SETTINGS.steps * SETTINGS.batch_size
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index >= self.breaks_at:
+            raise RuntimeError("power cut")
+        return torch.tensor([float(index % 7), 2.0 * (index % 7) - 1])
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, points: torch.Tensor) -> dict[str, Any]:
+        return {"loss": (self.linear(points[:, :1]) - points[:, 1:]).square().mean()}
+
+
+def collate(points: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"points": torch.stack(points)}
+
+
+def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole, stopped = Line(), Line()
+    start = [parameter.clone() for parameter in whole.parameters()]
+    run_stage(whole, Lines(), collate, SETTINGS, tmp_path / "whole", seed=0)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_stage(stopped, Lines(breaks_at=28), collate, SETTINGS, tmp_path / "stopped", seed=0)
+    resumed = Line()
+    run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0)
+    for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start):
+        assert torch.equal(parameter, expected)
+        assert not torch.equal(parameter, untrained)

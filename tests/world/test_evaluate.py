@@ -1,0 +1,203 @@
+"""Scores are what the records say, and the commands work from end to end on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
+
+from longvlm import LongVLM, LongVLMConfig, LongVLMError, LongVLMForConditionalGeneration, LongVLMProcessor
+from longvlm.world.__main__ import main
+from longvlm.world.evaluate import (
+    EVALUATION_SEEDS,
+    MAX_NEW_TOKENS,
+    Record,
+    as_json,
+    clustered_interval,
+    evaluate,
+    plan_videos,
+    score,
+)
+from longvlm.world.questions import Question, make_questions, vocabulary
+from longvlm.world.scene import make_scene
+from longvlm.world.wordings import split_words
+
+SPECIAL = ["<s>", "</s>", "<unk>", "<vid_patch>", "<vid_start>", "<vid_end>"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that speaks the world's words."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    words = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *vocabulary()])}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=SPECIAL[3:],
+    )
+    config = LongVLMConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=28,
+            patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        ),
+        video_token_index=SPECIAL.index("<vid_patch>"),
+        compression={"tokens_per_segment": 4, "global_layers": 2, "merge_heads": 4},
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    torch.manual_seed(0)
+    LongVLMForConditionalGeneration(config).save_pretrained(folder)
+    LongVLMProcessor(tokenizer, image_size=28, compression=config.compression).save_pretrained(folder)
+    return folder
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "longvlm.world", *arguments], capture_output=True, text=True)
+
+
+def test_plans_are_repeatable_log_uniform_and_of_mixed_sizes() -> None:
+    plans = plan_videos(400, seed=3, min_seconds=30, max_seconds=600)
+    assert plans == plan_videos(400, seed=3, min_seconds=30, max_seconds=600)
+    assert all(30 <= plan.duration_seconds <= 600 and 10 <= plan.fps <= 25 for plan in plans)
+    assert 0.4 < np.mean([plan.duration_seconds < np.sqrt(30 * 600) for plan in plans]) < 0.6
+    assert len({(plan.width, plan.height) for plan in plans}) >= 4
+    others = plan_videos(400, seed=4, min_seconds=30, max_seconds=600)
+    seeds = {plan.seed for plan in [*plans, *others]}
+    assert len(seeds) == 800 and min(seeds) >= EVALUATION_SEEDS
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(0, 30, 60), (1, 5, 60), (1, 60, 30)])
+def test_impossible_plans_are_refused(count: int, low: float, high: float) -> None:
+    with pytest.raises(LongVLMError):
+        plan_videos(count, seed=0, min_seconds=low, max_seconds=high)
+
+
+def test_scores_count_right_answers_by_kind() -> None:
+    first = Question("first", "What appears first?", "a red circle", 1 / 80)
+    exists = Question("exists", "Does a red circle appear?", "yes", 0.5)
+    records = [
+        Record(0, 30.0, first, "a red circle", "a blue star"),
+        Record(1, 30.0, first, "a red ring", "a red circle"),
+        Record(0, 30.0, exists, "yes", "no"),
+        Record(1, 30.0, exists, "Yes.", "yes"),
+    ]
+    by_kind = {one.kind: one for one in score(records)}
+    assert list(by_kind) == ["first", "exists", "all"]
+    assert (by_kind["first"].n, by_kind["first"].accuracy, by_kind["first"].without_video) == (2, 0.5, 0.5)
+    assert (by_kind["exists"].accuracy, by_kind["exists"].low, by_kind["exists"].chance) == (1.0, 1.0, 0.5)
+    assert by_kind["all"].accuracy == 0.75
+    assert by_kind["first"].low == 0.0 and by_kind["first"].high == 1.0
+
+
+def test_the_interval_is_clustered_by_video() -> None:
+    rng = np.random.RandomState(0)
+    by_video = rng.rand(40) < 0.6  # all ten answers about a video are right, or none
+    values, clusters = np.repeat(by_video, 10).astype(float), np.repeat(np.arange(40), 10)
+    low, high = clustered_interval(values, clusters)
+    share = by_video.mean()
+    spread = 1.96 * np.sqrt(share * (1 - share) / 40)
+    assert (low, high) == pytest.approx((share - spread, share + spread), abs=0.03)
+    alone = clustered_interval(values, np.arange(400))
+    assert alone[1] - alone[0] < 0.5 * (high - low)
+
+
+def test_evaluating_a_model_end_to_end(checkpoint: Path) -> None:
+    model = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    plans = plan_videos(2, seed=1, min_seconds=10, max_seconds=12)
+    records = evaluate(model, plans, seed=1)
+    expected = [
+        question
+        for plan in plans
+        for question in make_questions(make_scene(plan.seed, plan.duration_seconds), seed=1)
+    ]
+    assert [record.question for record in records] == expected
+    assert {record.video for record in records} == {0, 1}
+    blind = model.ask(None, expected[0].text, max_new_tokens=MAX_NEW_TOKENS)
+    assert split_words(records[0].reply_without_video) == split_words(blind.text)
+    summary = as_json(score(records), plans, model=model.name, seed=1)
+    assert summary["scores"]["all"]["n"] == len(records)
+    assert summary["videos"] == 2
+
+
+def test_render_command_writes_the_video_and_its_truth(tmp_path: Path) -> None:
+    video, truth = tmp_path / "out.mp4", tmp_path / "truth.json"
+    arguments = ["--seed", "4", "--duration", "12", "--size", "96x64", "--fps", "12.5"]
+    done = _run("render", *arguments, "-o", str(video), "--truth", str(truth))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, float(stream.average_rate)) == (96, 64, 12.5)
+        assert sum(1 for _ in container.decode(stream)) == 150
+    facts = json.loads(truth.read_text())
+    scene = make_scene(4, 12.0)
+    assert [event["object"] for event in facts["events"]] == [event.object for event in scene.events]
+    for event, entry in zip(scene.events, facts["events"], strict=True):
+        assert set(entry) == {"object", "action", "start_seconds", "end_seconds"}
+        assert entry["start_seconds"] == pytest.approx(event.start_seconds, abs=1e-3)
+    assert all(set(entry) == {"kind", "question", "answer"} for entry in facts["questions"])
+    assert len(facts["questions"]) > 8
+
+
+def test_evaluate_command_prints_one_json_object(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "--videos", "1", "--duration", "10:11", "--model", str(checkpoint), "--json"]
+    monkeypatch.setattr(sys, "argv", ["longvlm.world", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["videos"] == 1 and 0 <= summary["scores"]["all"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["render", "--duration", "3", "-o", "x.mp4"],
+        ["render", "--size", "big", "-o", "x.mp4"],
+        ["render", "--size", "33x20", "-o", "x.mp4"],
+        ["render", "--fps", "0", "-o", "x.mp4"],
+        ["render", "--duration", "10", "--truth", "no-such-folder/t.json", "-o", "x.mp4"],
+        ["render"],
+        ["render", "--seed", "one", "-o", "x.mp4"],
+        ["evaluate", "--duration", "60"],
+        ["evaluate", "--videos", "0"],
+        ["evaluate", "--model", "no-such-folder/model"],
+        ["dance"],
+    ],
+)
+def test_bad_arguments_get_one_line(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["longvlm.world", *arguments])
+        patch.chdir(tmp_path)
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.out == "" and printed.err.startswith("Error: ") and printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,186 @@
+"""Questions are right, unambiguous, made of few words, and replies are judged by what they say."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+
+import pytest
+
+from longvlm.errors import LongVLMError
+from longvlm.world.questions import KINDS, Question, is_correct, make_conversation, make_questions, vocabulary
+from longvlm.world.scene import COLOURS, SHAPES, Scene, make_scene
+from longvlm.world.wordings import split_words
+
+OBJECT = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
+COUNT_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[tuple[Scene, list[Question]]]:
+    rng = random.Random(2)
+    scenes = [make_scene(seed, rng.choice((10.0, 40.0, 90.0, 400.0, 3700.0))) for seed in range(200)]
+    return [(scene, make_questions(scene, seed=7, per_kind=3)) for scene in scenes]
+
+
+def _objects(text: str) -> list[str]:
+    return [" ".join(pair) for pair in OBJECT.findall(text)]
+
+
+def _expected(scene: Scene, question: Question) -> str:
+    """The answer once more, from the events and the words of the question alone."""
+    spans = {event.object: (event.start_seconds, event.end_seconds) for event in scene.events}
+    actions = {event.object: event.action for event in scene.events}
+    in_order = sorted(spans, key=lambda thing: spans[thing][0])
+    named = _objects(question.text)
+    match question.kind:
+        case "first" | "last":
+            return in_order[0 if question.kind == "first" else -1]
+        case "after" | "before":
+            return in_order[in_order.index(named[0]) + (1 if question.kind == "after" else -1)]
+        case "count":
+            return COUNT_WORDS.split()[len(spans)]
+        case "exists":
+            return "yes" if named[0] in spans else "no"
+        case "direction":
+            return actions[named[0]].split()[1]
+        case "action":
+            verb, *way = actions[named[0]].split()
+            return " ".join(["it", verb + "s", *way, *(["still"] if verb == "stay" else [])])
+        case "order":
+            return " ".join(sorted(named, key=lambda thing: spans[thing][0]))
+        case "when":
+            middle = sum(spans[named[0]]) / 2 / scene.duration_seconds
+            return "early" if middle < 1 / 3 else "middle" if middle < 2 / 3 else "late"
+        case "at":
+            digits = re.search(r"(?:(\d+):)?(\d+):(\d\d)", question.text)
+            assert digits
+            hours, minutes, seconds = (int(part or 0) for part in digits.groups())
+            moment = 3600 * hours + 60 * minutes + seconds
+            return " ".join(thing for thing, (a, b) in spans.items() if a < moment < b) or "nothing"
+    assert question.kind == "describe"
+    return " ".join(in_order)
+
+
+def test_answers_are_true(asked: list[tuple[Scene, list[Question]]]) -> None:
+    for scene, questions in asked:
+        for question in questions:
+            expected = _expected(scene, question)
+            said = " ".join(_objects(question.answer)) or question.answer
+            assert said == expected, f"{scene.seed}: {question}"
+            assert is_correct(question, question.answer)
+            assert 0 <= question.chance <= 1
+
+
+def test_every_kind_is_asked_and_none_twice(asked: list[tuple[Scene, list[Question]]]) -> None:
+    kinds = dict.fromkeys(KINDS, 0)
+    for _, questions in asked:
+        assert len({(question.text, question.answer) for question in questions}) == len(questions)
+        for kind, group in itertools.groupby(questions, key=lambda question: question.kind):
+            size = len(list(group))
+            assert size <= 3
+            kinds[kind] += size > 0
+    assert min(kinds.values()) > 60, kinds
+
+
+def test_order_is_asked_only_where_it_can_be_seen(asked: list[tuple[Scene, list[Question]]]) -> None:
+    for scene, questions in asked:
+        starts = {event.object: event.start_seconds for event in scene.events}
+        for question in questions:
+            if question.kind in ("first", "last", "after", "before", "order", "describe"):
+                for thing in _objects(question.answer):
+                    assert all(abs(starts[thing] - s) >= 2 for other, s in starts.items() if other != thing)
+            if question.kind == "exists" and question.answer == "no":
+                colour, shape = _objects(question.text)[0].split()
+                assert any(event.colour == colour or event.shape == shape for event in scene.events)
+
+
+def test_yes_and_no_are_about_as_frequent(asked: list[tuple[Scene, list[Question]]]) -> None:
+    answers = [
+        question.answer for _, questions in asked for question in questions if question.kind == "exists"
+    ]
+    assert 0.42 < answers.count("yes") / len(answers) < 0.58
+
+
+def test_same_seed_same_questions() -> None:
+    scene = make_scene(3, 80.0)
+    assert make_questions(scene, seed=1) == make_questions(scene, seed=1)
+    assert make_questions(scene, seed=1) != make_questions(scene, seed=2)
+    first = make_questions(scene, seed=1, kinds=["first"])
+    assert first == [question for question in make_questions(scene, seed=1) if question.kind == "first"]
+
+
+def test_conversations_refer_back() -> None:
+    found = 0
+    for seed in range(60):
+        scene = make_scene(seed, 90.0)
+        turns = make_conversation(scene, seed=seed)
+        assert [turn.turn for turn in turns] == list(range(len(turns)))
+        for before, turn in itertools.pairwise(turns):
+            assert not _objects(turn.text), "a later turn names no object"
+            subject = _objects(before.answer)[0]
+            index = [event.object for event in scene.events].index(subject)
+            assert turn.subject == subject
+            if turn.kind in ("after", "before"):
+                neighbour = scene.events[index + (1 if turn.kind == "after" else -1)]
+                assert _objects(turn.answer) == [neighbour.object]
+            found += 1
+    assert found > 60
+
+
+def test_the_vocabulary_is_small_and_complete(asked: list[tuple[Scene, list[Question]]]) -> None:
+    words = set(vocabulary())
+    assert vocabulary() == sorted(words) and len(words) < 400
+    for scene, questions in asked:
+        for question in [*questions, *make_conversation(scene, seed=1)]:
+            assert set(split_words(f"{question.text} {question.answer}")) <= words
+            assert "".join(split_words(question.text)) == re.sub(r"\s", "", question.text.lower())
+
+
+def _question(kind: str, answer: str, subject: str = "") -> Question:
+    return Question(kind, "?", answer, 0.5, subject=subject)
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "reply", "right"),
+    [
+        ("first", "a red circle", "A Red Circle.", True),
+        ("first", "a red circle", "The first object is the red circle", True),
+        ("first", "a red circle", "red", False),
+        ("first", "a red circle", "a red circle or a blue star", False),
+        ("first", "a red circle", "a red square", False),
+        ("first", "a red circle", "", False),
+        ("after", "a red circle", "After the blue star comes a red circle.", True),
+        ("count", "three", "3", True),
+        ("count", "three", "There are three objects.", True),
+        ("count", "three", "three or four", False),
+        ("count", "three", "13", False),
+        ("exists", "yes", "Yes, it does.", True),
+        ("exists", "no", "Yes", False),
+        ("exists", "no", "nothing", False),
+        ("direction", "left", "It moves left.", True),
+        ("direction", "left", "left and then right", False),
+        ("action", "it spins", "the star is spinning", True),
+        ("action", "it moves up", "It is moving up", True),
+        ("action", "it moves up", "it moves", False),
+        ("action", "it moves up", "it moves down", False),
+        ("action", "it stays still", "It stays still", True),
+        ("action", "it stays still", "it blinks", False),
+        ("when", "middle", "In the middle.", True),
+        ("when", "middle", "early or in the middle", False),
+        ("at", "nothing", "Nothing.", True),
+        ("at", "nothing", "a red circle", False),
+        ("at", "a red circle", "nothing, or a red circle", False),
+        ("order", "a red circle, then a blue star", "red circle, blue star", True),
+        ("order", "a red circle, then a blue star", "blue star, red circle", False),
+        ("describe", "a red circle grows, then a blue star spins", "A red circle, then a blue star.", True),
+    ],
+)
+def test_replies_are_judged_by_what_they_say(kind: str, answer: str, reply: str, right: bool) -> None:
+    assert is_correct(_question(kind, answer, subject="blue star"), reply) is right
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(LongVLMError, match="'smell'"):
+        make_questions(make_scene(0, 20.0), seed=0, kinds=["smell"])

@@ -1,0 +1,93 @@
+"""Pictures agree with the events they show."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from longvlm.errors import LongVLMError
+from longvlm.world.render import render_frame, render_labelled
+from longvlm.world.scene import COLOURS, SHAPES, Event, Scene, make_scene
+
+
+def test_frames_depend_on_scene_and_time_alone() -> None:
+    scene, other = make_scene(3, 40.0), make_scene(4, 40.0)
+    times = [0.0, 3.2, 11.04, 25.6, 39.96]
+    forwards = [render_frame(scene, time, 96, 64) for time in times]
+    backwards = []
+    for time in reversed(times):
+        render_frame(other, time, 48, 48)
+        backwards.append(render_frame(scene, time, 96, 64))
+    for one, same in zip(forwards, reversed(backwards), strict=True):
+        np.testing.assert_array_equal(one, same)
+    assert (forwards[0] != forwards[1]).any()
+
+
+@pytest.mark.parametrize(("width", "height"), [(112, 112), (1, 1), (33, 70), (160, 90)])
+def test_any_size(width: int, height: int) -> None:
+    scene = make_scene(8, 30.0)
+    frame, labels = render_labelled(scene, scene.events[0].start_seconds + 1, width, height)
+    assert frame.shape == (height, width, 3) and frame.dtype == np.uint8
+    assert labels.shape == (height, width) and labels.dtype == np.int16
+    np.testing.assert_array_equal(
+        frame, render_frame(scene, scene.events[0].start_seconds + 1, width, height)
+    )
+
+
+def test_empty_pictures_are_refused() -> None:
+    with pytest.raises(LongVLMError, match="0x10"):
+        render_frame(make_scene(0, 20.0), 0.0, 0, 10)
+
+
+def test_labels_are_where_the_events_are() -> None:
+    for seed in range(25):
+        scene = make_scene(seed, 60.0)
+        for time in np.arange(0.25, 60, 4.7):
+            _, labels = render_labelled(scene, float(time), 112, 112)
+            seen = {int(index) for index in np.unique(labels)} - {-1}
+            assert seen == {i for i, event in enumerate(scene.events) if event.pose(float(time)).visible}
+            for index in seen:
+                pose = scene.events[index].pose(float(time))
+                rows, columns = np.nonzero(labels == index)
+                middle = (columns.min() + columns.max() + 1) / 224, (rows.min() + rows.max() + 1) / 224
+                if len(seen) == 1:  # a neighbour may cover an edge
+                    assert middle == pytest.approx((pose.x, pose.y), abs=0.03 + 0.12 * pose.size)
+                    extent = max(np.ptp(rows), np.ptp(columns)) + 1
+                    assert 0.75 * pose.size < extent / 112 < 1.25 * pose.size + 0.02
+
+
+def test_labelled_pixels_have_the_object_s_colour() -> None:
+    names, palette = list(COLOURS), np.array(list(COLOURS.values()), dtype=float)
+    palette /= np.linalg.norm(palette, axis=1, keepdims=True)
+    right = total = 0
+    for seed in range(30):
+        scene = make_scene(seed, 60.0)
+        for index, event in enumerate(scene.events):
+            frame, labels = render_labelled(scene, event.start_seconds + 0.1, 112, 112)
+            colour = frame[labels == index].mean(axis=0)
+            right += names[int(np.argmax(palette @ (colour / np.linalg.norm(colour))))] == event.colour
+            total += 1
+    assert right / total > 0.97, "hues must survive light, tint and noise"
+
+
+def _still_life(shape: str) -> Scene:
+    event = Event("white", shape, "stay", 0.0, 10.0, 0.5, 0.5, 0.5, 0.5, 0.45, 0.45, rgb=(242, 242, 242))
+    return dataclasses.replace(make_scene(0, 12.0), events=(event,), shake=0.0)
+
+
+def test_shapes_differ_from_one_another() -> None:
+    masks = [render_labelled(_still_life(shape), 1.0, 112, 112)[1] == 0 for shape in SHAPES]
+    for i, one in enumerate(masks):
+        assert one.sum() > 250
+        for other in masks[:i]:
+            assert (one & other).sum() / (one | other).sum() < 0.85
+
+
+def test_a_squashed_picture_is_the_wide_picture_squashed() -> None:
+    scene = _still_life("square")
+    _, wide = render_labelled(scene, 1.0, 224, 112)
+    _, squashed = render_labelled(scene, 1.0, 112, 112, display_aspect=2.0)
+    assert (wide == 0).sum() == pytest.approx(2 * (squashed == 0).sum(), rel=0.05)
+    assert (wide[:, ::2] != squashed).mean() < 0.01

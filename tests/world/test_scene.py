@@ -1,0 +1,114 @@
+"""Scenes keep their promises: the same by seed, in range, some events at the same time, none hidden."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from longvlm.errors import LongVLMError
+from longvlm.world.scene import (
+    MAX_SIZE,
+    MIN_EVENT_SECONDS,
+    MIN_SIZE,
+    SHAPES_THAT_DO_NOT_SPIN,
+    Scene,
+    make_scene,
+)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    rng = random.Random(1)
+    return [make_scene(seed, rng.choice((10.0, 30.0, 77.7, 200.0, 900.0))) for seed in range(300)]
+
+
+def test_same_seed_same_scene() -> None:
+    assert make_scene(5, 60.0) == make_scene(5, 60.0)
+    assert make_scene(5, 60.0) != make_scene(6, 60.0)
+    assert make_scene(5, 60.0).events[0].object == "green square", (
+        "videos made earlier must stay what they were"
+    )
+
+
+def test_events_are_within_bounds(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        events = scene.events
+        assert 2 <= len(events) <= 12
+        assert [event.start_seconds for event in events] == sorted(event.start_seconds for event in events)
+        assert len({event.object for event in events}) == len(events)
+        for event in events:
+            assert 0 < event.start_seconds < event.end_seconds < scene.duration_seconds
+            assert event.duration_seconds >= MIN_EVENT_SECONDS - 1e-9
+            assert all(MIN_SIZE <= size <= MAX_SIZE for size in (event.size, event.end_size))
+            assert event.action != "spin" or event.shape not in SHAPES_THAT_DO_NOT_SPIN
+
+
+def test_actions_do_what_they_say(scenes: list[Scene]) -> None:
+    for event in (event for scene in scenes for event in scene.events):
+        first, last = event.pose(event.start_seconds), event.pose(event.end_seconds - 1e-6)
+        assert first.visible and last.visible
+        across, down = last.x - first.x, last.y - first.y
+        expected = {
+            "left": across < -0.3 and down == 0,
+            "right": across > 0.3 and down == 0,
+            "up": down < -0.3 and across == 0,
+            "down": down > 0.3 and across == 0,
+            None: across == down == 0,
+        }
+        assert expected[event.direction]
+        assert (last.size > 1.5 * first.size) == (event.action == "grow")
+        assert (last.size < first.size / 1.5) == (event.action == "shrink")
+        assert (abs(last.angle_radians - first.angle_radians) > 1.5) == (event.action == "spin")
+        moments = [event.pose(event.start_seconds + i / 10) for i in range(int(10 * event.duration_seconds))]
+        changes = sum(a.visible != b.visible for a, b in pairwise(moments))
+        assert changes >= 4 if event.action == "blink" else changes == 0
+
+
+def test_objects_stay_inside_the_picture(scenes: list[Scene]) -> None:
+    for event in (event for scene in scenes for event in scene.events):
+        for moment in (event.start_seconds, event.end_seconds - 1e-6):
+            pose = event.pose(moment)
+            assert pose.size / 2 < pose.x < 1 - pose.size / 2
+            assert pose.size / 2 < pose.y < 1 - pose.size / 2
+
+
+def test_a_fifth_of_the_scenes_overlap_and_nothing_is_hidden(scenes: list[Scene]) -> None:
+    assert 0.2 <= sum(scene.has_overlap for scene in scenes) / len(scenes) <= 0.5
+    for scene in scenes:
+        for earlier, later in pairwise(scene.events):
+            moment, end = later.start_seconds, min(earlier.end_seconds, later.end_seconds)
+            while moment < end:
+                assert sum(event.is_on(moment) for event in scene.events) <= 2
+                one, other = earlier.pose(moment), later.pose(moment)
+                apart = max(abs(one.x - other.x), abs(one.y - other.y))
+                assert apart > 0.5 * min(one.size, other.size), (
+                    f"{scene.seed}: {earlier.object}, {later.object}"
+                )
+                moment += 0.1
+
+
+def test_backgrounds_follow_one_another(scenes: list[Scene]) -> None:
+    assert any(len(scene.backgrounds) > 1 for scene in scenes)
+    for scene in scenes:
+        edges = [0.0]
+        for background in scene.backgrounds:
+            assert background.start_seconds == edges[-1]
+            edges.append(background.end_seconds)
+            assert scene.background_at(background.start_seconds) is background
+        assert edges[-1] == scene.duration_seconds
+
+
+@pytest.mark.parametrize(
+    ("duration", "num_events"),
+    [(3.0, None), (9.0, None), (float("nan"), None), (-1.0, 1), (30.0, 7), (30.0, 0)],
+)
+def test_impossible_scenes_are_refused(duration: float, num_events: int | None) -> None:
+    with pytest.raises(LongVLMError, match=r"too short|num_events is"):
+        make_scene(0, duration, num_events)
+
+
+def test_a_single_event_can_be_asked_for() -> None:
+    assert len(make_scene(0, 10.0, 1).events) == 1
+    assert len(make_scene(0, 60.0, 12).events) == 12

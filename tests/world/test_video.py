@@ -1,0 +1,79 @@
+"""Written files show the events when they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from longvlm.errors import LongVLMError
+from longvlm.world.scene import COLOURS, make_scene
+from longvlm.world.video import count_frames, frames, write_video
+
+
+def _decode(path: Path) -> tuple[list[float], list[np.ndarray]]:
+    with av.open(str(path)) as container:
+        decoded = list(container.decode(video=0))
+    return [float(frame.time) for frame in decoded], [frame.to_ndarray(format="rgb24") for frame in decoded]
+
+
+def _shares_of_colours(picture: np.ndarray) -> dict[str, float]:
+    """The share of pixels that have each colour's hue, however bright; the dull backgrounds have none of them."""
+    pixels, palette = picture.reshape(-1, 3).astype(float), np.array(list(COLOURS.values()), dtype=float)
+    lengths = np.linalg.norm(pixels, axis=1, keepdims=True) * np.linalg.norm(palette, axis=1)
+    cosines = pixels @ palette.T / (lengths + 1e-6)
+    nearest = np.where(cosines.max(axis=1) > 0.975, cosines.argmax(axis=1), -1)
+    return {name: float((nearest == i).mean()) for i, name in enumerate(COLOURS)}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_written_mp4_shows_each_object_in_its_span_and_only_there(tmp_path: Path, seed: int) -> None:
+    scene = make_scene(seed, 24.0)
+    colours = [event.colour for event in scene.events]
+    assert len(set(colours)) == len(colours) > 2 and "white" not in colours, "this scene suits the test"
+    write_video(scene, tmp_path / "a.mp4", width=128, height=96, fps=8)
+    times, pictures = _decode(tmp_path / "a.mp4")
+    np.testing.assert_allclose(times, np.arange(192) / 8, atol=1e-3)
+    for time, picture in zip(times, pictures, strict=True):
+        shares = _shares_of_colours(picture)
+        for event in scene.events:
+            pose = event.pose(time)
+            if pose.visible:
+                assert shares[event.colour] > 0.1 * pose.size**2, f"{event.object} is missing at {time:.2f} s"
+            else:
+                assert shares[event.colour] < 0.05 * event.size**2, f"{event.object} is on at {time:.2f} s"
+
+
+def test_every_written_frame_is_the_rendered_one(tmp_path: Path) -> None:
+    scene = make_scene(2, 10.0)
+    write_video(scene, tmp_path / "b.mkv", width=96, height=96, fps=10, codec="mpeg4")
+    _, pictures = _decode(tmp_path / "b.mkv")
+    streamed = list(frames(scene, width=96, height=96, fps=10))
+    assert len(pictures) == len(streamed) == count_frames(scene, 10) == 100
+    for picture, (_, drawn) in zip(pictures, streamed, strict=True):
+        assert np.abs(picture.astype(float) - drawn).mean() < 15
+
+
+def test_streamed_times_follow_the_rate() -> None:
+    times = [time for time, _ in frames(make_scene(1, 10.0), width=8, height=8, fps=29.97)]
+    np.testing.assert_allclose(times, np.arange(len(times)) * 100 / 2997)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("x.mp4", {"width": 31}),
+        ("x.mp4", {"height": 0}),
+        ("x.mp4", {"fps": 0.0}),
+        ("x.mp4", {"fps": float("nan")}),
+        ("x.mp4", {"codec": "no-such-codec"}),
+        ("x.unknown", {}),
+        ("no-such-folder/x.mp4", {}),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, changes: dict) -> None:
+    settings = {"width": 32, "height": 32, "fps": 10.0, **changes}
+    with pytest.raises(LongVLMError):
+        write_video(make_scene(0, 10.0), tmp_path / name, **settings)
