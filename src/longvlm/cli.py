@@ -1,11 +1,10 @@
-"""The `longvlm` command: a table from command to function. Nothing heavy is imported before a command runs."""
+"""The `longvlm` command: a table from command to function. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +12,9 @@ from longvlm import __version__
 from longvlm.commands import console
 from longvlm.commands.options import AnswerOptions, IndexOption, ModelOptions, VideoOptions, spread_options
 from longvlm.errors import LongVLMError
+
+# typer exports only this child of the class that all its complaints about the command line share
+_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     add_completion=False,
@@ -25,7 +27,7 @@ VideoArgument = Annotated[
     str,
     typer.Argument(
         metavar="VIDEO",
-        help="A video file, an address (http://, https://, rtsp://), a folder of images, or a .longvlm index.",
+        help="A video file, an address (http://, https://, rtsp://), a folder of images, or a .longvlm file.",
         show_default=False,
     ),
 ]
@@ -190,19 +192,18 @@ def main() -> None:
 
     0 done; 2 a mistake in the input, told in one line; 130 Ctrl-C; a defect of ours keeps its traceback (1).
     """
-    usage_error: type[Exception] = typer.BadParameter.__base__  # typer exports only this child of it
     console.end_soon_after_interrupt()
     try:
         status = app(standalone_mode=False) or 0
     except LongVLMError as mistake:
         console.error(str(mistake))
         status = 2
-    except usage_error as mistake:
-        console.error(f"{mistake.format_message()} See `longvlm --help`.")
+    except _USAGE_ERROR as mistake:
+        command = mistake.ctx.command_path if mistake.ctx else "longvlm"
+        console.error(f"{mistake.format_message().rstrip('.')}. See `{command} --help`.")
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     if status == 130:
-        print("Interrupted.", file=sys.stderr, flush=True)
-        os._exit(130)
+        console.end_interrupted()
     sys.exit(status)

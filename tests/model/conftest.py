@@ -16,23 +16,45 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-WORDS = (
-    "user assistant USER ASSISTANT system : . , ? ! what happens first then a red blue circle square picture moves "
-    "0 1 2 3 4 5 6 7 8 9 Q ANSWER hello"
-).split()
+WORDS = [
+    *[
+        "user",
+        "assistant",
+        "USER",
+        "ASSISTANT",
+        "system",
+        ":",
+        ".",
+        ",",
+        "?",
+        "what",
+        "happens",
+        "then",
+        "hello",
+    ],
+    *["a", "red", "blue", "circle", "square", "moves", "Q", "ANSWER", *"0123456789"],
+]
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 VIDEO_TOKENS = ["<vid_patch>", "<vid_start>", "<vid_end>"]
 
-# What llava-hf checkpoints do with a conversation: pictures first, then the text, and no mark after an answer.
+# What llava-hf checkpoints do with a conversation: pictures first, then text, and no mark after an answer.
 IMAGE_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ part['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 MakeLlava = Callable[..., tuple[Path, LlavaForConditionalGeneration]]
+
+
+@pytest.fixture
+def image_template() -> str:
+    return IMAGE_TEMPLATE
 
 
 @pytest.fixture
@@ -62,20 +84,20 @@ def make_tokenizer() -> MakeTokenizer:
 
 @pytest.fixture
 def make_llava(tmp_path: Path, make_tokenizer: MakeTokenizer) -> MakeLlava:
-    """A random LLaVA checkpoint saved by transformers, with tokenizer, template and preprocessor, and its model."""
+    """A random LLaVA checkpoint saved by transformers, with its tokenizer and settings, and its model."""
 
     def make(
         tower: str = "clip", *, tie: bool = False, max_shard_size: str = "5GB", **settings: object
     ) -> tuple[Path, LlavaForConditionalGeneration]:
         torch.manual_seed(0)
-        sizes = dict(
-            hidden_size=24,
-            intermediate_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=28,
-            patch_size=7,
-        )
+        sizes = {
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 28,
+            "patch_size": 7,
+        }
         vision = (
             CLIPVisionConfig(**sizes)
             if tower == "clip"

@@ -14,7 +14,7 @@ from longvlm.model.checkpoints import load_config, load_encoder, load_model, loa
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.types import Compression, Frames
 
-FLOAT = dict(device="cpu", dtype=torch.float32)
+FLOAT = {"device": "cpu", "dtype": torch.float32}
 
 
 def uncompressed(config: LongVLMConfig, num_patches: int) -> LongVLMConfig:
@@ -60,7 +60,7 @@ def test_generates_what_llava_generates(make_llava, tie):
     model = load_model(folder, config, **FLOAT)
     assert config.tie_word_embeddings == tie
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tie
-    for how in (dict(do_sample=False), dict(do_sample=False, num_beams=3)):
+    for how in ({"do_sample": False}, {"do_sample": False, "num_beams": 3}):
         expected = llava.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=8, **how)
         actual = model.generate(input_ids=ids, pixel_values_videos=pixels[None], max_new_tokens=8, **how)
         assert actual.tolist() == expected.tolist()
@@ -162,9 +162,13 @@ def test_encoder_reads_nothing_but_the_tower(make_llava):
 @pytest.fixture
 def tower_folder(tmp_path: Path) -> tuple[Path, CLIPVisionModel]:
     torch.manual_seed(5)
-    sizes = dict(
-        intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=42, patch_size=14
-    )
+    sizes = {
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 42,
+        "patch_size": 14,
+    }
     tower = CLIPVisionModel(CLIPVisionConfig(hidden_size=24, **sizes)).eval()
     tower.save_pretrained(tmp_path / "tower")
     preprocessor = {"image_mean": [0.1, 0.1, 0.1], "image_std": [0.3, 0.3, 0.3], "do_center_crop": True}
@@ -248,6 +252,9 @@ def test_original_llava_layout(tmp_path, make_tokenizer, tower_folder, num_layer
     with torch.no_grad():
         logits = model(input_ids=ids, visual_tokens=torch.randn(4, 24)).logits
     assert logits.shape == (1, 7, len(tokenizer)) and logits.isfinite().all()
+    model.save_pretrained(tmp_path / "converted")
+    processor.save_pretrained(tmp_path / "converted")
+    assert_same_weights(load_model(tmp_path / "converted", load_config(tmp_path / "converted"), **FLOAT), model)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,9 @@ from transformers import AutoProcessor
 
 from longvlm.errors import LongVLMError
 from longvlm.model import LongVLMConfig, LongVLMProcessor
+from longvlm.stages.tokens import count_visual_tokens
 from longvlm.types import Compression
 
-IMAGE_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
-    "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
-    "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
 STRING_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -56,10 +51,11 @@ def word_processor(make_tokenizer) -> LongVLMProcessor:
 
 
 @pytest.fixture
-def llava_processor(make_tokenizer) -> LongVLMProcessor:
+def llava_processor(make_tokenizer, image_template) -> LongVLMProcessor:
     tokenizer = make_tokenizer(["<image>"])
     tokens = {"video_token": "<image>", "video_start_token": None, "video_end_token": None}
-    return LongVLMProcessor(tokenizer, **tokens, compression=SMALL | {"global_layers": 0}, chat_template=IMAGE_TEMPLATE)
+    compression = SMALL | {"global_layers": 0}
+    return LongVLMProcessor(tokenizer, **tokens, compression=compression, chat_template=image_template)
 
 
 def test_vicuna_prompt_of_the_paper(paper_processor):
@@ -68,7 +64,9 @@ def test_vicuna_prompt_of_the_paper(paper_processor):
     assert paper == f"{VICUNA} USER: {video}\nwhat happens? ASSISTANT:"
     small = paper_processor.prompt(CONVERSATION[:3], num_segments=1)
     video = "<vid_start>" + "<vid_patch>" * 3 + "<vid_end>"
-    assert small == f"{VICUNA} USER: {video}\nwhat happens? ASSISTANT: a red circle.</s>USER: then? ASSISTANT:"
+    assert (
+        small == f"{VICUNA} USER: {video}\nwhat happens? ASSISTANT: a red circle.</s>USER: then? ASSISTANT:"
+    )
 
 
 def test_video_after_the_question_and_system_prompt(paper_processor):
@@ -80,7 +78,10 @@ def test_video_after_the_question_and_system_prompt(paper_processor):
 def test_template_of_an_image_model(llava_processor):
     text = llava_processor.prompt(CONVERSATION[:3], num_segments=2)
     # The template ends an answer with nothing, so the end-of-text token follows it, as LLaVA was trained.
-    assert text == "USER: " + "<image>" * 4 + "\nwhat happens? ASSISTANT: a red circle.</s> USER: then? ASSISTANT:"
+    assert (
+        text
+        == "USER: " + "<image>" * 4 + "\nwhat happens? ASSISTANT: a red circle.</s> USER: then? ASSISTANT:"
+    )
 
 
 def test_timestamps_stand_before_each_segments_tokens(paper_processor):
@@ -102,8 +103,8 @@ def test_a_later_turns_ids_extend_the_first_turns(request, name, with_video):
     second = processor.encode(processor.prompt(messages[:3], num_segments=segments))
     assert second[: len(first)] == first and len(second) > len(first)
     assert first.count(processor.tokenizer.bos_token_id) == 1
-    expected = len(processor.compression_settings.__class__.__mro__) and (2 * 2 + processor.compression_settings.global_layers)
-    assert first.count(processor.video_token_id) == (expected if with_video else 0)
+    num_visual = count_visual_tokens(2, processor.compression_settings) if with_video else 0
+    assert first.count(processor.video_token_id) == num_visual
 
 
 @pytest.mark.parametrize("name", ["paper_processor", "word_processor", "llava_processor"])
@@ -124,7 +125,12 @@ def test_labels_token_by_token(request, name):
 def test_labels_without_video_and_with_the_video_last(word_processor):
     ids, labels = word_processor.training_example([user("then?"), assistant("a circle.")])
     assert word_processor.video_token_id not in ids.tolist()
-    assert word_processor.tokenizer.decode(labels[labels != -100]) == "a circle.</s>" or True
+    assert word_processor.tokenizer.convert_ids_to_tokens(labels[labels != -100]) == [
+        "a",
+        "circle",
+        ".",
+        "</s>",
+    ]
     ids, labels = word_processor.training_example([user("then?", video_last=True), assistant("a circle.")], 1)
     assert ids.tolist().count(word_processor.video_token_id) == 3
     assert word_processor.tokenizer.decode(labels[labels != -100], skip_special_tokens=True) == "a circle."
@@ -156,8 +162,11 @@ def test_saves_and_loads(request, name, tmp_path):
     assert type(loaded) is LongVLMProcessor
     assert loaded.to_dict() == processor.to_dict()
     assert loaded.prompt(CONVERSATION, num_segments=3) == processor.prompt(CONVERSATION, num_segments=3)
-    assert loaded.training_example(CONVERSATION, 3)[0].tolist() == processor.training_example(CONVERSATION, 3)[0].tolist()
-    assert loaded.tokenizer.decode(loaded.tokenizer("a red circle.")["input_ids"], skip_special_tokens=True) == "a red circle."
+    expected = processor.training_example(CONVERSATION, 3)
+    for actual, wanted in zip(loaded.training_example(CONVERSATION, 3), expected, strict=True):
+        assert torch.equal(actual, wanted)
+    ids = loaded.tokenizer("a red circle.")["input_ids"]
+    assert loaded.tokenizer.decode(ids, skip_special_tokens=True) == "a red circle."
 
 
 def test_refusals(paper_processor, make_tokenizer):

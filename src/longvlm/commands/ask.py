@@ -76,7 +76,7 @@ def print_stream(pieces: Iterator[str]) -> None:
 def describe(
     video: str, model: LongVLM, index: VideoIndex, answers: list[Answer], total_seconds: float
 ) -> dict[str, Any]:
-    """What `--json` prints. Prefill and generation are summed over the answers; the total includes loading."""
+    """What `--json` prints. Prefill and generation add up over the answers; the total includes loading."""
     from longvlm.stages.tokens import count_visual_tokens
     from longvlm.types import Timings
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 import warnings
 from types import TracebackType
+from typing import NoReturn
 
 import typer
 
 PROGRESS_AFTER_SECONDS = 2.0
 INTERRUPT_GRACE_SECONDS = 0.5
+
+_ending = threading.Lock()  # two threads may want to end the process, but one line is enough
 
 
 def note(text: str) -> None:
@@ -34,31 +36,19 @@ def _one_line(text: str) -> str:
 
 
 class Progress:
-    """A bar on a terminal's stderr that appears only if the work takes longer than two seconds, and leaves no trace.
+    """A bar that appears on a terminal's stderr if the work takes longer than two seconds, and leaves no trace.
 
     `update` has the signature of `LongVLM.encode(on_progress=...)`.
     """
 
     def __init__(self, task: str) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            SpinnerColumn,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        self._console = Console(stderr=True)
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Bar(*columns, console=self._console, transient=True)
+        words = TextColumn("{task.description}")
+        columns = (SpinnerColumn(), words, BarColumn(), TaskProgressColumn())
+        self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task(task, total=None)
         self._timer = threading.Timer(PROGRESS_AFTER_SECONDS, self._bar.start)
         self._timer.daemon = True
@@ -71,22 +61,20 @@ class Progress:
         self._bar.update(self._task, completed=0.0, total=None, description=task)
 
     def __enter__(self) -> Progress:
-        if self._console.is_terminal:
+        if self._bar.console.is_terminal:
             self._timer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
         self._timer.cancel()
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
 
 def silence_libraries() -> None:
-    """Keep the libraries' warnings, progress bars and log lines off the user's stderr; call before importing them."""
+    """Keep the libraries' warnings, progress bars and log lines off stderr; call before importing them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -103,20 +91,24 @@ def silence_libraries() -> None:
 def end_soon_after_interrupt() -> None:
     """Make Ctrl-C end the process within half a second, even while a library's C code keeps the main thread.
 
-    The usual KeyboardInterrupt comes first and cleans up; a thread woken by the signal itself waits for that no
-    longer than `INTERRUPT_GRACE_SECONDS` (opening an address that doesn't answer can block for many seconds).
+    The usual KeyboardInterrupt comes first and cleans up; a thread that the signal itself wakes waits for that
+    no longer than `INTERRUPT_GRACE_SECONDS` (opening an address that doesn't answer can block for long).
     """
-    woken, waker = socket.socketpair()
-    waker.setblocking(False)
-    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while woken.recv(1) != bytes([signal.SIGINT]):
+        while os.read(woken, 1) != bytes([signal.SIGINT]):
             pass
         time.sleep(INTERRUPT_GRACE_SECONDS)
-        print("Interrupted.", file=sys.stderr, flush=True)
-        os._exit(130)
+        end_interrupted()
 
     threading.Thread(target=watch, daemon=True, name="interrupt-watch").start()
-    # the watcher's end of the pair must outlive this call
-    end_soon_after_interrupt.waker = waker  # type: ignore[attr-defined]
+
+
+def end_interrupted() -> NoReturn:
+    """Say so in one line and end with a shell's status for Ctrl-C, without waiting for what is still running."""
+    with _ending:
+        print("Interrupted.", file=sys.stderr, flush=True)
+        os._exit(130)

@@ -42,10 +42,10 @@ def require_writable(path: Path) -> None:
 
 
 def load_model(options: ModelOptions) -> LongVLM:
-    """Load the chosen model, and say so if it is the bundled one, which knows little, or has to be downloaded."""
+    """Open the chosen model, and say so if it is the bundled one, which knows little."""
     if options.model is None:
         console.note(
-            "the bundled model is a small demonstration that knows only its synthetic world of moving shapes; "
+            "this is a small demonstration model that knows only its synthetic world of moving shapes; "
             "choose another with --model."
         )
     if not options.verbose:
@@ -64,7 +64,7 @@ def load_model(options: ModelOptions) -> LongVLM:
 def obtain_index(
     model: LongVLM, source: str, options: VideoOptions, kept_in: Path | None, progress: console.Progress
 ) -> VideoIndex:
-    """The index that `source` is, or that `kept_in` already holds of it; else encode, and keep it there if asked."""
+    """The index that `source` is, or that `kept_in` holds of it; else encode, and keep it there if asked."""
     if is_index(source):
         return _load_slice(source, options)
     if kept_in is None:
@@ -92,7 +92,7 @@ def _find_misfit(index: VideoIndex, model: LongVLM, source: str, options: VideoO
         if reader.info.fingerprint != index.video.fingerprint:
             return f"it holds another video ({index.video.name})."
     if plan_sampling(model, options) != index.sampling:
-        return f"it was sampled otherwise ({index.sampling})."
+        return f"it holds other frames ({index.num_frames} of them)."
     try:
         index.require_same_encoding(model.encoder.name, model.encoder.fingerprint, model.compression)
     except LongVLMError as misfit:
@@ -128,8 +128,8 @@ def encode_video(
 def warn_of_loss(index: VideoIndex) -> None:
     if index.lost_seconds > 0:
         console.warn(
-            f"the end of {index.video.name} is damaged: the last {index.lost_seconds:.1f} s could not be decoded "
-            "and were left out."
+            f"the end of {index.video.name} is damaged: the last {index.lost_seconds:.1f} s could not be "
+            "decoded and were left out."
         )
 
 

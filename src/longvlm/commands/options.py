@@ -95,18 +95,22 @@ IndexOption = Annotated[
     _option(
         "--index",
         metavar="FILE",
-        help="Keep the encoded video in this file: used if it fits the video, model and options; made if not.",
+        help="Keep the encoded video here: used if it fits the video, model and options, made if not.",
     ),
 ]
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let `command` take option groups: each parameter whose type is a dataclass becomes one option per field.
+    """Let `command` take option groups: a parameter whose type is a dataclass becomes an option per field.
 
     typer reads signatures, so the wrapper returned carries one with the fields in the group's place.
     """
     hints = typing.get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    groups = {
+        name: hint
+        for name, hint in hints.items()
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    }
     parameters = [
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(command).parameters.items()

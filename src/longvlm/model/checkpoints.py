@@ -6,6 +6,7 @@ Weights come from safetensors files, or from .bin files read with `weights_only`
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -44,7 +46,7 @@ DEFAULT_MODEL_FOLDER = Path(__file__).parents[1] / "assets" / "default_model"
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 # From the original LLaVA layout, a LLaMA checkpoint with a projector, to the names of the modules here.
-_ORIGINAL_KEY_MAPPING = {
+_ORIGINAL_NAMES = {
     r"^model\.mm_projector\.(weight|bias)": r"model.multi_modal_projector.linear_1.\1",
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
@@ -197,8 +199,8 @@ def _read_tower_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _tower_prefix(names: list[str]) -> str:
-    """How a tower's weights are told from others: in LLaVA checkpoints of three generations, in a CLIP or SigLIP
-    pair, and, without a prefix, in a file of its own.
+    """What a tower's names start with: in LLaVA checkpoints of three generations, in a CLIP or SigLIP pair,
+    and (with nothing) in a file of its own.
     """
     known = ("model.vision_tower.vision_tower.", "model.vision_tower.", "vision_tower.", "vision_model.")
     return next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), "")
@@ -300,34 +302,50 @@ def load_model(
 
     Raises LongVLMError where weights are missing, and where 4-bit loading lacks CUDA or bitsandbytes.
     """
-    raw = read_json(folder / "config.json")
-    for path in _weight_files(folder):
+    files = _weight_files(folder)
+    for path in files:
         _tensor_names(path)  # names a missing or cut-off file before gigabytes are read
+    weights = None if config.vision_tower is None else _read_with_other_tower(folder, config, files, dtype)
     model, report = LongVLMForConditionalGeneration.from_pretrained(
-        folder,
+        folder if weights is None else None,
         config=config,
+        state_dict=weights,
         dtype=dtype,
         device_map="auto" if device == "auto" else {"": device},
         quantization_config=_four_bits(dtype) if load_in_4bit else None,
-        key_mapping=_ORIGINAL_KEY_MAPPING if is_original_layout(raw) else None,
-        ignore_mismatched_sizes=config.vision_tower is not None,
         output_loading_info=True,
     )
-    if config.vision_tower is None:
-        _require_complete(report, folder)
-    else:
-        _require_complete(report, folder, but_for="model.vision_tower.")
-        place = model.model.vision_tower.device
-        tower = _load_tower(_tower_folder(folder, config), config.vision_config, dtype).to(place)
-        model.model.vision_tower.load_state_dict(tower.state_dict())
-        model.config.vision_tower = None  # the weights are the model's own from here on
+    _require_complete(report, folder)
+    model.config.vision_tower = None  # the weights are the model's own from here on
+    if weights is not None and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
-def _require_complete(report: dict[str, Any], folder: Path, *, but_for: str = "\0") -> None:
-    """Raise unless every weight was found in the right shape; those under `but_for` come from elsewhere."""
-    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
-    lacking = sorted(key for key in {*report["missing_keys"], *mismatched} if not key.startswith(but_for))
+def _read_with_other_tower(
+    folder: Path, config: LongVLMConfig, files: dict[Path, list[str]], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights but for its tower's, if it has one, and those of the tower that the config names."""
+    weights: dict[str, torch.Tensor] = {}
+    for path, names in files.items():
+        kept = [name for name in names if not name.startswith(("vision_tower.", "model.vision_tower."))]
+        weights |= _read_tensors(path, kept)
+    if is_original_layout(read_json(folder / "config.json")):
+        weights = {_rename_original(name): tensor for name, tensor in weights.items()}
+    tower = _load_tower(_tower_folder(folder, config), config.vision_config, dtype)
+    return weights | {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+
+
+def _rename_original(name: str) -> str:
+    for pattern, own_name in _ORIGINAL_NAMES.items():
+        name = re.sub(pattern, own_name, name)
+    return name
+
+
+def _require_complete(report: dict[str, Any], folder: Path) -> None:
+    """Raise unless every weight was found in the right shape."""
+    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    lacking = sorted({*report["missing_keys"], *mismatched})
     if lacking:
         raise LongVLMError(
             f"{folder} lacks {len(lacking)} weights that its config.json wants, first of them {lacking[0]}; "

@@ -1,8 +1,8 @@
 """The plan: what a video and a model will cost in tokens, memory and time, before anything is encoded.
 
-Counts are exact. Times are measured on this machine: a few layers of the model with random weights, extended to all
-of them, and the decoding of the video's beginning, extended to its whole. Starting up and reading the weights from
-disk are left out.
+Counts are exact. Times are measured on this machine: a few layers of the model with random weights, extended to
+all of them, and the decoding of the video's beginning, extended to its whole. Starting up and reading the weights
+from disk are left out.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Memory:
     @property
     def asking_total(self) -> int:
         weights = self.encoder_weights + self.language_model_weights
-        return self.program + weights + self.kv_cache + max(self.prefill_activations, self.encoding_activations)
+        return (
+            self.program + weights + self.kv_cache + max(self.prefill_activations, self.encoding_activations)
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,9 @@ def _encoding_bytes(model: LongVLM) -> int:
     vision = model.config.vision_config
     patches = _patches_per_segment(model)
     in_layer = patches * (6 * vision.hidden_size + 2 * vision.intermediate_size) * model.dtype.itemsize
-    in_merging = 4 * (3 * patches * model.config.visual_width + 2 * (patches // 2) ** 2)  # float32; similarities
+    in_merging = 4 * (
+        3 * patches * model.config.visual_width + 2 * (patches // 2) ** 2
+    )  # float32; similarities
     return max(in_layer, in_merging)
 
 
@@ -200,7 +204,9 @@ def _measure_encoder(model: LongVLM, parameters: int) -> tuple[float, float]:
         tower = AutoModel.from_config(_with_layers(config, num_layers), dtype=model.dtype).to(model.device)
         return _time(lambda: tower.eval()(pixel_values=pixels), model.device)
 
-    features = torch.randn(1, _patches_per_segment(model), model.config.visual_width, device=model.device).to(model.dtype)
+    features = torch.randn(1, _patches_per_segment(model), model.config.visual_width, device=model.device).to(
+        model.dtype
+    )
 
     def merge() -> None:
         merge_tokens(

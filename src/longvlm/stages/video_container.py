@@ -243,26 +243,26 @@ class ContainerSource:
         )
 
     def _seconds_missing(self) -> float:
-        """How much earlier the frames end than the container says; 0.0 where it says nothing, or agrees."""
+        """How much earlier the frames end than the container says; 0.0 where it doesn't say, or agrees."""
         timeline, stream, container = self._timeline, self._stream, self._container
         if timeline is None:
             return 0.0
         start = float((stream.start_time or 0) * self._time_base)
-        tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-        if container.format.name == "avi" and stream.average_rate:
+        tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)", stream.metadata.get("DURATION", ""))
+        if container.format.name == "mpegts":
+            # It states nothing: a rest of the file without packets counts at the bytes a second until there.
+            unread = container.size - timeline.end_byte if self._scheme == "file" else 0
+            stated_end = start + (self.info.duration_seconds or 0.0) * (
+                1 + unread / max(1, timeline.end_byte)
+            )
+        elif container.format.name == "avi" and stream.average_rate:
             stated_end = start + float(stream.frames / stream.average_rate)
-        elif stream.duration and container.format.name != "mpegts":
+        elif stream.duration:
             stated_end = start + float(stream.duration * self._time_base)
         elif tag:
             stated_end = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
         elif container.duration and (timeline.cut_short or len(container.streams) == 1):
             stated_end = start + container.duration / 1e6
-        elif self._scheme == "file":
-            # Nothing is stated: take the rest of the file, if it holds no packets, at the bytes a second so
-            # far.
-            stated_end = start + (self.info.duration_seconds or 0.0) * container.size / max(
-                1, timeline.end_byte
-            )
         else:
             return 0.0
         missing = stated_end - float(timeline.end_pts * self._time_base)
@@ -271,7 +271,7 @@ class ContainerSource:
     # Packets and frames
 
     def _packets(self) -> Iterator[Packet]:
-        """The stream's packets, last the empty one that flushes the decoder; a file's end at unreadable data."""
+        """The stream's packets, last the empty one that flushes the decoder; a damaged file's end early."""
         import av
 
         packets = self._container.demux(self._stream)
@@ -293,7 +293,7 @@ class ContainerSource:
         timeline, format_name = self._timeline, self._container.format.name
         if timeline is None or format_name == "mpeg":
             return False
-        if format_name == "avi" and self._stream.frames != len(timeline.pts):
+        if format_name == "avi" and (self._scheme != "file" or self._stream.frames != len(timeline.pts)):
             return False
         try:
             return self._scheme == "file" or self._packets_from(0) is not None

@@ -77,6 +77,7 @@ class ModelShape:
     text_heads: int
     frames_per_segment: int
     tokens_per_segment: int
+    merged_share: float  # of the tokens left, that one level of merging removes
     global_layers: int
 
 
@@ -183,6 +184,16 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
         default_fps=FPS,
     )
     return LongVLMForConditionalGeneration(config)
+
+
+def plan_gently(shape: ModelShape) -> list[int]:
+    """Reductions that remove a share of the tokens per level; halving would force small objects into background."""
+    tokens = shape.frames_per_segment * (shape.image_size // shape.patch_size) ** 2
+    reductions = []
+    while tokens > shape.tokens_per_segment:
+        reductions.append(min(max(1, int(shape.merged_share * tokens)), tokens - shape.tokens_per_segment))
+        tokens -= reductions[-1]
+    return reductions
 
 
 class Course:

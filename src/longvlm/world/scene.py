@@ -194,7 +194,7 @@ def make_scene(seed: int, duration_seconds: float, num_events: int | None = None
     most = max_events(duration_seconds) if math.isfinite(duration_seconds) else 0
     if most < (2 if num_events is None else 1):
         raise LongVLMError(
-            f"A video of {duration_seconds:g} s is too short; make it {MIN_DURATION_SECONDS:g} s or longer."
+            f"The duration is {duration_seconds:g} s; a scene needs {MIN_DURATION_SECONDS:g} s or more."
         )
     if num_events is not None and not 1 <= num_events <= most:
         raise LongVLMError(f"num_events is {num_events}; {duration_seconds:g} s have room for 1 to {most}.")

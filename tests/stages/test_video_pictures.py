@@ -1,0 +1,83 @@
+"""Videos that need no decoder: folders and lists of images, and arrays."""
+
+import numpy as np
+import pytest
+import torch
+from media import barcode, read_barcode
+from PIL import Image
+
+from longvlm.errors import LongVLMError
+from longvlm.stages.video import Sampling, open_video
+
+ALL = Sampling(num_frames=None, fps=1000)
+
+
+def numbers(source, sampling=ALL, **options):
+    with open_video(source, **options) as video:
+        segments = list(video.segments(sampling, frames_per_segment=4, image_size=48, fit="squash"))
+        planned = video.planned_times(sampling)
+    frames = [(time, read_barcode(p)) for s in segments for time, p in zip(s.times_seconds, s.pixels, strict=True)]
+    assert sorted({time for time, _ in frames}) == planned
+    return list(dict.fromkeys(frames))
+
+
+def test_a_folder_is_read_in_natural_order_at_one_frame_a_second(tmp_path):
+    for number, suffix in [(0, "png"), (1, "jpg"), (2, "webp"), (3, "bmp"), (10, "PNG"), (11, "tiff")]:
+        Image.fromarray(barcode(number)).save(tmp_path / f"frame{number}.{suffix}")
+    (tmp_path / "notes.txt").write_text("no image")
+    assert numbers(tmp_path) == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 10), (5, 11)]
+    assert numbers(tmp_path, fps=4)[:3] == [(0, 0), (0.25, 1), (0.5, 2)]
+
+
+def test_a_list_of_images_keeps_its_order_and_a_single_image_is_a_video(tmp_path):
+    paths = []
+    for number in (5, 3, 9):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(barcode(number)).save(paths[-1])
+    assert numbers(paths) == [(0, 5), (1, 3), (2, 9)]
+    assert numbers([str(path) for path in paths]) == [(0, 5), (1, 3), (2, 9)]
+    assert numbers(paths[1]) == [(0, 3)]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    upright = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(np.rot90(upright).copy())
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90° clockwise to view
+    image.save(tmp_path / "turned.png", exif=exif)
+    with open_video(tmp_path / "turned.png") as video:
+        assert (video.info.width, video.info.height) == (8, 4)
+        frames = next(video.segments(ALL, frames_per_segment=1, image_size=8, fit="squash-nearest"))
+    torch.testing.assert_close(frames.pixels[0, :, ::2], torch.from_numpy(upright).permute(2, 0, 1).contiguous())
+
+
+def test_an_array_is_read_at_the_stated_rate():
+    array = np.stack([barcode(number) for number in range(10)])
+    assert numbers(array, fps=2) == [(number / 2, number) for number in range(10)]
+    with open_video(array, fps=2) as video:
+        info = video.info
+    assert (info.width, info.height, info.num_frames, info.duration_seconds) == (96, 64, 10, 5.0)
+    with open_video(array[:9], fps=2) as video:
+        assert video.info.fingerprint != info.fingerprint
+    with open_video(array.copy(), fps=2) as video:
+        assert video.info == info
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 4, 4)), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)])
+def test_other_arrays_are_refused(array):
+    with pytest.raises(LongVLMError, match=r"give RGB frames of shape \(T, H, W, 3\)"):
+        open_video(array)
+
+
+def test_missing_empty_and_broken_pictures_are_named(tmp_path):
+    with pytest.raises(LongVLMError, match=f"{tmp_path} holds no images"):
+        open_video(tmp_path)
+    with pytest.raises(LongVLMError, match="list of images is empty"):
+        open_video([])
+    with pytest.raises(LongVLMError, match="No such image: .*gone.png"):
+        open_video([tmp_path / "gone.png"])
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(LongVLMError, match=r"broken.png can't be read"):
+        open_video(tmp_path)
+    with pytest.raises(LongVLMError, match="frame rate of array is 0"):
+        open_video(np.zeros((1, 2, 2, 3), np.uint8), fps=0)
