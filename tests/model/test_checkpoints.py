@@ -100,6 +100,9 @@ def test_reads_every_layout_of_names(make_llava, layout):
     assert_same_weights(model, llava)
     encoder = load_encoder(folder, config, compression=config.compression_settings, **FLOAT)
     assert_same_weights(encoder.tower, llava.model.vision_tower)
+    model.save_pretrained(folder / "again")
+    again = load_model(folder / "again", load_config(folder / "again"), **FLOAT)
+    assert_same_weights(again, llava)
 
 
 def assert_same_weights(actual: torch.nn.Module, expected: torch.nn.Module) -> None:
@@ -254,7 +257,8 @@ def test_original_llava_layout(tmp_path, make_tokenizer, tower_folder, num_layer
     assert logits.shape == (1, 7, len(tokenizer)) and logits.isfinite().all()
     model.save_pretrained(tmp_path / "converted")
     processor.save_pretrained(tmp_path / "converted")
-    assert_same_weights(load_model(tmp_path / "converted", load_config(tmp_path / "converted"), **FLOAT), model)
+    converted = load_model(tmp_path / "converted", load_config(tmp_path / "converted"), **FLOAT)
+    assert_same_weights(converted, model)
 
 
 @pytest.mark.parametrize(
@@ -293,8 +297,16 @@ def test_refusals_name_the_thing_and_the_remedy(tmp_path, make_llava, monkeypatc
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(LongVLMError, match="'gpt2'"):
         load_config(tmp_path)
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llava", "text_config": {"model_type": "unheard-of"}}'
+    )
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    with pytest.raises(LongVLMError, match="unheard-of"):
+        load_config(tmp_path)
     folder, _ = make_llava()
     config = load_config(folder)
+    with pytest.raises(LongVLMError, match="no readable tokenizer"):
+        load_processor(tmp_path, config)
     if not torch.cuda.is_available():
         with pytest.raises(LongVLMError, match="CUDA"):
             load_model(folder, config, **FLOAT, load_in_4bit=True)

@@ -178,6 +178,14 @@ def test_refusals(paper_processor, make_tokenizer):
         paper_processor.prompt([user("what is <vid_patch>?")])
     with pytest.raises(LongVLMError, match="Unknown part"):
         paper_processor.prompt([{"role": "user", "content": [{"type": "image"}]}])
+    with pytest.raises(LongVLMError, match="Unknown role 'human'"):
+        paper_processor.prompt([{"role": "human", "content": "what?"}])
+    with pytest.raises(LongVLMError, match="2 videos"):
+        paper_processor.prompt([user("what?", video=True), user("what?", video=True)], num_segments=1)
+    with pytest.raises(LongVLMError, match="assistant message has a video"):
+        paper_processor.prompt([{"role": "assistant", "content": [{"type": "video"}]}], num_segments=1)
+    with pytest.raises(LongVLMError, match="user message is empty"):
+        paper_processor.prompt([{"role": "user", "content": []}])
     with pytest.raises(LongVLMError, match="no token '<vid_patch>'"):
         LongVLMProcessor(make_tokenizer([]))
     forgetful = LongVLMProcessor(make_tokenizer(), chat_template="{{ messages[-1]['role'] }}")

@@ -28,7 +28,16 @@ def test_fewer_frames_than_wanted_are_repeated():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("83", 83), ("83.5", 83.5), (83.5, 83.5), (7, 7), ("1:23.5", 83.5), ("1:02:03.5", 3723.5), (" 0:05 ", 5), ("90:00", 5400)],
+    [
+        ("83", 83),
+        ("83.5", 83.5),
+        (83.5, 83.5),
+        (7, 7),
+        ("1:23.5", 83.5),
+        ("1:02:03.5", 3723.5),
+        (" 0:05 ", 5),
+        ("90:00", 5400),
+    ],
 )
 def test_parse_time(text, seconds):
     assert parse_time(text) == seconds

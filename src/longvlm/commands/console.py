@@ -36,7 +36,7 @@ def _one_line(text: str) -> str:
 
 
 class Progress:
-    """A bar that appears on a terminal's stderr if the work takes longer than two seconds, and leaves no trace.
+    """A bar on a terminal's stderr that appears if the work takes longer than two seconds, and goes.
 
     `update` has the signature of `LongVLM.encode(on_progress=...)`.
     """
@@ -91,8 +91,8 @@ def silence_libraries() -> None:
 def end_soon_after_interrupt() -> None:
     """Make Ctrl-C end the process within half a second, even while a library's C code keeps the main thread.
 
-    The usual KeyboardInterrupt comes first and cleans up; a thread that the signal itself wakes waits for that
-    no longer than `INTERRUPT_GRACE_SECONDS` (opening an address that doesn't answer can block for long).
+    The usual KeyboardInterrupt comes first and cleans up. A thread that the signal itself wakes gives that
+    `INTERRUPT_GRACE_SECONDS`, since opening an address that doesn't answer can block for long.
     """
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
@@ -108,7 +108,7 @@ def end_soon_after_interrupt() -> None:
 
 
 def end_interrupted() -> NoReturn:
-    """Say so in one line and end with a shell's status for Ctrl-C, without waiting for what is still running."""
+    """Say so in one line and end with the status of Ctrl-C, not waiting for what is still running."""
     with _ending:
         print("Interrupted.", file=sys.stderr, flush=True)
         os._exit(130)

@@ -1,22 +1,21 @@
-"""From a name to a model: folders, hub ids, LongVLM and LLaVA checkpoints, whole or only the vision tower.
-
-Weights come from safetensors files, or from .bin files read with `weights_only`, which can't run code.
-"""
+"""From a name to a model: folders, hub ids, LongVLM and LLaVA checkpoints, whole or only the vision tower."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
@@ -38,6 +37,7 @@ from longvlm.model.llava_config import (
 )
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
+from longvlm.model.weight_files import read_tensors, read_tower_weights, tensor_names, weight_files
 from longvlm.stages.vision import VisionEncoder, count_patches
 from longvlm.types import Compression
 
@@ -113,7 +113,7 @@ def load_config(folder: Path, *, vision_tower: str | None = None) -> LongVLMConf
     """
     raw = read_json(folder / "config.json")
     if raw.get("model_type") == LongVLMConfig.model_type:
-        config = LongVLMConfig.from_pretrained(folder)
+        config = _read_config(folder)
     else:
         refuse_unknown_family(raw, folder)
         if is_original_layout(raw):
@@ -122,7 +122,7 @@ def load_config(folder: Path, *, vision_tower: str | None = None) -> LongVLMConf
             config = convert_original(raw, folder, _load_tower_config(tower), read_image_settings(tower).fit)
         else:
             fit = read_image_settings(resolve_model(vision_tower) if vision_tower else folder).fit
-            config = LongVLMConfig.from_llava(AutoConfig.from_pretrained(folder), fit=fit)
+            config = LongVLMConfig.from_llava(_read_config(folder), fit=fit)
     if vision_tower is not None:
         _replace_tower(config, vision_tower)
     count_patches(
@@ -144,8 +144,16 @@ def _replace_tower(config: LongVLMConfig, vision_tower: str) -> None:
 def _load_tower_config(folder: Path) -> PreTrainedConfig:
     """The vision part of a config: of a tower alone, of a CLIP or SigLIP pair, or of a LLaVA checkpoint."""
     read_json(folder / "config.json")
-    config = AutoConfig.from_pretrained(folder)
+    config = _read_config(folder)
     return getattr(config, "vision_config", config)
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise LongVLMError(f"{folder / 'config.json'} is not supported by transformers: {reason}") from error
 
 
 def load_encoder(
@@ -175,80 +183,13 @@ def _tower_folder(folder: Path, config: LongVLMConfig) -> Path:
 
 
 def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    weights = _read_tower_weights(folder)
+    weights = read_tower_weights(folder)
     tower_class = MODEL_MAPPING[type(vision_config)]
     tower, report = tower_class.from_pretrained(
         None, config=vision_config, state_dict=weights, dtype=dtype, output_loading_info=True
     )
     _require_complete(report, folder)
     return tower
-
-
-def _read_tower_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """A tower's tensors by their names inside the tower, from only those files and bytes that hold them."""
-    files = _weight_files(folder)
-    prefix = _tower_prefix([name for names in files.values() for name in names])
-    weights: dict[str, torch.Tensor] = {}
-    for path, names in files.items():
-        wanted = [name for name in names if name.startswith(prefix)]
-        if wanted:
-            weights |= _read_tensors(path, wanted)
-    # transformers itself knows the older names within a tower, which start with "vision_model."
-    inside = "" if prefix == "vision_model." else prefix
-    return {name.removeprefix(inside): tensor for name, tensor in weights.items()}
-
-
-def _tower_prefix(names: list[str]) -> str:
-    """What a tower's names start with: in LLaVA checkpoints of three generations, in a CLIP or SigLIP pair,
-    and (with nothing) in a file of its own.
-    """
-    known = ("model.vision_tower.vision_tower.", "model.vision_tower.", "vision_tower.", "vision_model.")
-    return next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), "")
-
-
-def _weight_files(folder: Path) -> dict[Path, list[str]]:
-    """The weight files of a folder with the names of the tensors in each, safetensors preferred."""
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
-        if index.is_file():
-            files: dict[Path, list[str]] = {}
-            for name, file in read_json(index)["weight_map"].items():
-                files.setdefault(folder / Path(file).name, []).append(name)
-            return files
-        if single.is_file():
-            return {single: _tensor_names(single)}
-    raise LongVLMError(f"{folder} has no model.safetensors or pytorch_model.bin; give a complete checkpoint.")
-
-
-def _tensor_names(path: Path) -> list[str]:
-    with _readable(path):
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                return list(file.keys())
-        return list(torch.load(path, map_location="meta", weights_only=True))
-
-
-def _read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
-    with _readable(path):
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                return {name: file.get_tensor(name) for name in names}
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {name: tensors[name] for name in names}
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn a missing or damaged weight file into a message about that file."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise LongVLMError(
-            f"{path.parent} lacks the file {path.name}; download the checkpoint again."
-        ) from error
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise LongVLMError(f"{path} can't be read ({reason}); download the checkpoint again.") from error
 
 
 def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
@@ -260,7 +201,13 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
         processor = LongVLMProcessor.from_pretrained(folder)
         processor.compression = config.compression
         return processor
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise LongVLMError(
+            f"{folder} has no readable tokenizer ({reason}); give a complete folder."
+        ) from error
     video_token = tokenizer.convert_ids_to_tokens(config.video_token_index)
     if video_token is None:
         video_token = "<vid_patch>"
@@ -302,9 +249,9 @@ def load_model(
 
     Raises LongVLMError where weights are missing, and where 4-bit loading lacks CUDA or bitsandbytes.
     """
-    files = _weight_files(folder)
+    files = weight_files(folder)
     for path in files:
-        _tensor_names(path)  # names a missing or cut-off file before gigabytes are read
+        tensor_names(path)  # names a missing or cut-off file before gigabytes are read
     weights = None if config.vision_tower is None else _read_with_other_tower(folder, config, files, dtype)
     model, report = LongVLMForConditionalGeneration.from_pretrained(
         folder if weights is None else None,
@@ -325,11 +272,11 @@ def load_model(
 def _read_with_other_tower(
     folder: Path, config: LongVLMConfig, files: dict[Path, list[str]], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights but for its tower's, if it has one, and those of the tower that the config names."""
+    """A checkpoint's weights with those of the tower that the config names in place of its own."""
     weights: dict[str, torch.Tensor] = {}
     for path, names in files.items():
         kept = [name for name in names if not name.startswith(("vision_tower.", "model.vision_tower."))]
-        weights |= _read_tensors(path, kept)
+        weights |= read_tensors(path, kept)
     if is_original_layout(read_json(folder / "config.json")):
         weights = {_rename_original(name): tensor for name, tensor in weights.items()}
     tower = _load_tower(_tower_folder(folder, config), config.vision_config, dtype)

@@ -102,7 +102,10 @@ class LongVLMProcessor(ProcessorMixin):
         A longer conversation's text starts with that of a shorter one where the template allows it, so that
         what was computed for the first turn can be reused in the next.
         """
-        has_video = any(part["type"] == "video" for message in messages for part in _parts(message))
+        num_videos = sum(part["type"] == "video" for message in messages for part in _parts(message))
+        if num_videos > 1:
+            raise LongVLMError(f"The messages have {num_videos} videos; a conversation can have one.")
+        has_video = num_videos == 1
         if has_video != (num_segments is not None):
             raise LongVLMError(
                 "The messages have a video, but num_segments is not given."
@@ -271,9 +274,15 @@ class LongVLMProcessor(ProcessorMixin):
 
 def _parts(message: Message) -> list[dict[str, str]]:
     """A message's content as parts, checked."""
-    content = message["content"]
+    role, content = message["role"], message["content"]
+    if role not in ("system", "user", "assistant"):
+        raise LongVLMError(f"Unknown role {role!r} of a message; known ones are system, user and assistant.")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     for part in parts:
         if part.get("type") not in ("video", "text"):
             raise LongVLMError(f"Unknown part {part!r} in a message; known types are 'video' and 'text'.")
+        if part["type"] == "video" and role != "user":
+            raise LongVLMError(f"A {role} message has a video; only a user's message can bring one.")
+    if not parts:
+        raise LongVLMError(f"A {role} message is empty; give it a text.")
     return parts

@@ -76,7 +76,7 @@ def read_pictures(
 
 
 def distinct_places(times_seconds: tuple[float, ...] | list[float]) -> list[int]:
-    """The first place of every frame that is not a repetition, such as those that fill a short last segment."""
+    """The first place of every frame that isn't a repetition, such as those that fill the last segment."""
     return [
         place for place, time in enumerate(times_seconds) if place == 0 or time != times_seconds[place - 1]
     ]
@@ -149,10 +149,10 @@ def _header(index: VideoIndex, model_name: str) -> str:
 <p class="quiet">What the model <b>{escape(model_name)}</b> sees of this video</p>
 <dl class="facts">{cards}</dl>
 <p class="warning">{lost}</p>
-<p>The model doesn’t watch every frame. It looks at <b>{index.num_frames:,} frames</b>, in order, in <b>segments</b>
-of {settings.frames_per_segment}. The encoder cuts each frame into small <b>patches</b>; in each segment, patches that
-look alike are merged until <b>{settings.tokens_per_segment:,} tokens</b> are left. Below, patches that ended up in the
-same token have the same colour.</p>
+<p>The model doesn’t watch every frame. It looks at <b>{index.num_frames:,} frames</b>, in order,
+in <b>segments</b> of {settings.frames_per_segment}. The encoder cuts each frame into small <b>patches</b>;
+in each segment, patches that look alike are merged until <b>{settings.tokens_per_segment:,} tokens</b> are left.
+Below, patches that ended up in the same token have the same colour.</p>
 <details><summary>Settings</summary><table>{_settings(index, model_name)}</table></details>"""
 
 
@@ -199,7 +199,7 @@ def _timeline(index: VideoIndex, *, shown: set[int]) -> str:
         )
     return f"""<div class="timeline">{"".join(blocks)}{"".join(ticks)}</div>
 <div class="axis">{"".join(marks)}</div>
-<p class="small quiet">Numbered blocks are segments, small strokes the frames that were looked at. {some}</p>"""
+<p class="small quiet">Numbered blocks are segments, small strokes the frames looked at. {some}</p>"""
 
 
 def _segment(index: VideoIndex, number: int, pictures: list[str]) -> str:
@@ -213,11 +213,12 @@ def _segment(index: VideoIndex, number: int, pictures: list[str]) -> str:
     packed = base64.b64encode(assignment.numpy().astype("<u2").tobytes()).decode()
     smallest, largest = int(sizes.min()), int(sizes.max())
     return f"""<section class="segment" id="segment-{number + 1}" data-patches="{patches}"
- data-side="{grid_side(patches)}" data-sizes="{" ".join(map(str, sizes.tolist()))}" data-assignment="{packed}">
+ data-side="{grid_side(patches)}" data-sizes="{" ".join(map(str, sizes.tolist()))}"
+ data-assignment="{packed}">
 <header><h2>Segment {number + 1}</h2>
 <span class="quiet">{format_clock(start)} – {format_clock(stop)}{repeated}</span></header>
-<p class="says small quiet">{len(assignment):,} patches became {len(sizes):,} tokens, of {smallest:,} to {largest:,}
-patches; a wider part of the bar stands for more of them.</p>
+<p class="says small quiet">{len(assignment):,} patches became {len(sizes):,} tokens,
+of {smallest:,} to {largest:,} patches; a wider part of the bar stands for more of them.</p>
 <div class="bar"></div>
 <div class="frames">{"".join(_figures(index, times, pictures, grid_side(patches)))}</div>
 </section>"""

@@ -1,8 +1,8 @@
 """The plan: what a video and a model will cost in tokens, memory and time, before anything is encoded.
 
-Counts are exact. Times are measured on this machine: a few layers of the model with random weights, extended to
-all of them, and the decoding of the video's beginning, extended to its whole. Starting up and reading the weights
-from disk are left out.
+Counts are exact. Times are measured on this machine: a few layers of the model with random weights, extended
+to all of them, and the decoding of the video's beginning, extended to its whole. Starting up and reading the
+weights from disk are left out.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def make_plan(
 ) -> Plan:
     """Foretell the cost of encoding the opened video and asking one question; `model`'s weights are not read.
 
-    `program_bytes` is the memory of the process before any of it; `load_in_4bit` counts for memory alone. Raises LongVLMError for a live stream and for
-    sampling that makes no sense.
+    `program_bytes` is the memory of the process before any of it; `load_in_4bit` counts for memory alone.
+    Raises LongVLMError for a live stream and for sampling that makes no sense.
     """
     counts = count_tokens(model, reader, sampling)
     encoder_parameters, other_parameters = _count_parameters(model)

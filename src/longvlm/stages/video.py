@@ -151,8 +151,7 @@ class VideoReader:
     def _pictures(self, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
         if isinstance(self._source, ContainerSource) and self._source.times_seconds is None and sampling.fps:
             return self._source.read_live(_live_targets(self.info.name, sampling))
-        positions = self._positions(sampling)
-        return self._source.read(positions, only_keyframes=sampling.mode == "keyframe")
+        return self._source.read(self._positions(sampling))
 
     def _positions(self, sampling: Sampling) -> list[int]:
         """Which of the presented frames are wanted, in ascending order; repeated ones appear repeatedly."""
@@ -181,7 +180,7 @@ class VideoReader:
             positions = [first + index for index in sample_indices(last - first, sampling.num_frames or 1)]
         if sampling.mode == "keyframe":
             positions = _nearest_keyframes(times, positions, self._source.keyframe_positions, first, last)
-        return positions
+        return positions if sampling.fps is None else sorted(set(positions))
 
 
 def _positions_by_rate(times: np.ndarray, sampling: Sampling, duration_seconds: float) -> list[int]:

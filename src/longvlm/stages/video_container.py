@@ -119,7 +119,7 @@ class ContainerSource:
         """Positions in `times_seconds` of the frames that decode without any other."""
         return self._known_timeline().keyframe_positions
 
-    def read(self, positions: Sequence[int], *, only_keyframes: bool) -> Iterator[tuple[float, np.ndarray]]:
+    def read(self, positions: Sequence[int]) -> Iterator[tuple[float, np.ndarray]]:
         """Yield (time in seconds, RGB picture (H, W, 3) uint8) for each position; positions must not descend.
 
         A frame that can't be decoded is replaced by the one shown before it, under that one's own time.
@@ -128,7 +128,8 @@ class ContainerSource:
         """
         timeline = self._known_timeline()
         cursor: _Cursor | None = None
-        self._skip_frame = "NONKEY" if only_keyframes else "DEFAULT"
+        only_keyframes = np.isin(positions, timeline.keyframe_positions).all()
+        self._skip_frame = "NONKEY" if only_keyframes and not self._timestamps_are_guesses() else "DEFAULT"
         self._reopen()
         for pts in timeline.pts[np.asarray(positions, dtype=np.int64)].tolist():
             key = timeline.keyframe_before(pts)

@@ -43,7 +43,7 @@ class PictureSource:
     def _picture(self, position: int) -> np.ndarray:
         raise NotImplementedError
 
-    def read(self, positions: Sequence[int], *, only_keyframes: bool) -> Iterator[tuple[float, np.ndarray]]:
+    def read(self, positions: Sequence[int]) -> Iterator[tuple[float, np.ndarray]]:
         """Yield (time in seconds, RGB picture (H, W, 3) uint8) for each position."""
         for position in positions:
             yield float(self.times_seconds[position]), self._picture(position)

@@ -28,7 +28,7 @@ from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure
+from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure, see_frequencies
 from longvlm.training.examples import ComposedVideos, collate
 from longvlm.training.run import StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank, plan_blocks
@@ -238,6 +238,7 @@ class Course:
     def train_encoder(self) -> dict[str, float]:
         settings, shape = self.recipe.encoder, self.recipe.model
         size = {"image_size": shape.image_size, "patch_size": shape.patch_size}
+        see_frequencies(self.model.model.vision_tower.embeddings.patch_embedding)
         school = EncoderSchool(self.model.model.vision_tower, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
         frames = CrowdedFrames(settings.steps * settings.batch_size, **size, first_seed=FRAME_SEED)
         run_stage(school, frames, _stack, settings, self.folder / "encoder", seed=self.recipe.seed)

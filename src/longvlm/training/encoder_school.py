@@ -38,7 +38,7 @@ _GRID_SIDES = (1, 2, 2, 3, 3, 4)
 _CELL_SHARE = 0.85
 _TURNED_SHARE = 0.2
 _LEAST_COVER = 0.1  # of a patch, for the patch to count as showing an object
-_ASPECTS = (1.0, 4 / 3, 16 / 9, 9 / 16)
+ASPECTS = (1.0, 4 / 3, 16 / 9, 3 / 4, 9 / 16)
 _COLOUR_NAMES = tuple(COLOURS)
 NO_OBJECT = -1
 
@@ -62,7 +62,7 @@ class CrowdedFrames(Dataset):
         rng = random.Random(f"crowded frame {self.first_seed} {index}")
         time_seconds = rng.uniform(0, _SCENE_SECONDS)
         scene = _crowd(_cached_scene(self.first_seed + index // _FRAMES_PER_SCENE), time_seconds, rng)
-        aspect = random.Random(scene.seed).choice(_ASPECTS)
+        aspect = random.Random(scene.seed).choice(ASPECTS)
         pixels, labels = render_labelled(
             scene, time_seconds, self.image_size, self.image_size, display_aspect=aspect
         )
@@ -124,6 +124,30 @@ def patch_labels(labels: np.ndarray, patch_size: int, num_events: int) -> np.nda
     patches = labels.reshape(side, patch_size, side, patch_size).transpose(0, 2, 1, 3).reshape(side * side, -1)
     cover = np.stack([(patches == event).sum(1) for event in range(max(1, num_events))], axis=1)
     return np.where(cover.max(1) >= _LEAST_COVER * patch_size**2, cover.argmax(1), NO_OBJECT)
+
+
+@torch.no_grad()
+def see_frequencies(patch_embedding: nn.Conv2d) -> None:
+    """Start the patch embedding as a cosine transform: brightness and two colour differences, coarse waves first.
+
+    Random filters mix what a patch shows into noise, and a small tower needs thousands of steps to undo that.
+    """
+    filters, _, size, _ = patch_embedding.weight.shape
+    places = torch.arange(size) + 0.5
+    waves = torch.stack([torch.cos(math.pi * places * k / size) for k in range(size)])
+    waves *= torch.where(torch.arange(size) == 0, 1.0, math.sqrt(2))[:, None] / math.sqrt(size)
+    brightness = torch.tensor([1.0, 1.0, 1.0]) / math.sqrt(3)
+    differences = (torch.tensor([1.0, -1.0, 0.0]) / math.sqrt(2), torch.tensor([1.0, 1.0, -2.0]) / math.sqrt(6))
+    candidates = [
+        (math.hypot(u, v) * coarseness, u, v, channels)
+        for u in range(size)
+        for v in range(size)
+        for coarseness, channels in ((1.0, brightness), (1.8, differences[0]), (1.81, differences[1]))
+    ]
+    candidates.sort(key=lambda candidate: candidate[0])
+    for i, (_, u, v, channels) in enumerate(candidates[:filters]):
+        gain = 0.08 * (1 + math.hypot(u, v))  # fine waves are faint in pictures
+        patch_embedding.weight[i] = gain * channels[:, None, None] * waves[u][:, None] * waves[v]
 
 
 class EncoderSchool(nn.Module):

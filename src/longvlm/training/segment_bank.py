@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from longvlm.stages.merging import merge_tokens
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
+from longvlm.training.encoder_school import ASPECTS
 from longvlm.types import Compression, Frames
 from longvlm.world.render import render_frame
 from longvlm.world.scene import MAX_EVENTS, MIN_SECONDS_PER_EVENT, Scene, make_scene
 
-_ASPECTS = (1.0, 4 / 3, 16 / 9, 9 / 16)
 _NO_EVENT_SHARE = 0.12
 
 
@@ -152,7 +152,7 @@ def shift(timed, seconds: float):  # type: ignore[no-untyped-def]
 
 
 def _draw(scene: Scene, plan: BlockPlan, side: int, compression: Compression, fps: float) -> list[Frames]:
-    aspect = random.Random(plan.seed).choice(_ASPECTS)
+    aspect = random.Random(plan.seed).choice(ASPECTS)
     size = compression.frames_per_segment
     segments = []
     for segment in range(plan.num_segments):
