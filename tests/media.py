@@ -1,11 +1,15 @@
-"""Small real media for tests: encoded videos whose frames carry their own number as a bar code in the pixels."""
+"""Small real media for tests: videos whose frames carry their own number as a bar code in the pixels."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -56,6 +60,8 @@ def write_video(
         stream.codec_context.max_b_frames = b_frames
         if codec == "libx264":
             stream.options = {"preset": "ultrafast", "b-adapt": "0", "sc_threshold": "0", "bf": str(b_frames)}
+        elif codec == "libx265":
+            stream.options = {"preset": "ultrafast", "x265-params": "log-level=none"}
         if rotation:
             stream.set_display_rotation(rotation)
         if audio:
@@ -86,7 +92,7 @@ def _write_silence(container: av.container.OutputContainer, seconds: float, rate
 
 
 def shift_timestamps(source: Path, target: Path, seconds: float, **options: str) -> Path:
-    """Copy a video with all its timestamps moved: a non-zero start, or, moved back, an edit list in an mp4."""
+    """Copy a video with its timestamps moved: later, a non-zero start; earlier, an edit list in an mp4."""
     with av.open(str(source)) as reader, av.open(str(target), "w", options=options) as writer:
         stream = reader.streams.video[0]
         copy = writer.add_stream_from_template(stream)
@@ -101,7 +107,7 @@ def shift_timestamps(source: Path, target: Path, seconds: float, **options: str)
 
 
 def ffprobe_times(path: Path) -> list[float]:
-    """The presentation times in seconds that ffprobe reports, minus the first; skips where ffprobe is absent."""
+    """The presentation times in seconds that ffprobe reports, minus the first; skips without ffprobe."""
     program = shutil.which("ffprobe")
     if program is None:
         pytest.skip("ffprobe is not installed, so there is no independent witness of frame times")
@@ -113,7 +119,7 @@ def ffprobe_times(path: Path) -> list[float]:
 
 
 def write_long_video(path: Path, seconds: int, *, fps: int = 25) -> Path:
-    """A video of any length in no time: one group of 100 pictures, encoded once, its packets written over and over."""
+    """A video of any length in no time: one group of 100 pictures, encoded once, written over and over."""
     group = 100
     once = write_video(
         path.with_name(f"once_{path.name}"), group, fps=fps, keyframe_distance=group, b_frames=0
@@ -132,3 +138,61 @@ def write_long_video(path: Path, seconds: int, *, fps: int = 25) -> Path:
                 packet.is_keyframe = is_keyframe
                 writer.mux(packet)
     return path
+
+
+@contextmanager
+def serve_folder(folder: Path, *, ranges: bool, endless: bool = False) -> Iterator[str]:
+    """Serve a folder over http on this machine and yield its address.
+
+    Without `ranges` files come whole, in chunks, of unstated length; an `endless` one never ends after that.
+    """
+    stopped = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+        def do_GET(self) -> None:
+            path = folder / self.path.strip("/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            data = path.read_bytes()
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if ranges and wanted:
+                first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+                self._finish(data[first : last + 1])
+            else:
+                self.send_response(200)
+                self._finish(data)
+
+        def _finish(self, body: bytes) -> None:
+            try:
+                if ranges:
+                    self.send_header("Accept-Ranges", "bytes")
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+                    return
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body))
+                if endless:
+                    stopped.wait()
+                self.wfile.write(b"0\r\n\r\n")
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True  # the reader has seen enough
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        stopped.set()
+        server.shutdown()
+        server.server_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -195,6 +196,7 @@ def main() -> None:
     console.end_soon_after_interrupt()
     try:
         status = app(standalone_mode=False) or 0
+        sys.stdout.flush()
     except LongVLMError as mistake:
         console.error(str(mistake))
         status = 2
@@ -204,6 +206,10 @@ def main() -> None:
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except BrokenPipeError:
+        # whoever read stdout has gone; what is still buffered must not fail once more when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     if status == 130:
         console.end_interrupted()
     sys.exit(status)

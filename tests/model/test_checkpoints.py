@@ -7,13 +7,36 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlavaConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import load_config, load_encoder, load_model, load_processor, resolve_model
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.types import Compression, Frames
 
+TOWER = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
+PREPROCESSOR = '{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}'
 FLOAT = {"device": "cpu", "dtype": torch.float32}
 
 
@@ -194,14 +217,42 @@ def test_another_vision_tower_replaces_the_checkpoints_own(make_llava, tower_fol
     assert_same_weights(load_model(tmp_path / "whole", load_config(tmp_path / "whole"), **FLOAT), model)
 
 
+TOWER_SOURCES = {
+    "a CLIP pair": CLIPModel(CLIPConfig(vision_config=TOWER, text_config=TOWER | {"vocab_size": 9})),
+    "a SigLIP pair": SiglipModel(SiglipConfig(vision_config=TOWER, text_config=TOWER | {"vocab_size": 9})),
+    "a SigLIP tower": SiglipVisionModel(SiglipVisionConfig(**TOWER)),
+    "a DINOv2 tower": Dinov2Model(Dinov2Config(**TOWER)),
+}
+
+
+@pytest.mark.parametrize("source", TOWER_SOURCES)
+def test_vision_towers_come_from_many_kinds_of_folders(make_llava, tmp_path, source):
+    saved, (folder, _) = TOWER_SOURCES[source], make_llava()
+    saved.save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "preprocessor_config.json").write_text(PREPROCESSOR)
+    config = load_config(folder, vision_tower=str(tmp_path / "source"))
+    encoder = load_encoder(folder, config, compression=config.compression_settings, **FLOAT)
+    assert_same_weights(encoder.tower, getattr(saved, "vision_model", saved))
+
+
+def test_damaged_weights_are_named(make_llava):
+    folder, _ = make_llava(max_shard_size="20KB")
+    config = load_config(folder)
+    shard = sorted(folder.glob("model-*.safetensors"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(LongVLMError, match=rf"{shard.name} can't be read"):
+        load_model(folder, config, **FLOAT)
+    shard.unlink()
+    with pytest.raises(LongVLMError, match=rf"lacks the file {shard.name}"):
+        load_model(folder, config, **FLOAT)
+
+
 def test_vision_tower_of_another_width_is_refused(make_llava, tmp_path):
     folder, _ = make_llava()
     CLIPVisionModel(
         CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     ).save_pretrained(tmp_path / "narrow")
-    (tmp_path / "narrow" / "preprocessor_config.json").write_text(
-        '{"image_mean": [0,0,0], "image_std": [1,1,1]}'
-    )
+    (tmp_path / "narrow" / "preprocessor_config.json").write_text(PREPROCESSOR)
     with pytest.raises(LongVLMError, match=r"width 16.*reads 24"):
         load_config(folder, vision_tower=str(tmp_path / "narrow"))
 
@@ -272,7 +323,7 @@ def test_other_llava_families_are_refused_by_name(tmp_path, model_type):
 
 def test_llava_with_an_unknown_tower_is_refused_by_name(tmp_path):
     LlavaConfig(vision_config={"model_type": "pixtral"}).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0,0,0], "image_std": [1,1,1]}')
+    (tmp_path / "preprocessor_config.json").write_text(PREPROCESSOR)
     with pytest.raises(LongVLMError, match="'pixtral'"):
         load_config(tmp_path)
 
@@ -300,7 +351,7 @@ def test_refusals_name_the_thing_and_the_remedy(tmp_path, make_llava, monkeypatc
     (tmp_path / "config.json").write_text(
         '{"model_type": "llava", "text_config": {"model_type": "unheard-of"}}'
     )
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    (tmp_path / "preprocessor_config.json").write_text(PREPROCESSOR)
     with pytest.raises(LongVLMError, match="unheard-of"):
         load_config(tmp_path)
     folder, _ = make_llava()

@@ -80,7 +80,7 @@ def test_missing_empty_and_broken_pictures_are_named(tmp_path):
         open_video(tmp_path)
     with pytest.raises(LongVLMError, match="list of images is empty"):
         open_video([])
-    with pytest.raises(LongVLMError, match="No such image: .*gone.png"):
+    with pytest.raises(LongVLMError, match=r"No such image: .*gone\.png"):
         open_video([tmp_path / "gone.png"])
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(LongVLMError, match=r"broken.png can't be read"):

@@ -40,7 +40,7 @@ def plan(video: str, video_options: VideoOptions, model_options: ModelOptions, a
     if not made.counts.fits:
         console.warn(
             f"the prompt of {made.counts.prompt_tokens:,} tokens is too long for the language model, which "
-            f"reads fewer than {made.counts.context_tokens:,}; look at fewer frames (--num-frames, --max-frames)."
+            f"reads fewer than {made.counts.context_tokens:,}; look at fewer frames (--num-frames)."
         )
     if as_json:
         print(json.dumps(describe(video, info, model, made), ensure_ascii=False))

@@ -151,8 +151,8 @@ def _header(index: VideoIndex, model_name: str) -> str:
 <p class="warning">{lost}</p>
 <p>The model doesn’t watch every frame. It looks at <b>{index.num_frames:,} frames</b>, in order,
 in <b>segments</b> of {settings.frames_per_segment}. The encoder cuts each frame into small <b>patches</b>;
-in each segment, patches that look alike are merged until <b>{settings.tokens_per_segment:,} tokens</b> are left.
-Below, patches that ended up in the same token have the same colour.</p>
+in each segment, patches that look alike are merged until <b>{settings.tokens_per_segment:,} tokens</b>
+are left. Below, patches that ended up in the same token have the same colour.</p>
 <details><summary>Settings</summary><table>{_settings(index, model_name)}</table></details>"""
 
 

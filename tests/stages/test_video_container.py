@@ -1,0 +1,248 @@
+"""Encoded videos: true times, pictures that belong to them, damage, addresses, memory, Ctrl-C."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from media import (
+    barcode,
+    ffprobe_times,
+    read_barcode,
+    serve_folder,
+    shift_timestamps,
+    write_long_video,
+    write_video,
+)
+
+from longvlm.errors import LongVLMError
+from longvlm.stages.video import Sampling, open_video, sample_indices
+
+UNEVEN = [0, 40, 50, 200] + [300 + number * number for number in range(56)]
+
+VIDEOS = {
+    "plain.mp4": lambda path: write_video(path),
+    "without_b_frames.mp4": lambda path: write_video(path, b_frames=0),
+    "with_sound.mp4": lambda path: write_video(path, audio=True),
+    "variable_rate.mp4": lambda path: write_video(path, pts_milliseconds=UNEVEN),
+    "variable_rate.mkv": lambda path: write_video(path, pts_milliseconds=[500 + ms for ms in UNEVEN]),
+    "h265.mp4": lambda path: write_video(path, codec="libx265", options={}),
+    "one_keyframe.mkv": lambda path: write_video(path, keyframe_distance=1000),
+    "all_keyframes.mov": lambda path: write_video(path, keyframe_distance=1, b_frames=0),
+    "vp9.webm": lambda path: write_video(path, codec="libvpx-vp9", b_frames=0),
+    "stream.ts": lambda path: write_video(path),
+    "program.mpg": lambda path: write_video(path, codec="mpeg2video"),
+    "h264.avi": lambda path: write_video(path),
+    "mpeg4.avi": lambda path: write_video(path, codec="mpeg4"),
+    "animation.gif": lambda path: write_video(path, codec="gif", b_frames=0),
+    "late.mp4": lambda path: shift_timestamps(write_video(path.with_name("0.mp4")), path, 3.7),
+    "late.ts": lambda path: shift_timestamps(write_video(path.with_name("0.ts")), path, 3.7),
+}
+
+
+def read(source, sampling, frames_per_segment=10, image_size=48):
+    """[(time, number in the pixels)] of every frame, repetitions at the end of the last segment included."""
+    with open_video(source) as video:
+        segments = video.segments(
+            sampling, frames_per_segment=frames_per_segment, image_size=image_size, fit="squash"
+        )
+        frames = [
+            (t, read_barcode(p)) for s in segments for t, p in zip(s.times_seconds, s.pixels, strict=True)
+        ]
+        return frames, video
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_every_frame_has_the_time_that_ffprobe_reports_and_its_own_pixels(tmp_path, name):
+    path = VIDEOS[name](tmp_path / name)
+    every, video = read(path, Sampling(num_frames=60))
+    indices = sample_indices(60, 60)
+    assert [number for _, number in every] == indices
+    assert video.info.num_frames == 60
+    assert video.lost_seconds == 0.0
+    seeking, _ = read(path, Sampling(num_frames=7), frames_per_segment=7)
+    times = dict((number, seconds) for seconds, number in every)
+    assert seeking == [(times.get(index, index / 25), index) for index in sample_indices(60, 7)]
+    reported = ffprobe_times(path)  # of an AVI's last frames it reports no time
+    assert len(reported) > 57
+    expected = [reported[index] for index in indices if index < len(reported)]
+    np.testing.assert_allclose([seconds for seconds, _ in every][: len(expected)], expected, atol=1e-6)
+
+
+def test_an_edit_list_hides_the_frames_before_its_start(tmp_path):
+    path = shift_timestamps(write_video(tmp_path / "whole.mp4"), tmp_path / "cut.mp4", -0.6)
+    frames, video = read(path, Sampling(num_frames=9), frames_per_segment=9)
+    assert frames == [(index / 25, index + 15) for index in sample_indices(45, 9)]
+    assert (video.info.num_frames, video.info.duration_seconds) == (45, 1.8)
+    np.testing.assert_allclose(ffprobe_times(path), np.arange(45) / 25, atol=1e-6)
+
+
+def test_duration_reaches_to_the_end_of_the_last_frame(tmp_path):
+    for name in ("plain.mp4", "stream.ts", "late.ts", "animation.gif"):
+        with open_video(VIDEOS[name](tmp_path / name)) as video:
+            assert video.info.duration_seconds == pytest.approx(2.4)
+            assert video.info.average_fps == pytest.approx(25)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirror", [{}, {"hflip": True}, {"vflip": True}])
+def test_pictures_are_turned_and_mirrored_as_ffmpeg_does(tmp_path, degrees, mirror):
+    program = shutil.which("ffmpeg")
+    if program is None:
+        pytest.skip("ffmpeg is not installed, so there is no independent witness of orientation")
+    quarters = np.kron(np.array([[30, 90], [150, 230]], dtype=np.uint8), np.ones((32, 48), dtype=np.uint8))
+    path = tmp_path / "turned.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.set_display_rotation(degrees, **mirror)
+        frame = av.VideoFrame.from_ndarray(np.repeat(quarters[:, :, None], 3, axis=2))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with open_video(path) as video:
+        width, height = video.info.width, video.info.height
+        sampling = Sampling(num_frames=1)
+        frames = next(video.segments(sampling, frames_per_segment=1, image_size=32, fit="squash-nearest"))
+    assert (width, height) == ((64, 96) if degrees % 180 else (96, 64))
+    command = [program, "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, check=True, capture_output=True).stdout
+    shown = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1)
+    expected = shown[:, :: height // 32][:, :, :: width // 32].float()
+    torch.testing.assert_close(frames.pixels[0].float(), expected, atol=3, rtol=0)
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_name(tmp_path):
+    path = write_video(tmp_path / "one.mp4")
+    shutil.copy(path, tmp_path / "two.mp4")
+    other = write_video(tmp_path / "other.mp4", 59)
+    fingerprints = []
+    for file in (path, tmp_path / "two.mp4", other):
+        with open_video(file) as video:
+            fingerprints.append(video.info.fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def damage(source: Path, target: Path, start: float, *, cut: bool) -> Path:
+    data = bytearray(source.read_bytes())
+    first = int(len(data) * start)
+    data[first:] = b"" if cut else np.random.default_rng(0).bytes(len(data) - first)
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "garbage"])
+@pytest.mark.parametrize("name", ["video.mp4", "video.mkv", "video.avi", "video.ts"])
+def test_a_damaged_tail_is_left_out_and_its_length_told(tmp_path, name, cut):
+    options = {"movflags": "faststart"} if name.endswith("mp4") else {}
+    sound = write_video(tmp_path / name, 250, options=options)
+    path = damage(sound, tmp_path / f"damaged_{name}", 0.6, cut=cut)
+    frames, video = read(path, Sampling(num_frames=20))
+    assert len(frames) >= 10
+    assert all(number == round(seconds * 25) for seconds, number in frames[:10])
+    last = max(seconds for seconds, _ in frames)
+    if name.endswith("ts") and cut:
+        assert video.lost_seconds == 0.0  # nothing in such a file says that there was more
+    else:
+        assert 2 < video.lost_seconds < 10 - last
+    assert 3 < last < 8
+
+
+def test_damage_in_the_middle_leaves_the_rest(tmp_path):
+    data = bytearray(write_video(tmp_path / "sound.mp4", 250, options={"movflags": "faststart"}).read_bytes())
+    middle = slice(len(data) // 2, len(data) // 2 + len(data) // 20)
+    data[middle] = bytes(middle.stop - middle.start)
+    (tmp_path / "hole.mp4").write_bytes(data)
+    frames, video = read(tmp_path / "hole.mp4", Sampling(num_frames=50))
+    assert (len(frames), video.lost_seconds) == (50, 0.0)
+    assert frames == sorted(frames)
+    wrong = sum(number != round(seconds * 25) for seconds, number in frames)
+    assert wrong <= 5
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no_ranges"])
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.ts", "film.avi"])
+def test_an_address_reads_like_the_file(tmp_path, name, ranges):
+    options = {"movflags": "faststart"} if name.endswith("mp4") else {}
+    path = write_video(tmp_path / name, 250, audio=not name.endswith("avi"), options=options)
+    with serve_folder(tmp_path, ranges=ranges) as address:
+        frames, video = read(f"{address}/{name}", Sampling(num_frames=20))
+    assert frames == read(path, Sampling(num_frames=20))[0]
+    assert video.info.num_frames == 250
+
+
+def test_a_live_stream_is_read_forwards_by_rate(tmp_path):
+    write_video(tmp_path / "live.ts", 100)
+    with serve_folder(tmp_path, ranges=False, endless=True) as address:
+        sampling = Sampling(num_frames=None, fps=5, max_frames=8, start_seconds=1)
+        frames, video = read(f"{address}/live.ts", sampling, frames_per_segment=8)
+        assert frames == [(1 + i / 5, 25 + 5 * i) for i in range(8)]
+        assert video.info.duration_seconds is None
+        until = Sampling(num_frames=None, fps=5, end_seconds=2, max_frames=5)
+        frames, _ = read(f"{address}/live.ts", until, frames_per_segment=5)
+        assert frames == [(i / 5, 5 * i) for i in sample_indices(10, 5)]
+        with pytest.raises(LongVLMError, match="live stream of unknown length; sample it with --fps"):
+            read(f"{address}/live.ts", Sampling(num_frames=4))
+        with pytest.raises(LongVLMError, match="may never end; limit it with --max-frames or --end"):
+            read(f"{address}/live.ts", Sampling(num_frames=None, fps=1))
+
+
+MEASURE = """
+import resource, sys
+from longvlm.stages.video import Sampling, open_video
+with open_video(sys.argv[1]) as video:
+    frames = 0
+    for segment in video.segments(Sampling(num_frames=40), frames_per_segment=10, image_size=56, fit="squash"):
+        frames += segment.num_distinct
+print(frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_two_hours_take_the_memory_of_five_minutes(tmp_path):
+    peaks = []
+    for seconds in (300, 7200):
+        path = write_long_video(tmp_path / f"{seconds}.mp4", seconds)
+        command = [sys.executable, "-c", MEASURE, str(path)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        frames, peak_kilobytes = map(int, output.split())
+        assert frames == 40
+        peaks.append(peak_kilobytes)
+    assert peaks[1] <= 1.1 * peaks[0]
+
+
+def test_ctrl_c_stops_at_once_even_where_a_server_stalls(tmp_path):
+    write_video(tmp_path / "live.ts", 100)
+    program = """
+import sys
+from longvlm.stages.video import Sampling, open_video
+print("ready", flush=True)
+with open_video(sys.argv[1]) as video:
+    sampling = Sampling(num_frames=None, fps=5, max_frames=500)
+    for segment in video.segments(sampling, frames_per_segment=1, image_size=28, fit="squash"):
+        print(segment.times_seconds, flush=True)
+"""
+    with serve_folder(tmp_path, ranges=False, endless=True) as address:
+        command = [sys.executable, "-c", program, f"{address}/live.ts"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        while "(3.0,)" not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(0.5)  # by now it waits for data that never come
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=10)
+    assert time.monotonic() - start < 2
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT
+
+
+def test_barcodes_survive_the_squash():
+    from longvlm.stages.video_fitting import fit_picture
+
+    for number in (0, 1, 59, 250, 4095):
+        assert read_barcode(fit_picture(barcode(number), 48, "squash")) == number

@@ -1,0 +1,357 @@
+"""The command line, mostly in this process (`main` with arguments set), a few times as the real program."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from media import write_audio, write_video
+from tiny_checkpoint import CONTEXT_LENGTH, save_tiny_checkpoint
+
+from longvlm import VideoIndex, __version__
+from longvlm.cli import main
+
+JSON_KEYS = [
+    "video",
+    "duration_seconds",
+    "frames",
+    "frame_times",
+    "segments",
+    "visual_tokens",
+    "model",
+    "answers",
+    "timings",
+    "peak_memory_bytes",
+]
+TIMING_KEYS = ["decode_seconds", "encode_seconds", "merge_seconds", "prefill_seconds", "generate_seconds"]
+SHORT = ("--max-new-tokens", "8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    def must_succeed(self) -> Ended:
+        assert self.status == 0, self.stderr
+        return self
+
+    def must_complain(self, *words: str) -> Ended:
+        """One clear message on stderr: status 2, nothing on stdout, three lines at most, no traceback."""
+        assert (self.status, self.stdout) == (2, ""), self
+        lines = self.stderr.splitlines()
+        assert len(lines) <= 3 and lines[-1].startswith("Error: "), self.stderr
+        assert "Traceback" not in self.stderr
+        for word in words:
+            assert word in lines[-1], self.stderr
+        return self
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_main(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["longvlm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Ended(int(end.value.code or 0), *capsys.readouterr())
+
+    return run_main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 seconds, 25 frames a second, index at the front."""
+    path = tmp_path_factory.mktemp("videos") / "film.mp4"
+    return write_video(path, 100, options={"movflags": "faststart"})
+
+
+@pytest.fixture(scope="module")
+def film_index(film: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from longvlm import LongVLM
+
+    path = tmp_path_factory.mktemp("indexes") / "film.longvlm"
+    LongVLM.from_pretrained(model).encode(film).save(path)
+    return path
+
+
+# --- help and usage ---
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "encode", "inspect", "plan", "demo"])
+def test_help_shows_how_to_call_a_command(run: Run, command: str) -> None:
+    shown = run(command, "--help").must_succeed().stdout
+    assert shown.count(f"  longvlm {command}") >= 1, "an example"
+    assert "--model" in shown and "--device" in shown
+
+
+def test_help_lists_the_commands_also_without_arguments(run: Run) -> None:
+    assert run().stdout == run("--help").must_succeed().stdout
+    assert [f"\n  {command}" in run().stdout for command in ("ask", "demo")] == [True, True]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").must_succeed().stdout == f"longvlm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frob",),
+        ("ask",),
+        ("ask", "film.mp4"),
+        ("ask", "film.mp4", "Why?", "--frob"),
+        ("ask", "film.mp4", "Why?", "--fps", "many"),
+        ("ask", "film.mp4", "Why?", "--sampling", "random"),
+        ("ask", "film.mp4", "Why?", "--max-new-tokens", "0"),
+        ("encode", "film.mp4"),
+    ],
+    ids=" ".join,
+)
+def test_a_usage_error_is_one_line(run: Run, arguments: tuple[str, ...]) -> None:
+    command = " ".join(["longvlm", *arguments[:1]]) if arguments[0] != "frob" else "longvlm"
+    run(*arguments).must_complain(f"See `{command} --help`.")
+
+
+# --- bad input ---
+
+
+def write_playlist(path: Path) -> Path:
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n")
+    return path
+
+
+def bad_video(kind: str, folder: Path, film: Path) -> Path | str:
+    path = folder / "bad.mp4"
+    if kind == "empty file":
+        path.touch()
+    elif kind == "text":
+        path.write_text("Once upon a time there was a text that called itself a video.\n" * 9)
+    elif kind == "audio only":
+        write_audio(path)
+    elif kind == "without its moov":
+        whole = write_video(folder / "whole.mp4", 50).read_bytes()
+        path.write_bytes(whole[: whole.rindex(b"moov") - 4])
+    elif kind == "without frames":
+        write_video(path, 0)
+    elif kind == "playlist":
+        write_playlist(path)
+    elif kind == "folder without images":
+        (folder / "images").mkdir()
+        (folder / "images" / "notes.txt").write_text("no images")
+        return folder / "images"
+    elif kind == "corrupt index":
+        path = folder / "corrupt.longvlm"
+        path.write_bytes(os.urandom(3000))
+    elif kind == "unreachable":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        return f"http://127.0.0.1:{port}/film.mp4"
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "empty file",
+        "text",
+        "audio only",
+        "without its moov",
+        "without frames",
+        "playlist",
+        "folder without images",
+        "corrupt index",
+        "unreachable",
+    ],
+)
+def test_a_bad_video_is_refused_by_name(run: Run, kind: str, tmp_path: Path, film: Path, model: Path) -> None:
+    bad = bad_video(kind, tmp_path, film)
+    complaint = run("ask", bad, "What happens?", "--model", model).must_complain(Path(bad).name)
+    assert "root:" not in complaint.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("What?", "--start", "1:00"), "60 s"),
+        (("What?", "--start", "3", "--end", "2"), "end"),
+        (("What?", "--start", "soon"), "'soon'"),
+        (("What?", "--fps", "-1"), "-1"),
+        (("What?", "--fps", "1", "--num-frames", "4"), "either"),
+        (("What?", "--device", "abacus"), "'abacus'"),
+        (("What?", "--dtype", "int3"), "'int3'"),
+        ((" ",), "question is empty"),
+        (("What?", ""), "question is empty"),
+        (("What?", "long " * CONTEXT_LENGTH), str(CONTEXT_LENGTH)),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
+)
+def test_a_bad_request_is_refused(
+    run: Run, film: Path, model: Path, arguments: tuple[str, ...], word: str
+) -> None:
+    run("ask", film, *arguments, "--model", model).must_complain(word)
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "no model at all!"])
+def test_an_unknown_model_is_refused(run: Run, film: Path, name: str) -> None:
+    run("ask", film, "What?", "--model", name).must_complain(name)
+
+
+def test_an_index_of_another_model_is_refused(run: Run, film_index: Path, tmp_path: Path) -> None:
+    other = save_tiny_checkpoint(tmp_path / "other", seed=1)
+    run("ask", film_index, "What?", "--model", other).must_complain("tiny", "other")
+
+
+def test_an_index_can_not_be_sampled_again(run: Run, film_index: Path, model: Path) -> None:
+    run("ask", film_index, "What?", "--fps", "1", "--model", model).must_complain("--fps")
+
+
+@pytest.mark.parametrize("command", ["encode", "inspect"])
+def test_an_output_that_can_not_be_written_is_refused_first(run: Run, film: Path, command: str) -> None:
+    run(command, film, "-o", "/no/such/folder/out.longvlm").must_complain("/no/such/folder")
+
+
+# --- asking ---
+
+
+def test_ask_prints_the_answer_alone(run: Run, film: Path, model: Path) -> None:
+    ended = run("ask", film, "What?", "--model", model, *SHORT).must_succeed()
+    assert ended.stdout.strip() and ended.stderr == ""
+    several = run("ask", film, "What?", "What?", "--model", model, *SHORT).must_succeed()
+    assert several.stdout == ended.stdout * 2
+
+
+def test_ask_json_is_one_object(run: Run, film: Path, model: Path) -> None:
+    ended = run("ask", film, "What happens?", "And why?", "--json", "--model", model, *SHORT).must_succeed()
+    told = json.loads(ended.stdout)
+    assert list(told) == JSON_KEYS and list(told["timings"]) == [*TIMING_KEYS, "total_seconds"]
+    assert (told["video"], told["model"]) == (str(film), str(model))
+    assert (told["frames"], told["segments"], told["visual_tokens"]) == (8, 2, 2 + 2 * 6)
+    assert told["duration_seconds"] == pytest.approx(4.0)
+    assert len(told["frame_times"]) == 8 and told["frame_times"] == sorted(told["frame_times"])
+    assert [answer["question"] for answer in told["answers"]] == ["What happens?", "And why?"]
+    parts = [told["timings"][key] for key in TIMING_KEYS]
+    assert min(parts) > 0 and sum(parts) <= told["timings"]["total_seconds"]
+    assert told["peak_memory_bytes"] > 50e6
+
+
+def test_an_index_answers_like_its_video_which_may_be_gone(run: Run, model: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "gone.mp4", 100)
+    index = tmp_path / "gone.longvlm"
+    direct = run("ask", video, "What?", "--model", model, *SHORT).must_succeed()
+    encoded = run("encode", video, "-o", index, "--model", model).must_succeed()
+    assert encoded.stdout == "" and "8 frames, 2 segments, 14 visual tokens" in encoded.stderr
+    video.unlink()
+    assert run("ask", index, "What?", "--model", model, *SHORT).must_succeed().stdout == direct.stdout
+
+
+def test_start_and_end_slice_an_index(run: Run, film_index: Path, model: Path) -> None:
+    part = ("ask", film_index, "What?", "--json", "--model", model, *SHORT)
+    told = json.loads(run(*part, "--start", "0:03").must_succeed().stdout)
+    assert told["segments"] == 1 and told["frame_times"][0] > 1.5
+    run(*part, "--start", "50").must_complain("film.mp4")
+    run(*part, "--start", "3", "--end", "2").must_complain("--end")
+
+
+def test_a_kept_index_is_used_while_it_fits(run: Run, film: Path, model: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.longvlm"
+    ask = ("ask", film, "What?", "--index", kept, "--model", model, *SHORT)
+    first = run(*ask).must_succeed()
+    made = kept.stat().st_mtime_ns
+    assert run(*ask) == first
+    assert kept.stat().st_mtime_ns == made
+    again = run(*ask, "--num-frames", "4").must_succeed()
+    assert "kept.longvlm is made anew: it holds other frames" in again.stderr
+    assert VideoIndex.load(kept).num_frames == 4
+    other_film = write_video(tmp_path / "other.mp4", 90)
+    anew = run("ask", other_film, "What?", "--index", kept, "--model", model, *SHORT).must_succeed()
+    assert "it holds another video (film.mp4)" in anew.stderr
+
+
+def test_a_file_that_is_no_index_is_not_overwritten(
+    run: Run, film: Path, model: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "letter.txt"
+    precious.write_text("Dear Ada")
+    run("ask", film, "What?", "--index", precious, "--model", model).must_complain("letter.txt")
+    assert precious.read_text() == "Dear Ada"
+
+
+def test_a_damaged_tail_is_told(run: Run, film: Path, model: Path, tmp_path: Path) -> None:
+    data = film.read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data[: len(data) * 7 // 10])
+    ended = run("ask", cut, "What?", "--model", model, *SHORT).must_succeed()
+    assert ended.stdout.strip()
+    (warning,) = ended.stderr.splitlines()
+    assert warning.startswith("Warning: the end of cut.mp4 is damaged: the last ") and " s " in warning
+
+
+def test_chat_reads_questions_from_a_pipe(
+    run: Run, film_index: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run("ask", film_index, "What?", "--model", model, *SHORT).must_succeed()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n\nAnd then?\n/quit\nNever asked\n"))
+    ended = run("chat", film_index, "--model", model, *SHORT).must_succeed()
+    assert ended.stdout.startswith(first.stdout) and ended.stdout.count("\n") >= 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\nAnd then?"))
+    assert run("chat", film_index, "--model", model, *SHORT) == ended
+
+
+# --- the real program ---
+
+
+def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "longvlm", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+
+
+def test_the_program_complains_without_noise(model: Path, tmp_path: Path) -> None:
+    path = bad_video("text", tmp_path, tmp_path)
+    process = start("ask", path, "What?", "--model", model, stdout=subprocess.PIPE)
+    stdout, stderr = process.communicate(timeout=120)
+    assert Ended(process.returncode, stdout, stderr).must_complain("bad.mp4").stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_at_once_while_an_address_does_not_answer(model: Path) -> None:
+    """The main thread is inside a library's C code then, where Python can't raise KeyboardInterrupt."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(120)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/film.mp4"
+        process = start("ask", address, "What?", "--model", model, stdout=subprocess.PIPE)
+        connection, _ = server.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            interrupted = time.perf_counter()
+            stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout, stderr) == (130, "", "Interrupted.\n")
+    assert time.perf_counter() - interrupted < 5
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = start("--version", stdout=writing)
+    os.close(writing)
+    assert process.communicate(timeout=60)[1] == ""
