@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -255,6 +256,25 @@ class TestEncode:
         encoded_first = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32")
         encoded_first.ask(index, "Why?", max_new_tokens=1)
         assert encoded_first.language_model.model.vision_tower is encoded_first.encoder.tower
+
+    def test_another_tower_serves_whatever_is_loaded_first(
+        self, checkpoint: Path, video: Path, index: VideoIndex, tmp_path: Path
+    ) -> None:
+        torch.manual_seed(3)
+        CLIPVisionModel(vision_config()).save_pretrained(tmp_path / "tower")
+        CLIPImageProcessor().save_pretrained(tmp_path / "tower")
+        models = [
+            LongVLM.from_pretrained(
+                checkpoint, vision_tower=str(tmp_path / "tower"), device="cpu", dtype="float32"
+            )
+            for _ in range(2)
+        ]
+        models[0].ask(None, "Why?", max_new_tokens=1)
+        indexes = [model.encode(video) for model in models]
+        assert indexes[0] == indexes[1]
+        assert indexes[0].encoder_fingerprint != index.encoder_fingerprint
+        answers = [model.ask(indexes[0], "Why?", max_new_tokens=12).text for model in models]
+        assert answers[0] == answers[1]
 
 
 class TestAsk:

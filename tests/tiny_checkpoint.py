@@ -1,4 +1,4 @@
-"""A tiny random LongVLM checkpoint, complete with tokenizer, for tests that need a model and not its wisdom."""
+"""A tiny random LongVLM checkpoint with its tokenizer, for tests that need a model but not its wisdom."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def longvlm(
     if version:
         print(f"longvlm {__version__}")
     elif context.invoked_subcommand is None:
-        context.get_help()
+        print(context.get_help())
 
 
 @app.command()
@@ -195,7 +195,7 @@ def main() -> None:
     """
     console.end_soon_after_interrupt()
     try:
-        status = app(standalone_mode=False) or 0
+        status = app(prog_name="longvlm", standalone_mode=False) or 0
         sys.stdout.flush()
     except LongVLMError as mistake:
         console.error(str(mistake))

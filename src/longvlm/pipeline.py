@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
-import numpy as np
 import torch
 
 from longvlm.errors import LongVLMError
@@ -29,7 +28,7 @@ from longvlm.model.prompting import Message, assistant_message, build_prompt, co
 from longvlm.stages.answer import Answerer, AnswerStream, Decoding, Prompt
 from longvlm.stages.merging import merge_tokens
 from longvlm.stages.tokens import format_timestamp
-from longvlm.stages.video import open_video, parse_time
+from longvlm.stages.video import VideoSource, open_video, parse_time
 from longvlm.stages.vision import VisionEncoder
 from longvlm.types import (
     Answer,
@@ -43,7 +42,6 @@ from longvlm.types import (
 )
 from longvlm.video_index import IndexBuilder, VideoIndex
 
-VideoSource = str | Path | Sequence[str | Path] | np.ndarray
 Asked = VideoIndex | VideoSource | None  # what a question can be about; None is no video at all
 T = TypeVar("T")
 

@@ -179,14 +179,7 @@ class LongVLMProcessor(ProcessorMixin):
                 add_generation_prompt=generation_prompt,
             )
 
-        text = self.prompt(
-            messages,
-            num_segments=num_segments,
-            compression=compression,
-            segment_spans=segment_spans,
-            add_generation_prompt=False,
-        )
-        answers = []
+        text, answers = text_of(len(messages), False), []
         for position, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -197,12 +190,10 @@ class LongVLMProcessor(ProcessorMixin):
                 )
             answers.append((len(before), len(after)))
         encoding = self.tokenizer(
-            text,
-            add_special_tokens=not self._has_start(text),
-            return_offsets_mapping=True,
-            return_tensors="pt",
+            text, add_special_tokens=not self._has_start(text), return_offsets_mapping=True
         )
-        input_ids, starts = encoding["input_ids"][0], encoding["offset_mapping"][0, :, 0]
+        input_ids = torch.tensor(encoding["input_ids"])
+        starts = torch.tensor([start for start, _ in encoding["offset_mapping"]])
         is_answer = torch.zeros_like(input_ids, dtype=torch.bool)
         for begin, end in answers:
             is_answer |= (begin <= starts) & (starts < end)

@@ -82,6 +82,9 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
     else:
         target = source
     options = {}
+    if scheme.startswith("http"):
+        # FFmpeg trips over servers that close a connection without saying so; asked to keep it open, they say.
+        options["multiple_requests"] = "1"
     if scheme.startswith("rtsp"):
         formats += ",rtsp,sdp,rtp"
         options["rtsp_transport"] = "tcp"

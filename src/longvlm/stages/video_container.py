@@ -34,6 +34,7 @@ _Result = TypeVar("_Result")
 
 _MISSING_TOLERANCE_SECONDS = 0.5  # containers round the length they state; less than this is no damage
 _SEEK_MARGINS_SECONDS = (0, 1, 8, 64)
+_ROUNDING_SECONDS = 1e-9  # so that a target that was rounded down still shows the frame that begins there
 
 
 class _Presented(NamedTuple):
@@ -152,7 +153,7 @@ class ContainerSource:
         """Decode forwards and yield the frames shown at ascending times, each once; ends with the stream."""
         last: _Presented | None = None
         for time_seconds in times_seconds:
-            offset_pts = math.floor(Fraction(time_seconds) / self._time_base)
+            offset_pts = math.floor(Fraction(time_seconds + _ROUNDING_SECONDS) / self._time_base)
             goes_on = self._live_cursor.advance(self._live_start_pts + offset_pts)
             shown = self._live_cursor.shown
             if shown is not None and shown is not last:

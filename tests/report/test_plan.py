@@ -1,0 +1,126 @@
+"""The plan against what really happens: counts and the weights' memory exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from media import write_video
+from tiny_checkpoint import CONTEXT_LENGTH, save_tiny_checkpoint
+
+from longvlm import LongVLM, LongVLMError, Sampling
+from longvlm.cli import main
+from longvlm.report.plan import ANSWER_TOKENS, EXAMPLE_QUESTION, Plan, count_tokens, make_plan
+from longvlm.stages.tokens import count_visual_tokens
+from longvlm.stages.video import open_video
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> LongVLM:
+    return LongVLM.from_pretrained(checkpoint, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("videos") / "film.mp4", 100)
+
+
+@pytest.fixture(scope="module")
+def made(model: LongVLM, film: Path) -> Plan:
+    with open_video(film) as reader:
+        return make_plan(model, reader, Sampling(num_frames=10), program_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(num_frames=10),
+        Sampling(num_frames=200),
+        Sampling(num_frames=None, fps=3.0, start_seconds=1.0),
+    ],
+    ids=["10 frames", "more frames than there are", "by rate"],
+)
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_counts_are_those_of_a_real_run(
+    checkpoint: Path, film: Path, sampling: Sampling, timestamps: bool
+) -> None:
+    model = LongVLM.from_pretrained(checkpoint, timestamps=timestamps)
+    with open_video(film) as reader:
+        counts = count_tokens(model, reader, sampling)
+    index = model.encode(film, num_frames=sampling.num_frames, fps=sampling.fps, start=sampling.start_seconds)
+    assert counts.segments == index.num_segments
+    assert counts.frames == len(index.frame_times)
+    assert counts.visual_tokens == count_visual_tokens(index.num_segments, model.compression)
+    assert counts.context_tokens == CONTEXT_LENGTH
+    if counts.fits:
+        answer = model.ask(index, EXAMPLE_QUESTION, max_new_tokens=1)
+        assert counts.prompt_tokens == answer.prompt_tokens
+    else:
+        with pytest.raises(LongVLMError, match=str(counts.prompt_tokens)):
+            model.ask(index, EXAMPLE_QUESTION)
+
+
+def test_memory_counts_every_weight_once(model: LongVLM, made: Plan) -> None:
+    tower = sum(parameter.nbytes for parameter in model.encoder.tower.parameters())
+    whole = sum(parameter.nbytes for parameter in model.language_model.parameters())
+    memory = made.memory
+    assert memory.encoder_weights == tower
+    assert memory.encoder_weights + memory.language_model_weights == whole
+    # two layers' keys and values, 4 heads of 8
+    assert memory.kv_cache == 2 * 2 * 4 * 8 * (made.counts.prompt_tokens + ANSWER_TOKENS) * 4
+    assert memory.encoding_total == 1000 + tower + memory.encoding_activations
+    assert memory.asking_total >= 1000 + whole + memory.kv_cache
+
+
+def test_half_precision_halves_the_weights(checkpoint: Path, film: Path, made: Plan) -> None:
+    half = LongVLM.from_pretrained(checkpoint, dtype="bfloat16")
+    with open_video(film) as reader:
+        memory = make_plan(half, reader, Sampling(num_frames=10), program_bytes=0).memory
+        in_4bit = make_plan(half, reader, Sampling(num_frames=10), program_bytes=0, load_in_4bit=True).memory
+    assert 2 * memory.encoder_weights == made.memory.encoder_weights
+    assert 2 * memory.language_model_weights == made.memory.language_model_weights
+    assert in_4bit.language_model_weights < memory.language_model_weights
+
+
+def test_times_are_measured(made: Plan) -> None:
+    parts = dataclasses.astuple(made.seconds)
+    assert min(parts) > 0 and made.seconds.total == pytest.approx(sum(parts))
+
+
+def test_measuring_leaves_no_gradients_and_reads_no_weights(checkpoint: Path, film: Path) -> None:
+    model = LongVLM.from_pretrained(checkpoint)
+    with open_video(film) as reader:
+        make_plan(model, reader, Sampling(num_frames=10), program_bytes=0)
+    assert "encoder" not in vars(model) and "language_model" not in vars(model)
+    assert torch.is_grad_enabled()
+
+
+def test_the_command_prints_a_table_or_one_object(
+    checkpoint: Path, film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(
+            sys, "argv", ["longvlm", "plan", str(film), "--model", str(checkpoint), *arguments]
+        )
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    table = run()
+    for name in ("Frames looked at", "Prompt tokens", "Memory for ask", "Time for ask"):
+        assert name in table
+    told = json.loads(run("--json"))
+    assert (told["frames"], told["segments"], told["visual_tokens"]) == (8, 2, 14)
+    assert told["fits_context"] is True
+    assert told["memory_bytes"]["asking_total"] > told["memory_bytes"]["encoding_total"] > 50e6
+    assert told["seconds"]["total"] > 0
