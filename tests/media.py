@@ -144,7 +144,7 @@ def write_long_video(path: Path, seconds: int, *, fps: int = 25) -> Path:
 def serve_folder(folder: Path, *, ranges: bool, endless: bool = False) -> Iterator[str]:
     """Serve a folder over http on this machine and yield its address.
 
-    Without `ranges` files come whole, in chunks, of unstated length; an `endless` one never ends after that.
+    Without `ranges` every file comes whole; an `endless` one has no stated length and never ends after that.
     """
     stopped = threading.Event()
 
@@ -172,20 +172,25 @@ def serve_folder(folder: Path, *, ranges: bool, endless: bool = False) -> Iterat
 
         def _finish(self, body: bytes) -> None:
             try:
+                if endless:
+                    self.send_header("Transfer-Encoding", "chunked")
+                    self.end_headers()
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body))
+                    stopped.wait()
+                    return
                 if ranges:
                     self.send_header("Accept-Ranges", "bytes")
-                    self.send_header("Content-Length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
-                    return
-                self.send_header("Transfer-Encoding", "chunked")
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body))
-                if endless:
-                    stopped.wait()
-                self.wfile.write(b"0\r\n\r\n")
+                self.wfile.write(body)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # the reader has seen enough
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except ConnectionResetError:
+                self.close_connection = True
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -64,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LongVLM:
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_video(tmp_path_factory.mktemp("videos") / "a <b>bold & "{{title}}" film.mp4", 50)
+    return write_video(tmp_path_factory.mktemp("videos") / 'a <b>bold & "{{title}}" film.mp4', 50)
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_every_frame_has_the_time_that_ffprobe_reports_and_its_own_pixels(tmp_pa
     assert video.info.num_frames == 60
     assert video.lost_seconds == 0.0
     seeking, _ = read(path, Sampling(num_frames=7), frames_per_segment=7)
-    times = dict((number, seconds) for seconds, number in every)
+    times = {number: seconds for seconds, number in every}
     assert seeking == [(times.get(index, index / 25), index) for index in sample_indices(60, 7)]
     reported = ffprobe_times(path)  # of an AVI's last frames it reports no time
     assert len(reported) > 57
@@ -197,16 +197,18 @@ import resource, sys
 from longvlm.stages.video import Sampling, open_video
 with open_video(sys.argv[1]) as video:
     frames = 0
-    for segment in video.segments(Sampling(num_frames=40), frames_per_segment=10, image_size=56, fit="squash"):
+    sampling = Sampling(num_frames=40)
+    for segment in video.segments(sampling, frames_per_segment=10, image_size=56, fit="squash"):
         frames += segment.num_distinct
 print(frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def test_two_hours_take_the_memory_of_five_minutes(tmp_path):
+@pytest.mark.parametrize("fps", [4, pytest.param(25, marks=pytest.mark.slow)])
+def test_two_hours_take_the_memory_of_five_minutes(tmp_path, fps):
     peaks = []
     for seconds in (300, 7200):
-        path = write_long_video(tmp_path / f"{seconds}.mp4", seconds)
+        path = write_long_video(tmp_path / f"{seconds}.mp4", seconds, fps=fps)
         command = [sys.executable, "-c", MEASURE, str(path)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         frames, peak_kilobytes = map(int, output.split())
@@ -215,30 +217,33 @@ def test_two_hours_take_the_memory_of_five_minutes(tmp_path):
     assert peaks[1] <= 1.1 * peaks[0]
 
 
+READ_FOR_EVER = """
+import sys, time
+from longvlm.stages.video import Sampling, open_video
+sampling = Sampling(num_frames=None, fps=5, max_frames=500)
+try:
+    with open_video(sys.argv[1]) as video:
+        for segment in video.segments(sampling, frames_per_segment=1, image_size=28, fit="squash"):
+            print(segment.times_seconds[0], flush=True)
+except KeyboardInterrupt:
+    print(time.monotonic(), flush=True)
+"""
+
+
 def test_ctrl_c_stops_at_once_even_where_a_server_stalls(tmp_path):
     write_video(tmp_path / "live.ts", 100)
-    program = """
-import sys
-from longvlm.stages.video import Sampling, open_video
-print("ready", flush=True)
-with open_video(sys.argv[1]) as video:
-    sampling = Sampling(num_frames=None, fps=5, max_frames=500)
-    for segment in video.segments(sampling, frames_per_segment=1, image_size=28, fit="squash"):
-        print(segment.times_seconds, flush=True)
-"""
     with serve_folder(tmp_path, ranges=False, endless=True) as address:
-        command = [sys.executable, "-c", program, f"{address}/live.ts"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", READ_FOR_EVER, f"{address}/live.ts"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        while "(3.0,)" not in process.stdout.readline():
+        while float(process.stdout.readline()) < 3:
             assert process.poll() is None
         time.sleep(0.5)  # by now it waits for data that never come
+        sent = time.monotonic()
         process.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        _, errors = process.communicate(timeout=10)
-    assert time.monotonic() - start < 2
-    assert errors.rstrip().endswith("KeyboardInterrupt")
-    assert process.returncode == -signal.SIGINT
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert float(output.splitlines()[-1]) - sent < 1
 
 
 def test_barcodes_survive_the_squash():

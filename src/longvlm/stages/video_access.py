@@ -83,7 +83,7 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
         target = source
     options = {}
     if scheme.startswith("http"):
-        # FFmpeg trips over servers that close a connection without saying so; asked to keep it open, they say.
+        # FFmpeg trips over servers that close without saying so; asked to keep open, they do.
         options["multiple_requests"] = "1"
     if scheme.startswith("rtsp"):
         formats += ",rtsp,sdp,rtp"
@@ -132,7 +132,7 @@ def _explain(source: str, scheme: str, error: Exception) -> LongVLMError:
             f"{name} is of a format that is not accepted, or a playlist. Convert it to mp4; "
             "if it is a playlist that you trust, pass --allow-references (allow_references=True)."
         )
-    if isinstance(error, av.error.InvalidDataError):
+    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         if scheme == "file" and _is_mp4(local_path(source)):
             return LongVLMError(
                 f"{name} is an incomplete mp4: its index (the moov atom) is missing or damaged, so no frame "

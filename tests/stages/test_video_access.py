@@ -1,0 +1,122 @@
+"""What may not be opened is refused in a clear sentence, and nothing is fetched on a file's behalf."""
+
+from pathlib import Path
+
+import av
+import pytest
+from media import serve_folder, write_audio, write_video
+
+from longvlm.errors import LongVLMError
+from longvlm.stages.video import Sampling, open_video
+
+HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10.0,\n{}\n#EXT-X-ENDLIST\n"
+HOSTILE = {
+    "passwd.m3u8": HLS.format("file:///etc/passwd"),
+    "passwd.mp4": HLS.format("/etc/passwd"),
+    "byte_order_mark.mp4": "\ufeff" + HLS.format("/etc/passwd"),
+    "concat.txt": "ffconcat version 1.0\nfile '/etc/passwd'\n",
+    "concat.mkv": "file '/etc/passwd'\n",
+    "dash.mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>',
+    "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+}
+
+
+def refusal(source: object, **options: bool) -> str:
+    with pytest.raises(LongVLMError) as caught:
+        open_video(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_refers_to_others_is_refused(tmp_path, name):
+    (tmp_path / name).write_text(HOSTILE[name], encoding="utf-8")
+    message = refusal(tmp_path / name)
+    assert str(tmp_path / name) in message
+    assert "--allow-references" in message
+
+
+def test_a_playlist_hidden_behind_other_bytes_is_not_followed(tmp_path):
+    (tmp_path / "hidden.mp4").write_text("\n" * 5000 + HLS.format("/etc/passwd"))
+    assert "is not a video in a known format" in refusal(tmp_path / "hidden.mp4")
+
+
+def test_with_permission_a_playlist_is_read(tmp_path):
+    write_video(tmp_path / "part.ts", 50)
+    (tmp_path / "list.m3u8").write_text(HLS.format("part.ts"))
+    (tmp_path / "list.txt").write_text("ffconcat version 1.0\nfile part.ts\nfile part.ts\n")
+    with open_video(tmp_path / "list.m3u8", allow_references=True) as video:
+        assert len(video.planned_times(Sampling(num_frames=None, fps=1000))) == 50
+    with open_video(tmp_path / "list.txt", allow_references=True) as video:
+        assert len(video.planned_times(Sampling(num_frames=None, fps=1000))) == 100
+
+
+def test_a_playlist_on_a_server_never_reaches_local_files(tmp_path):
+    secret = write_video(tmp_path / "secret.ts", 20)
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "list.m3u8").write_text(HLS.format(f"file://{secret}"))
+    with serve_folder(served, ranges=True) as address:
+        assert "--allow-references" in refusal(f"{address}/list.m3u8")
+        refusal(f"{address}/list.m3u8", allow_references=True)
+
+
+def test_unusable_files_are_named_with_what_is_wrong(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("Dear diary,\n" * 50)
+    write_audio(tmp_path / "sound.m4a")
+    whole = write_video(tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "truncated.mp4").write_bytes(whole[: whole.index(b"moov") - 4])
+    (tmp_path / "half_index.mp4").write_bytes(whole[:-500])
+    expected = {
+        "missing.mp4": "No such video: {}. Check the path.",
+        "empty.mp4": "{} is empty (0 bytes); copy or download it again.",
+        "text.mp4": "{} is not a video in a known format;",
+        "truncated.mp4": "{} is an incomplete mp4: its index (the moov atom) is missing",
+        "half_index.mp4": "{} is an incomplete mp4: its index (the moov atom) is missing or damaged",
+        "sound.m4a": "sound.m4a has sound only;",
+    }
+    for name, beginning in expected.items():
+        assert refusal(tmp_path / name).startswith(beginning.format(tmp_path / name)), name
+    assert "not a regular file" in refusal("/dev/zero")
+
+
+def test_a_video_of_length_zero(tmp_path):
+    with av.open(str(tmp_path / "none.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.start_encoding()
+    assert refusal(tmp_path / "none.mp4").startswith("none.mp4 holds no")
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://host/film.mp4", "concat://a", "data://text/plain,hello", "gopher://host/1"]
+)
+def test_other_protocols_are_refused(address):
+    assert "is not accepted; give a local file, or an http, https or rtsp address" in refusal(address)
+
+
+@pytest.mark.parametrize(
+    "name", ["concat:/etc/passwd|/etc/group", "subfile,,start,0,end,9,,:/etc/passwd", "http:x"]
+)
+def test_a_path_is_never_read_as_a_protocol(name):
+    assert refusal(name) == f"No such video: {name}. Check the path."
+
+
+def test_unreachable_addresses(tmp_path):
+    with serve_folder(tmp_path, ranges=True) as address:
+        pass
+    assert refusal(f"{address}/film.mp4").startswith(f"Can't reach {address}/film.mp4: Connection refused.")
+    with serve_folder(tmp_path, ranges=True) as address:
+        assert "404 Not Found" in refusal(f"{address}/film.mp4")
+    message = refusal("rtsp://user:secret@127.0.0.1:9/camera")
+    assert message.startswith("Can't reach rtsp://127.0.0.1:9/camera:")
+
+
+def test_file_addresses_and_strange_names(tmp_path):
+    path = write_video(tmp_path / "a film: 100%25 [1].mp4", 5)
+    for source in (path, str(path), path.as_uri()):
+        with open_video(source) as video:
+            assert (video.info.name, video.info.num_frames) == (path.name, 5)
+    assert Path(path).exists()
