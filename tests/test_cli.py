@@ -320,6 +320,14 @@ def test_chat_reads_questions_from_a_pipe(
     assert run("chat", film_index, "--model", model, *SHORT) == ended
 
 
+def test_the_demo_compares_answers_with_the_truth(run: Run, model: Path) -> None:
+    ended = run("demo", "--model", model).must_succeed()
+    assert ended.stderr == ""
+    assert "of 6 right. Encoding 180 s of video took" in ended.stdout
+    for column in ("Question", "Answer", "Truth", "Time", "wrong"):
+        assert column in ended.stdout
+
+
 # --- the real program ---
 
 

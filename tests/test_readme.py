@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from tiny_checkpoint import save_tiny_checkpoint
 
 from longvlm import cli
-from tiny_checkpoint import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -42,7 +42,12 @@ def test_colour_and_shape_are_known_of_the_same_patches() -> None:
 def test_a_tiny_encoder_learns_one_batch_by_heart() -> None:
     torch.manual_seed(0)
     config = CLIPVisionConfig(
-        hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=3, image_size=56, patch_size=14
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=56,
+        patch_size=14,
     )
     school = EncoderSchool(CLIPVisionModel(config), image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
     frames = CrowdedFrames(8, image_size=56, patch_size=14, first_seed=0)

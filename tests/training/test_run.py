@@ -48,6 +48,6 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         run_stage(stopped, Lines(breaks_at=28), collate, SETTINGS, tmp_path / "stopped", seed=0)
     resumed = Line()
     run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0)
-    for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start):
+    for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start, strict=True):
         assert torch.equal(parameter, expected)
         assert not torch.equal(parameter, untrained)

@@ -17,7 +17,12 @@ COMPRESSION = Compression(frames_per_segment=10, tokens_per_segment=4, global_la
 def bank() -> SegmentBank:
     torch.manual_seed(0)
     config = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
     )
     encoder = VisionEncoder(
         CLIPVisionModel(config),
@@ -33,7 +38,7 @@ def bank() -> SegmentBank:
 
 def test_a_block_has_the_segments_and_events_that_were_planned(bank: SegmentBank) -> None:
     assert len(bank.local) == len(bank.layer_globals) == sum(plan.num_segments for plan in bank.plans)
-    for plan, scene in zip(bank.plans, bank.scenes):
+    for plan, scene in zip(bank.plans, bank.scenes, strict=True):
         assert scene.duration_seconds == 10.0 * plan.num_segments
         assert len(scene.events) == plan.num_events
     assert {plan.num_events for plan in bank.plans} >= {0, 1, 2}

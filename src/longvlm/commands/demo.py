@@ -19,6 +19,7 @@ NUM_QUESTIONS = 6
 
 def demo(model_options: ModelOptions) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     assets = importlib.resources.files("longvlm") / "assets"
@@ -42,9 +43,8 @@ def demo(model_options: ModelOptions) -> None:
             right = is_correct(question, answer.text)
             num_right += right
             mark = "[green]right[/green]" if right else "[red]wrong[/red]"
-            table.add_row(
-                question.text, answer.text, question.answer, mark, f"{answer.timings.total_seconds:.1f} s"
-            )
+            seconds = f"{answer.timings.total_seconds:.1f} s"
+            table.add_row(question.text, escape(answer.text), question.answer, mark, seconds)
     screen = Console()
     screen.print(table)
     tokens = count_visual_tokens(index.num_segments, index.compression)
@@ -56,7 +56,7 @@ def demo(model_options: ModelOptions) -> None:
 
 
 def choose_questions(truth: dict) -> list[Question]:
-    """One question of each kind, at most six in all, in the file's order."""
+    """The first question of each kind, six in all, in the file's order."""
     from longvlm.world.questions import Question
 
     by_kind: dict[str, Question] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,10 @@ def load_model(options: ModelOptions) -> LongVLM:
         console.note(
             "this is a small demonstration model that knows only its synthetic world of moving shapes; "
             "choose another with --model."
+        )
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", options.model) and not Path(options.model).exists():
+        console.note(
+            f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress."
         )
     if not options.verbose:
         console.silence_libraries()

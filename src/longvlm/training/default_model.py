@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, PreTrainedTokenizerFast, set_seed
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
@@ -109,7 +109,13 @@ class Recipe:
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises LongVLMError for a missing or unknown key, naming it."""
     content = yaml.safe_load(path.read_text())
-    rooms = {"model": ModelShape, "encoder": StageSettings, "bank": BankSettings, "blocks": VideoStage, "videos": VideoStage}
+    rooms = {
+        "model": ModelShape,
+        "encoder": StageSettings,
+        "bank": BankSettings,
+        "blocks": VideoStage,
+        "videos": VideoStage,
+    }
     parts = {name: _build(kind, content.get(name, {}), f"{path.name}: {name}") for name, kind in rooms.items()}
     return _build(Recipe, {**content, **parts}, path.name)
 
@@ -124,7 +130,17 @@ def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word: the world's words are few, and a small model need not learn to spell."""
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>", "<vid_patch>", "<vid_start>", "<vid_end>"]
+    special = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<user>",
+        "<assistant>",
+        "<vid_patch>",
+        "<vid_start>",
+        "<vid_end>",
+    ]
     ids = {word: i for i, word in enumerate([*special, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

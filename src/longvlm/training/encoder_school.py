@@ -63,9 +63,7 @@ class CrowdedFrames(Dataset):
         time_seconds = rng.uniform(0, _SCENE_SECONDS)
         scene = _crowd(_cached_scene(self.first_seed + index // _FRAMES_PER_SCENE), time_seconds, rng)
         aspect = random.Random(scene.seed).choice(ASPECTS)
-        pixels, labels = render_labelled(
-            scene, time_seconds, self.image_size, self.image_size, display_aspect=aspect
-        )
+        pixels, labels = render_labelled(scene, time_seconds, self.image_size, self.image_size, display_aspect=aspect)
         shown = patch_labels(labels, self.patch_size, len(scene.events))
         colours = np.array([_COLOUR_NAMES.index(event.colour) for event in scene.events] + [NO_OBJECT])
         shapes = np.array([SHAPES.index(event.shape) for event in scene.events] + [NO_OBJECT])
@@ -137,7 +135,10 @@ def see_frequencies(patch_embedding: nn.Conv2d) -> None:
     waves = torch.stack([torch.cos(math.pi * places * k / size) for k in range(size)])
     waves *= torch.where(torch.arange(size) == 0, 1.0, math.sqrt(2))[:, None] / math.sqrt(size)
     brightness = torch.tensor([1.0, 1.0, 1.0]) / math.sqrt(3)
-    differences = (torch.tensor([1.0, -1.0, 0.0]) / math.sqrt(2), torch.tensor([1.0, 1.0, -2.0]) / math.sqrt(6))
+    differences = (
+        torch.tensor([1.0, -1.0, 0.0]) / math.sqrt(2),
+        torch.tensor([1.0, 1.0, -2.0]) / math.sqrt(6),
+    )
     candidates = [
         (math.hypot(u, v) * coarseness, u, v, channels)
         for u in range(size)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
 
 from longvlm.stages.merging import merge_tokens
 from longvlm.stages.tokens import average_globals
@@ -26,9 +27,10 @@ from longvlm.stages.vision import VisionEncoder
 from longvlm.training.encoder_school import ASPECTS
 from longvlm.types import Compression, Frames
 from longvlm.world.render import render_frame
-from longvlm.world.scene import MAX_EVENTS, MIN_SECONDS_PER_EVENT, Scene, make_scene
+from longvlm.world.scene import Background, Event, Scene, make_scene, max_events
 
 _NO_EVENT_SHARE = 0.12
+_MOST_FAILURES = 300
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,12 @@ def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, seg
     plans = []
     for i in range(num_blocks):
         num_segments = rng.choice(lengths)
-        most = int(num_segments * segment_seconds / MIN_SECONDS_PER_EVENT)
+        most = max_events(num_segments * segment_seconds)
         num_events = 0 if rng.random() < _NO_EVENT_SHARE else rng.randint(1, most)
         plans.append(BlockPlan(first_seed + i, num_segments, num_events))
+    for num_events in (0, 1):  # what fills any gap must be there, in a small bank too
+        if not any(plan.num_segments == 1 and plan.num_events == num_events for plan in plans):
+            plans.append(BlockPlan(first_seed + len(plans), 1, num_events))
     return plans
 
 
@@ -67,6 +72,8 @@ class SegmentBank:
         self.layer_globals = layer_globals
         self.segment_seconds = segment_seconds
         self.scenes = [plan.scene(segment_seconds) for plan in plans]
+        self._eventful = [i for i, plan in enumerate(plans) if plan.num_events]
+        self._empty = [i for i, plan in enumerate(plans) if not plan.num_events]
         self.first_segment = [0]
         for plan in plans:
             self.first_segment.append(self.first_segment[-1] + plan.num_segments)
@@ -76,22 +83,22 @@ class SegmentBank:
         cls, plans: list[BlockPlan], encoder: VisionEncoder, compression: Compression, *, fps: float = 1.0
     ) -> SegmentBank:
         """Draw every block at `fps` frames a second and send it through the encoder and the merging."""
-        segment_seconds = compression.frames_per_segment / fps
+        drawn = DataLoader(DrawnBlocks(plans, encoder.image_size, compression, fps), batch_size=None, num_workers=1)
         local, layer_globals = [], []
-        for plan in track(plans, "encoding the bank", console=Console(stderr=True), transient=True):
-            for frames in _draw(plan.scene(segment_seconds), plan, encoder.image_size, compression, fps):
-                features = encoder(frames)
-                merged = merge_tokens(
-                    features.patches.flatten(0, 1)[None],
-                    tokens_per_segment=compression.tokens_per_segment,
-                    schedule=compression.merge_schedule,
-                    heads=compression.merge_heads,
-                    order=compression.merge_order,
-                    frames_per_segment=compression.frames_per_segment,
-                )
-                local.append(merged.features[0])
-                layer_globals.append(features.layer_globals.mean(0))
-        return cls(plans, torch.stack(local), torch.stack(layer_globals), segment_seconds)
+        for block in track(drawn, "encoding the bank", len(plans), console=Console(stderr=True), transient=True):
+            features = [encoder(frames) for frames in block]
+            merged = merge_tokens(
+                torch.stack([segment.patches.flatten(0, 1) for segment in features]),
+                tokens_per_segment=compression.tokens_per_segment,
+                schedule=compression.merge_schedule,
+                heads=compression.merge_heads,
+                order=compression.merge_order,
+                frames_per_segment=compression.frames_per_segment,
+            )
+            local.append(merged.features)
+            layer_globals += [segment.layer_globals.mean(0) for segment in features]
+        segment_seconds = compression.frames_per_segment / fps
+        return cls(plans, torch.cat(local), torch.stack(layer_globals), segment_seconds)
 
     def save(self, path: Path) -> None:
         plans = json.dumps([dataclasses.astuple(plan) for plan in self.plans])
@@ -109,21 +116,26 @@ class SegmentBank:
     def compose(self, num_segments: int, rng: random.Random) -> tuple[Scene, torch.Tensor]:
         """A new video of `num_segments` segments: its scene, and its tokens (G + S·M, D).
 
-        No object comes twice in it, as in a generated video.
+        As in a generated video, no object comes twice, and there may be few events or many, anywhere.
         """
+        wanted_events = rng.randint(1, max_events(num_segments * self.segment_seconds))
         chosen: list[int] = []
         shown: set[str] = set()
-        length = tries = 0
+        length = failures = 0
         while length < num_segments:
-            block = rng.randrange(len(self.plans))
-            tries += 1
+            missing = wanted_events - len(shown)
+            block = rng.choice(self._eventful if missing > 0 else self._empty)
             objects = {event.object for event in self.scenes[block].events}
-            too_full = len(shown) + len(objects) > MAX_EVENTS or bool(shown & objects)
-            if too_full or length + self.plans[block].num_segments > num_segments:
+            fits = length + self.plans[block].num_segments <= num_segments and len(objects) <= missing
+            if not fits or shown & objects:
+                failures += 1
+                if failures == _MOST_FAILURES:  # a small bank may not have that many different objects
+                    wanted_events = len(shown)
                 continue
             chosen.append(block)
             shown |= objects
             length += self.plans[block].num_segments
+        rng.shuffle(chosen)
         return self._join_scenes(chosen), self._join_tokens(chosen)
 
     def _join_scenes(self, blocks: list[int]) -> Scene:
@@ -144,19 +156,35 @@ class SegmentBank:
         return torch.cat([average_globals(segment_globals, counts), self.local[rows].flatten(0, 1)])
 
 
-def shift(timed, seconds: float):  # type: ignore[no-untyped-def]
+Timed = TypeVar("Timed", Event, Background)
+
+
+def shift(timed: Timed, seconds: float) -> Timed:
     """An event or a background, `seconds` later."""
     return dataclasses.replace(
         timed, start_seconds=timed.start_seconds + seconds, end_seconds=timed.end_seconds + seconds
     )
 
 
-def _draw(scene: Scene, plan: BlockPlan, side: int, compression: Compression, fps: float) -> list[Frames]:
-    aspect = random.Random(plan.seed).choice(ASPECTS)
-    size = compression.frames_per_segment
-    segments = []
-    for segment in range(plan.num_segments):
-        times = tuple((segment * size + i) / fps for i in range(size))
-        pixels = [torch.from_numpy(render_frame(scene, t, side, side, display_aspect=aspect)) for t in times]
-        segments.append(Frames(torch.stack(pixels).permute(0, 3, 1, 2), times, size))
-    return segments
+class DrawnBlocks(Dataset):
+    """The frames of each block, a list of one `Frames` per segment, `fps` frames a second."""
+
+    def __init__(self, plans: list[BlockPlan], image_size: int, compression: Compression, fps: float) -> None:
+        self.plans = plans
+        self.image_size = image_size
+        self.frames_per_segment = compression.frames_per_segment
+        self.fps = fps
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, index: int) -> list[Frames]:
+        plan, side, size = self.plans[index], self.image_size, self.frames_per_segment
+        scene = plan.scene(size / self.fps)
+        aspect = random.Random(plan.seed).choice(ASPECTS)
+        segments = []
+        for first in range(0, plan.num_segments * size, size):
+            times = tuple((first + i) / self.fps for i in range(size))
+            pixels = [torch.from_numpy(render_frame(scene, t, side, side, display_aspect=aspect)) for t in times]
+            segments.append(Frames(torch.stack(pixels).permute(0, 3, 1, 2), times, size))
+        return segments
