@@ -154,6 +154,9 @@ def see_frequencies(patch_embedding: nn.Conv2d) -> None:
 class EncoderSchool(nn.Module):
     """The tower with two rows of heads that are thrown away afterwards: patches name colour and shape, [CLS] both."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, tower: PreTrainedModel, *, image_mean: Sequence[float], image_std: Sequence[float]) -> None:
         super().__init__()
         self.tower = tower

@@ -62,7 +62,7 @@ def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, seg
 
 
 class SegmentBank:
-    """Encoded blocks: local (segments of all blocks, M, D), globals (segments of all blocks, L, D), and their scenes."""
+    """Encoded blocks and their scenes: local (segments of all blocks, M, D), layer_globals (as many, L, D)."""
 
     def __init__(
         self, plans: list[BlockPlan], local: torch.Tensor, layer_globals: torch.Tensor, segment_seconds: float
