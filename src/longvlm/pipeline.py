@@ -158,7 +158,7 @@ class LongVLM:
         words. A damaged end of the video is left out, with a warning that says how much.
         Raises LongVLMError where the video can't be read or the sampling makes no sense.
         """
-        plan = self._plan_sampling(num_frames, fps, max_frames, start, end, sampling)
+        plan = self.plan_sampling(num_frames, fps, max_frames, start, end, sampling)
         settings, clock, builder = self.compression, _StageClock(self.device), IndexBuilder()
         with open_video(video, allow_references=allow_references) as reader:
             encoder = self.encoder
@@ -281,7 +281,7 @@ class LongVLM:
         prompt = self._prompt(asked, messages)
         return self._answerer.stream(prompt, decoding)
 
-    def _plan_sampling(
+    def plan_sampling(
         self,
         num_frames: int | None,
         fps: float | None,
@@ -290,6 +290,7 @@ class LongVLM:
         end: float | str | None,
         mode: SamplingMode,
     ) -> Sampling:
+        """The frames that `encode` would look at with these settings; those left out are the model's own."""
         if num_frames is None and fps is None:
             fps = self.config.default_fps
             num_frames = self.config.default_num_frames if fps is None else None

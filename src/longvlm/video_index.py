@@ -143,7 +143,8 @@ class VideoIndex(_PrintsShapes):
         keep = ((spans[:, 1] > start_seconds) | (spans[:, 0] >= start_seconds)) & (spans[:, 0] < end)
         if not bool(keep.any()):
             raise LongVLMError(
-                f"No part of {self.video.name} lies between {start_seconds:g} s and {end:g} s; "
+                f"No part of {self.video.name} lies {'after' if end_seconds is None else 'between'} {start_seconds:g} s"
+                f"{'' if end_seconds is None else f' and {end:g} s'}; "
                 f"the index covers {float(spans[0, 0]):g} s to {float(spans[-1, 1]):g} s."
             )
         return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in _TENSORS})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longvlm.commands import console
 from longvlm.commands.loading import load_model
@@ -14,7 +14,7 @@ from longvlm.commands.options import ModelOptions
 if TYPE_CHECKING:
     from longvlm.world.questions import Question
 
-NUM_QUESTIONS = 6
+KINDS_ASKED = ("first", "after", "last", "exists", "action", "when")
 
 
 def demo(model_options: ModelOptions) -> None:
@@ -55,12 +55,12 @@ def demo(model_options: ModelOptions) -> None:
     )
 
 
-def choose_questions(truth: dict) -> list[Question]:
-    """The first question of each kind, six in all, in the file's order."""
+def choose_questions(truth: dict[str, Any]) -> list[Question]:
+    """The file's first question of each of KINDS_ASKED."""
     from longvlm.world.questions import Question
 
-    by_kind: dict[str, Question] = {}
+    first_of_kind: dict[str, Question] = {}
     for entry in truth["questions"]:
-        question = Question(entry["kind"], entry["question"], entry["answer"], chance=0.0)
-        by_kind.setdefault(question.kind, question)
-    return list(by_kind.values())[:NUM_QUESTIONS]
+        question = Question(entry["kind"], entry["question"], entry["answer"], 0.0, subject=entry["subject"])
+        first_of_kind.setdefault(question.kind, question)
+    return [first_of_kind[kind] for kind in KINDS_ASKED]

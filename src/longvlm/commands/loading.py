@@ -107,7 +107,7 @@ def _find_misfit(index: VideoIndex, model: LongVLM, source: str, options: VideoO
 
 def plan_sampling(model: LongVLM, options: VideoOptions) -> Sampling:
     """Which frames `encode_video` looks at."""
-    return model._plan_sampling(
+    return model.plan_sampling(
         options.num_frames, options.fps, options.max_frames, options.start, options.end, options.sampling
     )
 

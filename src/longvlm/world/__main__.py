@@ -73,7 +73,12 @@ def truth_of(seed: int, duration_seconds: float) -> dict[str, Any]:
             for event in scene.events
         ],
         "questions": [
-            {"kind": question.kind, "question": question.text, "answer": question.answer}
+            {
+                "kind": question.kind,
+                "question": question.text,
+                "answer": question.answer,
+                "subject": question.subject,
+            }
             for question in make_questions(scene, seed=seed, per_kind=TRUTH_QUESTIONS_PER_KIND)
         ],
     }
