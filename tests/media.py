@@ -121,9 +121,7 @@ def ffprobe_times(path: Path) -> list[float]:
 def write_long_video(path: Path, seconds: int, *, fps: int = 25) -> Path:
     """A video of any length in no time: one group of 100 pictures, encoded once, written over and over."""
     group = 100
-    once = write_video(
-        path.with_name(f"once_{path.name}"), group, fps=fps, keyframe_distance=group, b_frames=0
-    )
+    once = write_video(path.with_name(f"once_{path.name}"), group, fps=fps, keyframe_distance=group, b_frames=0)
     with av.open(str(once)) as reader, av.open(str(path), "w") as writer:
         stream = reader.streams.video[0]
         copy = writer.add_stream_from_template(stream)

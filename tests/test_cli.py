@@ -208,9 +208,7 @@ def test_a_bad_video_is_refused_by_name(run: Run, kind: str, tmp_path: Path, fil
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
 )
-def test_a_bad_request_is_refused(
-    run: Run, film: Path, model: Path, arguments: tuple[str, ...], word: str
-) -> None:
+def test_a_bad_request_is_refused(run: Run, film: Path, model: Path, arguments: tuple[str, ...], word: str) -> None:
     run("ask", film, *arguments, "--model", model).must_complain(word)
 
 
@@ -290,9 +288,7 @@ def test_a_kept_index_is_used_while_it_fits(run: Run, film: Path, model: Path, t
     assert "it holds another video (film.mp4)" in anew.stderr
 
 
-def test_a_file_that_is_no_index_is_not_overwritten(
-    run: Run, film: Path, model: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_index_is_not_overwritten(run: Run, film: Path, model: Path, tmp_path: Path) -> None:
     precious = tmp_path / "letter.txt"
     precious.write_text("Dear Ada")
     run("ask", film, "What?", "--index", precious, "--model", model).must_complain("letter.txt")

@@ -81,18 +81,14 @@ def test_imports_go_downwards(file: Path) -> None:
     if file == PACKAGE / "__init__.py":
         pytest.skip("names the public classes of all rooms, lazily; the test below sees to it")
     room = room_of(file)
-    assert room in FLOOR_OF, (
-        f"{room} has no floor yet: give it one in FLOORS, and in the architecture's description"
-    )
+    assert room in FLOOR_OF, f"{room} has no floor yet: give it one in FLOORS, and in the architecture's description"
     for module in imported_modules(file):
         if not module.startswith("longvlm."):
             continue
         other = module.split(".")[1]
         if other.startswith("__"):
             continue
-        assert other == room or FLOOR_OF[other] < FLOOR_OF[room], (
-            f"{room} imports {module}, which is not below it"
-        )
+        assert other == room or FLOOR_OF[other] < FLOOR_OF[room], f"{room} imports {module}, which is not below it"
         if room == other == "stages" and file.stem != "__init__":
             own = f"longvlm.stages.{file.stem}"
             assert stage_of(module) == stage_of(own), f"stage {file.stem} imports another stage, {module}"
@@ -112,9 +108,7 @@ def test_importing_is_light(module: str) -> None:
     """`longvlm --help` must not wait for torch."""
     heavy = ["torch", "transformers", "av", "numpy", "PIL", *OPTIONAL]
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 
 

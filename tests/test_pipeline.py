@@ -112,9 +112,7 @@ def llava_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(2)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    LlavaProcessor(
-        images, tokenizer, patch_size=14, vision_feature_select_strategy="default"
-    ).save_pretrained(folder)
+    LlavaProcessor(images, tokenizer, patch_size=14, vision_feature_select_strategy="default").save_pretrained(folder)
     return folder
 
 
@@ -160,9 +158,7 @@ def fresh(model: LongVLM) -> LongVLM:
     return copy
 
 
-def generate_plainly(
-    model: LongVLM, index: VideoIndex | None, messages: list[dict], **settings: object
-) -> str:
+def generate_plainly(model: LongVLM, index: VideoIndex | None, messages: list[dict], **settings: object) -> str:
     """transformers' own generation, the oracle: one prefill, no cache from before."""
     from longvlm.stages.tokens import assemble
 
@@ -171,9 +167,7 @@ def generate_plainly(
     visual = {} if index is None else {"visual_tokens": assemble(index).features}
     with torch.no_grad():
         ids = model.language_model.generate(**inputs, **visual, do_sample=False, **settings)
-    return model.processor.tokenizer.decode(
-        ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    ).strip()
+    return model.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 def first_message(question: str) -> dict:
@@ -264,9 +258,7 @@ class TestEncode:
         CLIPVisionModel(vision_config()).save_pretrained(tmp_path / "tower")
         CLIPImageProcessor().save_pretrained(tmp_path / "tower")
         models = [
-            LongVLM.from_pretrained(
-                checkpoint, vision_tower=str(tmp_path / "tower"), device="cpu", dtype="float32"
-            )
+            LongVLM.from_pretrained(checkpoint, vision_tower=str(tmp_path / "tower"), device="cpu", dtype="float32")
             for _ in range(2)
         ]
         models[0].ask(None, "Why?", max_new_tokens=1)
@@ -286,23 +278,17 @@ class TestAsk:
         for asked in (index, VideoIndex.load(tmp_path / "film.longvlm"), tmp_path / "film.longvlm"):
             assert fresh(model).ask(asked, QUESTIONS[0], max_new_tokens=20).text == direct.text
 
-    def test_pixels_give_the_same_answer_as_the_index(
-        self, model: LongVLM, video: Path, index: VideoIndex
-    ) -> None:
+    def test_pixels_give_the_same_answer_as_the_index(self, model: LongVLM, video: Path, index: VideoIndex) -> None:
         """The route of training: pixels into the model's forward."""
         from longvlm.stages.video import open_video
 
         with open_video(video) as reader:
-            segments = list(
-                reader.segments(index.sampling, frames_per_segment=4, image_size=28, fit="squash")
-            )
+            segments = list(reader.segments(index.sampling, frames_per_segment=4, image_size=28, fit="squash"))
         pixels = torch.cat([segment.pixels for segment in segments])
         text = model.processor.prompt([first_message("Why?")], num_segments=3)
         inputs = model.processor(text, videos=[pixels])
         ids = model.language_model.generate(**inputs, do_sample=False, max_new_tokens=20)
-        expected = model.processor.tokenizer.decode(
-            ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
+        expected = model.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert model.ask(index, "Why?", max_new_tokens=20).text == expected.strip()
 
     def test_equals_plain_generation_and_reuses_the_prefix(self, model: LongVLM, index: VideoIndex) -> None:
@@ -352,18 +338,12 @@ class TestAsk:
         assert from_file.timings.total_seconds > from_file.timings.generate_seconds
 
     def test_seed_repeats_a_sampled_answer(self, model: LongVLM, index: VideoIndex) -> None:
-        sampled = [
-            model.ask(index, "Why?", max_new_tokens=30, temperature=1.5, seed=seed).text for seed in (7, 7, 8)
-        ]
+        sampled = [model.ask(index, "Why?", max_new_tokens=30, temperature=1.5, seed=seed).text for seed in (7, 7, 8)]
         assert sampled[0] == sampled[1] != sampled[2]
 
-    def test_batch_equals_single_answers(
-        self, model: LongVLM, index: VideoIndex, other_index: VideoIndex
-    ) -> None:
+    def test_batch_equals_single_answers(self, model: LongVLM, index: VideoIndex, other_index: VideoIndex) -> None:
         videos = [index, None, other_index, index.slice(0.0, 1.0)]
-        singles = [
-            model.ask(asked, text, max_new_tokens=20) for asked, text in zip(videos, QUESTIONS, strict=False)
-        ]
+        singles = [model.ask(asked, text, max_new_tokens=20) for asked, text in zip(videos, QUESTIONS, strict=False)]
         batch = model.ask(videos, QUESTIONS[:4], max_new_tokens=20)
         assert [answer.text for answer in batch] == [answer.text for answer in singles]
         assert [answer.new_tokens for answer in batch] == [answer.new_tokens for answer in singles]
@@ -371,17 +351,14 @@ class TestAsk:
 
     def test_timestamps_are_written_between_the_segments(self, checkpoint: Path, index: VideoIndex) -> None:
         plain, timed = (
-            LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32", timestamps=on)
-            for on in (False, True)
+            LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32", timestamps=on) for on in (False, True)
         )
         lengths = [model.ask(index, "Why?", max_new_tokens=2).prompt_tokens for model in (plain, timed)]
         assert lengths[1] - lengths[0] == 3 * len(" 0:00 ")
         assert timed.ask(index, "hm", max_new_tokens=2).cached_tokens > 0
 
     def test_llava_checkpoint_answers(self, llava_checkpoint: Path, video: Path) -> None:
-        model = LongVLM.from_pretrained(
-            llava_checkpoint, dtype="float32", compression={"tokens_per_segment": 8}
-        )
+        model = LongVLM.from_pretrained(llava_checkpoint, dtype="float32", compression={"tokens_per_segment": 8})
         index = model.encode(video, num_frames=20)
         assert tuple(index.local_features.shape) == (2, 8, 32)
         assert tuple(index.segment_globals.shape[:2]) == (2, 0)
@@ -477,9 +454,7 @@ class TestMistakes:
             model.ask([index, index], ["Why?", question])
 
     def test_question_longer_than_the_context(self, model: LongVLM, index: VideoIndex) -> None:
-        with pytest.raises(
-            LongVLMError, match=rf"1\d\d\d tokens, 14 of them visual, .* holds {CONTEXT_LENGTH}"
-        ):
+        with pytest.raises(LongVLMError, match=rf"1\d\d\d tokens, 14 of them visual, .* holds {CONTEXT_LENGTH}"):
             model.ask(index, "why " * 250)
 
     def test_answer_ends_where_the_context_does(self, model: LongVLM) -> None:

@@ -57,9 +57,7 @@ class TestFile:
         index = dataclasses.replace(
             make_index(dtype=dtype),
             sampling=Sampling(num_frames=None, fps=0.2, max_frames=7, start_seconds=1.5, end_seconds=40.0),
-            compression=dataclasses.replace(
-                COMPRESSION, merge_schedule=(2, 2), merge_order="temporal", fit="pad"
-            ),
+            compression=dataclasses.replace(COMPRESSION, merge_schedule=(2, 2), merge_order="temporal", fit="pad"),
             lost_seconds=1 / 3,
         )
         index.save(tmp_path / "film.longvlm")
@@ -183,9 +181,7 @@ class TestSlice:
 
     @pytest.mark.parametrize(("start", "end"), [(30.0, None), (31.0, 40.0), (5.0, 5.0), (8.0, 2.0)])
     def test_of_nothing(self, index: VideoIndex, start: float, end: float | None) -> None:
-        with pytest.raises(
-            LongVLMError, match=r"No part of film\.mp4 .* covers 0 s to 30 s|must be later than"
-        ):
+        with pytest.raises(LongVLMError, match=r"No part of film\.mp4 .* covers 0 s to 30 s|must be later than"):
             index.slice(start, end)
 
     def test_is_another_value(self, index: VideoIndex) -> None:
@@ -215,9 +211,7 @@ class TestAppend:
     def test_refuses_another_encoding(self, index: VideoIndex) -> None:
         later = make_index(first_second=30.0)
         with pytest.raises(LongVLMError, match=r"siglip of big \(f{12}\).*clip of tiny \(e{12}\)"):
-            index.append(
-                dataclasses.replace(later, encoder_name="siglip of big", encoder_fingerprint="f" * 64)
-            )
+            index.append(dataclasses.replace(later, encoder_name="siglip of big", encoder_fingerprint="f" * 64))
         other = dataclasses.replace(COMPRESSION, merge_order="temporal")
         with pytest.raises(LongVLMError, match="merge_order=temporal, but merge_order=merge is wanted"):
             index.append(dataclasses.replace(later, compression=other))

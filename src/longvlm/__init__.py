@@ -20,7 +20,18 @@ _HOME = {
     "Answer": "longvlm.types",
 }
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "Answer",
+    "Compression",
+    "LongVLM",
+    "LongVLMConfig",
+    "LongVLMError",
+    "LongVLMForConditionalGeneration",
+    "LongVLMProcessor",
+    "Sampling",
+    "VideoIndex",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from longvlm.errors import LongVLMError

@@ -38,9 +38,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 @app.callback(invoke_without_command=True)
 def longvlm(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
 ) -> None:
     """Ask questions about long videos.
 
@@ -59,9 +57,7 @@ def ask(
     video: VideoArgument,
     questions: Annotated[
         list[str],
-        typer.Argument(
-            metavar="QUESTION...", help="One or more questions, each in quotes.", show_default=False
-        ),
+        typer.Argument(metavar="QUESTION...", help="One or more questions, each in quotes.", show_default=False),
     ],
     video_options: VideoOptions,
     model_options: ModelOptions,

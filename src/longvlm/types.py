@@ -150,7 +150,9 @@ class Frames(_PrintsShapes):
     num_distinct: int
 
     def __post_init__(self) -> None:
-        _require(self.pixels.ndim == 4 and self.pixels.shape[1] == 3, f"pixels {tuple(self.pixels.shape)}: want (K, 3, R, R)")
+        _require(
+            self.pixels.ndim == 4 and self.pixels.shape[1] == 3, f"pixels {tuple(self.pixels.shape)}: want (K, 3, R, R)"
+        )
         _require(self.pixels.dtype == torch.uint8, f"pixels are {self.pixels.dtype}: want uint8")
         _require(len(self.times_seconds) == len(self.pixels), "one time per frame is needed")
         _require(1 <= self.num_distinct <= len(self.pixels), f"num_distinct {self.num_distinct} of {len(self.pixels)}")

@@ -136,9 +136,7 @@ class VideoIndex(_PrintsShapes):
         spans = self.segment_spans_seconds
         end = float("inf") if end_seconds is None else end_seconds
         if end <= start_seconds:
-            raise LongVLMError(
-                f"end ({end:g} s) must be later than start ({start_seconds:g} s); swap or widen them."
-            )
+            raise LongVLMError(f"end ({end:g} s) must be later than start ({start_seconds:g} s); swap or widen them.")
         # A segment without length (a video of few frames, repeated) is inside where its moment is.
         keep = ((spans[:, 1] > start_seconds) | (spans[:, 0] >= start_seconds)) & (spans[:, 0] < end)
         if not bool(keep.any()):
@@ -162,15 +160,11 @@ class VideoIndex(_PrintsShapes):
                 f"Can't append: the second index starts at {later_start:g} s, before the first one ends "
                 f"({own_end:g} s). Encode the later part from there on."
             )
-        joined: dict[str, Any] = {
-            name: torch.cat([getattr(self, name), getattr(later, name)]) for name in _TENSORS
-        }
+        joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(later, name)]) for name in _TENSORS}
         lost_seconds = self.lost_seconds + later.lost_seconds
         return dataclasses.replace(self, **joined, video=later.video, lost_seconds=lost_seconds)
 
-    def require_same_encoding(
-        self, encoder_name: str, encoder_fingerprint: str, compression: Compression
-    ) -> None:
+    def require_same_encoding(self, encoder_name: str, encoder_fingerprint: str, compression: Compression) -> None:
         """Raise LongVLMError, naming both sides, unless the encoder and the settings are the same."""
         if encoder_fingerprint != self.encoder_fingerprint:
             raise LongVLMError(
@@ -201,9 +195,7 @@ class VideoIndex(_PrintsShapes):
             "lost_seconds": repr(self.lost_seconds),
         }
         if not path.parent.is_dir():
-            raise LongVLMError(
-                f"Can't write {path}: the folder {path.parent} does not exist; create it first."
-            )
+            raise LongVLMError(f"Can't write {path}: the folder {path.parent} does not exist; create it first.")
         try:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
                 whole = Path(folder) / "index"
@@ -278,9 +270,7 @@ class IndexBuilder:
             dtype = _TENSORS[name][1] or tensor.dtype
             self._parts.setdefault(name, []).append(tensor.to("cpu", dtype))
 
-    def build(
-        self, *, video: VideoInfo, sampling: Sampling, lost_seconds: float, **provenance: Any
-    ) -> VideoIndex:
+    def build(self, *, video: VideoInfo, sampling: Sampling, lost_seconds: float, **provenance: Any) -> VideoIndex:
         """The index of all segments; `provenance` is the rest of VideoIndex's fields.
 
         A segment lasts from its first frame to the next segment's, the last one to the end of what was

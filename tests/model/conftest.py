@@ -98,11 +98,7 @@ def make_llava(tmp_path: Path, make_tokenizer: MakeTokenizer) -> MakeLlava:
             "image_size": 28,
             "patch_size": 7,
         }
-        vision = (
-            CLIPVisionConfig(**sizes)
-            if tower == "clip"
-            else SiglipVisionConfig(**sizes, vision_use_head=False)
-        )
+        vision = CLIPVisionConfig(**sizes) if tower == "clip" else SiglipVisionConfig(**sizes, vision_use_head=False)
         tokenizer = make_tokenizer(["<image>"])
         text = LlamaConfig(
             hidden_size=32,

@@ -151,9 +151,7 @@ def test_llava_settings_follow_the_checkpoint(make_llava, tower):
     assert (processor.video_token, processor.video_start_token) == ("<image>", None)
     assert (processor.image_mean, processor.image_std) == ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
     question = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what happens?"}]}]
-    assert (
-        processor.prompt(question, num_segments=2) == "USER: " + "<image>" * 60 + "\nwhat happens? ASSISTANT:"
-    )
+    assert processor.prompt(question, num_segments=2) == "USER: " + "<image>" * 60 + "\nwhat happens? ASSISTANT:"
 
 
 def test_encoder_and_model_see_a_video_alike(make_llava):
@@ -298,9 +296,7 @@ def test_original_llava_layout(tmp_path, make_tokenizer, tower_folder, num_layer
     assert_same_weights(model.model.language_model, llama.model)
     assert torch.equal(model.lm_head.weight, llama.lm_head.weight)
     for name, layer in zip(names, ("linear_1", "linear_2"), strict=False):
-        assert torch.equal(
-            getattr(model.model.multi_modal_projector, layer).weight, projector[f"{name}weight"]
-        )
+        assert torch.equal(getattr(model.model.multi_modal_projector, layer).weight, projector[f"{name}weight"])
     assert config.video_token_index == processor.video_token_id == len(tokenizer)
     ids = torch.tensor([[1, 6, *[config.video_token_index] * 4, 7]])
     with torch.no_grad():
@@ -312,9 +308,7 @@ def test_original_llava_layout(tmp_path, make_tokenizer, tower_folder, num_layer
     assert_same_weights(converted, model)
 
 
-@pytest.mark.parametrize(
-    "model_type", ["llava_next", "llava_onevision", "video_llava", "vipllava", "llava_next_video"]
-)
+@pytest.mark.parametrize("model_type", ["llava_next", "llava_onevision", "video_llava", "vipllava", "llava_next_video"])
 def test_other_llava_families_are_refused_by_name(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(LongVLMError, match=rf"'{model_type}'.*llava-hf/llava-1.5-7b-hf"):
@@ -348,9 +342,7 @@ def test_refusals_name_the_thing_and_the_remedy(tmp_path, make_llava, monkeypatc
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(LongVLMError, match="'gpt2'"):
         load_config(tmp_path)
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "llava", "text_config": {"model_type": "unheard-of"}}'
-    )
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "text_config": {"model_type": "unheard-of"}}')
     (tmp_path / "preprocessor_config.json").write_text(PREPROCESSOR)
     with pytest.raises(LongVLMError, match="unheard-of"):
         load_config(tmp_path)
@@ -363,9 +355,7 @@ def test_refusals_name_the_thing_and_the_remedy(tmp_path, make_llava, monkeypatc
             load_model(folder, config, **FLOAT, load_in_4bit=True)
     weights = load_file(folder / "model.safetensors")
     lacking = next(name for name in weights if name.startswith("multi_modal_projector"))
-    save_file(
-        {k: v for k, v in weights.items() if k != lacking}, folder / "model.safetensors", {"format": "pt"}
-    )
+    save_file({k: v for k, v in weights.items() if k != lacking}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(LongVLMError, match=r"lacks 1 weight.*multi_modal_projector"):
         load_model(folder, config, **FLOAT)
     (folder / "model.safetensors").unlink()

@@ -39,9 +39,7 @@ def test_global_tokens_beside_several_feature_layers_are_an_error():
 
 
 def test_from_llava_takes_over_and_leaves_the_original_alone():
-    llava = LlavaConfig(
-        vision_config=SiglipVisionConfig(hidden_size=72, num_attention_heads=6), image_token_index=7
-    )
+    llava = LlavaConfig(vision_config=SiglipVisionConfig(hidden_size=72, num_attention_heads=6), image_token_index=7)
     config = LongVLMConfig.from_llava(llava, fit="squash")
     assert config.compression_settings == Compression(
         global_layers=0, merge_order="temporal", merge_heads=6, fit="squash"

@@ -218,9 +218,7 @@ def test_loss_and_its_gradients_reach_the_projector_and_the_tower():
     output = model(input_ids=ids, labels=labels, pixel_values_videos=torch.randn(1, 4, 3, 28, 28))
     logits, targets = output.logits[0, :-1], labels[0, 1:]
     learned = targets >= 0
-    torch.testing.assert_close(
-        output.loss, torch.nn.functional.cross_entropy(logits[learned], targets[learned])
-    )
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(logits[learned], targets[learned]))
     output.loss.backward()
     tower_layer = model.model.vision_tower.encoder.layers[0].mlp.fc1
     for part in (model.model.multi_modal_projector.linear_1, tower_layer):
@@ -248,9 +246,7 @@ def test_saves_in_shards_and_loads_the_same_bits(tmp_path, settings):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     assert AutoConfig.from_pretrained(tmp_path).to_json_string() == model.config.to_json_string()
-    loaded, report = AutoModelForImageTextToText.from_pretrained(
-        tmp_path, device_map="cpu", output_loading_info=True
-    )
+    loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path, device_map="cpu", output_loading_info=True)
     assert type(loaded) is LongVLMForConditionalGeneration
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.state_dict().keys() == model.state_dict().keys()

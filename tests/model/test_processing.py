@@ -64,9 +64,7 @@ def test_vicuna_prompt_of_the_paper(paper_processor):
     assert paper == f"{VICUNA} USER: {video}\nwhat happens? ASSISTANT:"
     small = paper_processor.prompt(CONVERSATION[:3], num_segments=1)
     video = "<vid_start>" + "<vid_patch>" * 3 + "<vid_end>"
-    assert (
-        small == f"{VICUNA} USER: {video}\nwhat happens? ASSISTANT: a red circle.</s>USER: then? ASSISTANT:"
-    )
+    assert small == f"{VICUNA} USER: {video}\nwhat happens? ASSISTANT: a red circle.</s>USER: then? ASSISTANT:"
 
 
 def test_video_after_the_question_and_system_prompt(paper_processor):
@@ -78,10 +76,7 @@ def test_video_after_the_question_and_system_prompt(paper_processor):
 def test_template_of_an_image_model(llava_processor):
     text = llava_processor.prompt(CONVERSATION[:3], num_segments=2)
     # The template ends an answer with nothing, so the end-of-text token follows it, as LLaVA was trained.
-    assert (
-        text
-        == "USER: " + "<image>" * 4 + "\nwhat happens? ASSISTANT: a red circle.</s> USER: then? ASSISTANT:"
-    )
+    assert text == "USER: " + "<image>" * 4 + "\nwhat happens? ASSISTANT: a red circle.</s> USER: then? ASSISTANT:"
 
 
 def test_timestamps_stand_before_each_segments_tokens(paper_processor):

@@ -92,9 +92,7 @@ def test_the_page_is_self_contained_and_escaped(html: str, film: Path) -> None:
 def test_every_distinct_frame_is_shown_with_its_time(html: str, index: VideoIndex) -> None:
     page = Page(html)
     pictures = page.named("img")
-    assert [picture["alt"] for picture in pictures] == [
-        f"Frame at {format_clock(time)}" for time in index.frame_times
-    ]
+    assert [picture["alt"] for picture in pictures] == [f"Frame at {format_clock(time)}" for time in index.frame_times]
     for picture, time in zip(pictures, index.frame_times, strict=True):
         data = base64.b64decode(str(picture["src"]).partition(",")[2])
         pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1)

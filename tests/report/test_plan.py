@@ -50,9 +50,7 @@ def made(model: LongVLM, film: Path) -> Plan:
     ids=["10 frames", "more frames than there are", "by rate"],
 )
 @pytest.mark.parametrize("timestamps", [False, True])
-def test_counts_are_those_of_a_real_run(
-    checkpoint: Path, film: Path, sampling: Sampling, timestamps: bool
-) -> None:
+def test_counts_are_those_of_a_real_run(checkpoint: Path, film: Path, sampling: Sampling, timestamps: bool) -> None:
     model = LongVLM.from_pretrained(checkpoint, timestamps=timestamps)
     with open_video(film) as reader:
         counts = count_tokens(model, reader, sampling)
@@ -108,9 +106,7 @@ def test_the_command_prints_a_table_or_one_object(
     checkpoint: Path, film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> str:
-        monkeypatch.setattr(
-            sys, "argv", ["longvlm", "plan", str(film), "--model", str(checkpoint), *arguments]
-        )
+        monkeypatch.setattr(sys, "argv", ["longvlm", "plan", str(film), "--model", str(checkpoint), *arguments])
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code == 0

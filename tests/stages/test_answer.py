@@ -60,9 +60,7 @@ def model() -> LongVLMForConditionalGeneration:
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(
-        models.BPE({token: i for i, token in enumerate(["<s>", "</s>", "<v>", *alphabet])}, [])
-    )
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(["<s>", "</s>", "<v>", *alphabet])}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
@@ -91,9 +89,7 @@ def answer(answerer: Answerer, prompt: Prompt, max_new_tokens: int = 12) -> Answ
     return answerer.stream(prompt, Decoding(max_new_tokens)).answer
 
 
-def generate_plainly(
-    model: LongVLMForConditionalGeneration, prompt: Prompt, max_new_tokens: int = 12
-) -> list[int]:
+def generate_plainly(model: LongVLMForConditionalGeneration, prompt: Prompt, max_new_tokens: int = 12) -> list[int]:
     """The oracle: transformers' own loop, with no cache from before."""
     ids = torch.tensor([prompt.token_ids])
     visual = {} if prompt.visual_features is None else {"visual_tokens": prompt.visual_features}
@@ -132,9 +128,7 @@ class TestReuse:
         reusing = Answerer(model, tokenizer, context_length=256)
         random = torch.Generator().manual_seed(1)
         for turn in range(8):
-            questions = [
-                torch.randint(3, 259, (4 + turn,), generator=random).tolist() for _ in range(1 + turn % 3)
-            ]
+            questions = [torch.randint(3, 259, (4 + turn,), generator=random).tolist() for _ in range(1 + turn % 3)]
             prompt = prompt_about(1, *questions)
             stream = reusing.stream(prompt, Decoding(12))
             fresh = Answerer(model, tokenizer, context_length=256).stream(prompt, Decoding(12))
@@ -201,9 +195,7 @@ class TestReuse:
 
 
 class TestEnd:
-    def test_stop_tokens(
-        self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
-    ) -> None:
+    def test_stop_tokens(self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
         prompt = prompt_about(1, [10, 11])
         tokens = generate_plainly(model, prompt)
         stop = next(token for token in tokens if token != tokens[0])
@@ -215,16 +207,12 @@ class TestEnd:
                 answered = answer(Answerer(model, tokenizer, context_length=None), prompt)
                 assert answered.text == tokenizer.decode(tokens[:place]).strip()
                 assert (answered.finish_reason, answered.new_tokens) == ("stop", place + 1)
-                [batched] = Answerer(model, tokenizer, context_length=None).answer_batch(
-                    [prompt], Decoding(12)
-                )
+                [batched] = Answerer(model, tokenizer, context_length=None).answer_batch([prompt], Decoding(12))
                 assert (batched.text, batched.new_tokens) == (answered.text, answered.new_tokens)
         finally:
             model.generation_config = before
 
-    def test_context_ends(
-        self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
-    ) -> None:
+    def test_context_ends(self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
         prompt = prompt_about(1, [10, 11])
         answerer = Answerer(model, tokenizer, context_length=len(prompt.token_ids) + 4)
         for answered in (answer(answerer, prompt), *answerer.answer_batch([prompt], Decoding(12))):

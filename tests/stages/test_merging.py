@@ -18,9 +18,7 @@ GOLDEN_CASES = json.loads((DATA / "merge.json").read_text())
 PAPER_SCHEDULE = [1280, 640, 320, 160, 80, 40, 10]
 
 
-def correlated_patches(
-    num_segments: int, frames: int, patches: int, width: int, seed: int = 0
-) -> torch.Tensor:
+def correlated_patches(num_segments: int, frames: int, patches: int, width: int, seed: int = 0) -> torch.Tensor:
     """Segments (S, K·P, D) whose frames resemble their predecessors, as a video's do."""
     x = torch.randn(num_segments, frames, patches, width, generator=torch.Generator().manual_seed(seed))
     for t in range(1, frames):
@@ -44,9 +42,7 @@ def merge_by_loops(
         evens, odds = tokens[::2], tokens[1::2]
         proposals = []
         for i, (even, _) in enumerate(evens):
-            similarities = [
-                sum(a * b for a, b in zip(metric(even), metric(odd), strict=True)) for odd, _ in odds
-            ]
+            similarities = [sum(a * b for a, b in zip(metric(even), metric(odd), strict=True)) for odd, _ in odds]
             best = max(range(len(odds)), key=lambda j: similarities[j])
             proposals.append((similarities[best], i, best))
         proposals.sort(key=lambda proposal: -proposal[0])

@@ -67,9 +67,7 @@ def test_a_slice_is_assembled_on_its_own() -> None:
 
 
 def test_the_mean_of_globals_is_that_of_all_distinct_frames() -> None:
-    frames = torch.randn(
-        7, 5, 8, generator=torch.Generator().manual_seed(2)
-    )  # 7 frames in segments of 3, 3 and 1
+    frames = torch.randn(7, 5, 8, generator=torch.Generator().manual_seed(2))  # 7 frames in segments of 3, 3 and 1
     segments = torch.stack([part.mean(0) for part in frames.split(3)])
     counts = torch.tensor([3, 3, 1], dtype=torch.int32)
     torch.testing.assert_close(average_globals(segments, counts), frames.mean(0))

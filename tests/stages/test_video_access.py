@@ -90,16 +90,12 @@ def test_a_video_of_length_zero(tmp_path):
     assert refusal(tmp_path / "none.mp4").startswith("none.mp4 holds no")
 
 
-@pytest.mark.parametrize(
-    "address", ["ftp://host/film.mp4", "concat://a", "data://text/plain,hello", "gopher://host/1"]
-)
+@pytest.mark.parametrize("address", ["ftp://host/film.mp4", "concat://a", "data://text/plain,hello", "gopher://host/1"])
 def test_other_protocols_are_refused(address):
     assert "is not accepted; give a local file, or an http, https or rtsp address" in refusal(address)
 
 
-@pytest.mark.parametrize(
-    "name", ["concat:/etc/passwd|/etc/group", "subfile,,start,0,end,9,,:/etc/passwd", "http:x"]
-)
+@pytest.mark.parametrize("name", ["concat:/etc/passwd|/etc/group", "subfile,,start,0,end,9,,:/etc/passwd", "http:x"])
 def test_a_path_is_never_read_as_a_protocol(name):
     assert refusal(name) == f"No such video: {name}. Check the path."
 

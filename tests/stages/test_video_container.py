@@ -49,12 +49,8 @@ VIDEOS = {
 def read(source, sampling, frames_per_segment=10, image_size=48):
     """[(time, number in the pixels)] of every frame, repetitions at the end of the last segment included."""
     with open_video(source) as video:
-        segments = video.segments(
-            sampling, frames_per_segment=frames_per_segment, image_size=image_size, fit="squash"
-        )
-        frames = [
-            (t, read_barcode(p)) for s in segments for t, p in zip(s.times_seconds, s.pixels, strict=True)
-        ]
+        segments = video.segments(sampling, frames_per_segment=frames_per_segment, image_size=image_size, fit="squash")
+        frames = [(t, read_barcode(p)) for s in segments for t, p in zip(s.times_seconds, s.pixels, strict=True)]
         return frames, video
 
 

@@ -16,9 +16,7 @@ def numbers(source, sampling=ALL, **options):
     with open_video(source, **options) as video:
         segments = list(video.segments(sampling, frames_per_segment=4, image_size=48, fit="squash"))
         planned = video.planned_times(sampling)
-    frames = [
-        (time, read_barcode(p)) for s in segments for time, p in zip(s.times_seconds, s.pixels, strict=True)
-    ]
+    frames = [(time, read_barcode(p)) for s in segments for time, p in zip(s.times_seconds, s.pixels, strict=True)]
     assert sorted({time for time, _ in frames}) == planned
     return list(dict.fromkeys(frames))
 
@@ -50,9 +48,7 @@ def test_exif_orientation_is_applied(tmp_path):
     with open_video(tmp_path / "turned.png") as video:
         assert (video.info.width, video.info.height) == (8, 4)
         frames = next(video.segments(ALL, frames_per_segment=1, image_size=8, fit="squash-nearest"))
-    torch.testing.assert_close(
-        frames.pixels[0, :, ::2], torch.from_numpy(upright).permute(2, 0, 1).contiguous()
-    )
+    torch.testing.assert_close(frames.pixels[0, :, ::2], torch.from_numpy(upright).permute(2, 0, 1).contiguous())
 
 
 def test_an_array_is_read_at_the_stated_rate():

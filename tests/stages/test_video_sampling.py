@@ -58,9 +58,7 @@ def video_path(tmp_path_factory):
 def read(source, sampling, frames_per_segment=10, **options):
     with open_video(source, **options) as video:
         planned = video.planned_times(sampling)
-        segments = list(
-            video.segments(sampling, frames_per_segment=frames_per_segment, image_size=48, fit="squash")
-        )
+        segments = list(video.segments(sampling, frames_per_segment=frames_per_segment, image_size=48, fit="squash"))
     return planned, segments
 
 

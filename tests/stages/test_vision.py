@@ -106,9 +106,7 @@ def test_a_list_of_layers_is_concatenated_in_its_order(kind: str) -> None:
     tower, pixels = make_tower(kind), make_pixels()
     layers = [-2, 1, -5]
     actual = encode_pixels(tower, pixels, feature_layer=layers, select_strategy="default", global_layers=0)
-    torch.testing.assert_close(
-        actual, reference_features(tower, pixels, layers, "default", 0), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(actual, reference_features(tower, pixels, layers, "default", 0), rtol=0, atol=1e-4)
     assert make_encoder(tower, feature_layer=layers, global_layers=0).feature_width == 96
 
 
@@ -116,18 +114,14 @@ def test_a_list_of_layers_is_concatenated_in_its_order(kind: str) -> None:
     ("layer", "global_layers", "layers_run", "mlp_rows"),
     [(-2, 0, 5, 17), (-2, 5, 5, 1), (-1, 5, 6, 17), (2, 0, 2, 17), (0, 0, 0, None)],
 )
-def test_only_what_is_used_is_computed(
-    layer: int, global_layers: int, layers_run: int, mlp_rows: int | None
-) -> None:
+def test_only_what_is_used_is_computed(layer: int, global_layers: int, layers_run: int, mlp_rows: int | None) -> None:
     """Layers run whole, and the rows that the last MLP to run works on: 17 positions, or [CLS] alone."""
     tower, whole_layers, rows = make_tower("clip"), [], []
     for block in tower.encoder.layers:
         block.register_forward_hook(lambda *_: whole_layers.append(1))
         block.mlp.register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[1]))
     tower.post_layernorm.register_forward_hook(lambda *_: pytest.fail("the final norm is not used"))
-    encode_pixels(
-        tower, make_pixels(), feature_layer=layer, select_strategy="default", global_layers=global_layers
-    )
+    encode_pixels(tower, make_pixels(), feature_layer=layer, select_strategy="default", global_layers=global_layers)
     assert len(whole_layers) == layers_run
     assert (rows[-1] if rows else None) == mlp_rows
 
@@ -136,9 +130,7 @@ def test_only_what_is_used_is_computed(
 def test_gradients_equal_those_of_transformers(kind: str) -> None:
     pixels, gradients = make_pixels(), []
     for encode in (
-        lambda tower: encode_pixels(
-            tower, pixels, feature_layer=-2, select_strategy="default", global_layers=2
-        ),
+        lambda tower: encode_pixels(tower, pixels, feature_layer=-2, select_strategy="default", global_layers=2),
         lambda tower: reference_features(tower, pixels, -2, "default", 2),
     ):
         tower = make_tower(kind).train()
@@ -175,9 +167,7 @@ def test_features_have_the_towers_dtype_and_no_gradient() -> None:
 def test_fingerprint_follows_what_decides_the_features(kind: str) -> None:
     fingerprint = make_encoder(make_tower(kind)).fingerprint
     assert make_encoder(make_tower(kind).bfloat16()).fingerprint == fingerprint
-    assert (
-        make_encoder(make_tower(kind, "eager"), feature_layer=5, global_layers=1).fingerprint == fingerprint
-    )
+    assert make_encoder(make_tower(kind, "eager"), feature_layer=5, global_layers=1).fingerprint == fingerprint
     for unused in ("post_layernorm", "head", "layernorm"):
         tower = make_tower(kind)
         for weight in getattr(tower, unused, torch.nn.Identity()).parameters():
@@ -211,7 +201,5 @@ def test_impossible_readings_are_named(changes: dict[str, Any], message: str) ->
 
 def test_unknown_towers_are_refused_with_the_supported_ones() -> None:
     tower = ViTModel(ViTConfig(intermediate_size=48, **SIZES))
-    with pytest.raises(
-        LongVLMError, match="'vit' are not supported; choose one of clip_vision_model, dinov2"
-    ):
+    with pytest.raises(LongVLMError, match="'vit' are not supported; choose one of clip_vision_model, dinov2"):
         make_encoder(tower)

@@ -191,9 +191,7 @@ def test_evaluate_command_prints_one_json_object(
         ["dance"],
     ],
 )
-def test_bad_arguments_get_one_line(
-    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments_get_one_line(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["longvlm.world", *arguments])
         patch.chdir(tmp_path)

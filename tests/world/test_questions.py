@@ -97,9 +97,7 @@ def test_order_is_asked_only_where_it_can_be_seen(asked: list[tuple[Scene, list[
 
 
 def test_yes_and_no_are_about_as_frequent(asked: list[tuple[Scene, list[Question]]]) -> None:
-    answers = [
-        question.answer for _, questions in asked for question in questions if question.kind == "exists"
-    ]
+    answers = [question.answer for _, questions in asked for question in questions if question.kind == "exists"]
     assert 0.42 < answers.count("yes") / len(answers) < 0.58
 
 

@@ -31,9 +31,7 @@ def test_any_size(width: int, height: int) -> None:
     frame, labels = render_labelled(scene, scene.events[0].start_seconds + 1, width, height)
     assert frame.shape == (height, width, 3) and frame.dtype == np.uint8
     assert labels.shape == (height, width) and labels.dtype == np.int16
-    np.testing.assert_array_equal(
-        frame, render_frame(scene, scene.events[0].start_seconds + 1, width, height)
-    )
+    np.testing.assert_array_equal(frame, render_frame(scene, scene.events[0].start_seconds + 1, width, height))
 
 
 def test_empty_pictures_are_refused() -> None:

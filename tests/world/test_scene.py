@@ -27,9 +27,7 @@ def scenes() -> list[Scene]:
 def test_same_seed_same_scene() -> None:
     assert make_scene(5, 60.0) == make_scene(5, 60.0)
     assert make_scene(5, 60.0) != make_scene(6, 60.0)
-    assert make_scene(5, 60.0).events[0].object == "green square", (
-        "videos made earlier must stay what they were"
-    )
+    assert make_scene(5, 60.0).events[0].object == "green square", "videos made earlier must stay what they were"
 
 
 def test_events_are_within_bounds(scenes: list[Scene]) -> None:
@@ -83,9 +81,7 @@ def test_a_fifth_of_the_scenes_overlap_and_nothing_is_hidden(scenes: list[Scene]
                 assert sum(event.is_on(moment) for event in scene.events) <= 2
                 one, other = earlier.pose(moment), later.pose(moment)
                 apart = max(abs(one.x - other.x), abs(one.y - other.y))
-                assert apart > 0.5 * min(one.size, other.size), (
-                    f"{scene.seed}: {earlier.object}, {later.object}"
-                )
+                assert apart > 0.5 * min(one.size, other.size), f"{scene.seed}: {earlier.object}, {later.object}"
                 moment += 0.1
 
 

@@ -45,17 +45,11 @@ def ask(
         index = obtain_index(model, video, video_options, kept_in, progress)
         progress.begin("Reading the question")
         # All prompts are made, and found to fit, before the first word is printed.
-        streams = [
-            model.stream(index, question, **dataclasses.asdict(answer_options)) for question in questions
-        ]
+        streams = [model.stream(index, question, **dataclasses.asdict(answer_options)) for question in questions]
         if as_json:
             answers = [stream.answer for stream in streams]
     if as_json:
-        print(
-            json.dumps(
-                describe(video, model, index, answers, time.perf_counter() - started), ensure_ascii=False
-            )
-        )
+        print(json.dumps(describe(video, model, index, answers, time.perf_counter() - started), ensure_ascii=False))
         return
     for question, stream in zip(questions, streams, strict=True):
         if len(questions) > 1:

@@ -13,9 +13,7 @@ from longvlm.errors import LongVLMError
 def inspect(video: str, output: Path, video_options: VideoOptions, model_options: ModelOptions) -> None:
     require_source(video)
     if is_index(video):
-        raise LongVLMError(
-            f"{video} is an index and holds no pictures; inspect the video that it was made from."
-        )
+        raise LongVLMError(f"{video} is an index and holds no pictures; inspect the video that it was made from.")
     require_writable(output)
     with console.Progress("Loading the model") as progress:
         model = load_model(model_options)

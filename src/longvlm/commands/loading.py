@@ -50,9 +50,7 @@ def load_model(options: ModelOptions) -> LongVLM:
             "choose another with --model."
         )
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", options.model) and not Path(options.model).exists():
-        console.note(
-            f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress."
-        )
+        console.note(f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress.")
     if not options.verbose:
         console.silence_libraries()
     from longvlm.pipeline import LongVLM
@@ -112,9 +110,7 @@ def plan_sampling(model: LongVLM, options: VideoOptions) -> Sampling:
     )
 
 
-def encode_video(
-    model: LongVLM, source: str, options: VideoOptions, progress: console.Progress
-) -> VideoIndex:
+def encode_video(model: LongVLM, source: str, options: VideoOptions, progress: console.Progress) -> VideoIndex:
     index = model.encode(
         source,
         num_frames=options.num_frames,
@@ -154,7 +150,5 @@ def _load_slice(path: str, options: VideoOptions) -> VideoIndex:
     start_seconds = 0.0 if options.start is None else parse_time(options.start)
     end_seconds = None if options.end is None else parse_time(options.end)
     if end_seconds is not None and end_seconds <= start_seconds:
-        raise LongVLMError(
-            f"--end {options.end} is not after --start {options.start or 0}; swap or widen them."
-        )
+        raise LongVLMError(f"--end {options.end} is not after --start {options.start or 0}; swap or widen them.")
     return index.slice(start_seconds, end_seconds)

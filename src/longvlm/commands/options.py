@@ -39,9 +39,7 @@ class VideoOptions:
     ] = "exact"
     allow_references: Annotated[
         bool,
-        _option(
-            "--allow-references", help="Open playlists and files that point at other files or addresses."
-        ),
+        _option("--allow-references", help="Open playlists and files that point at other files or addresses."),
     ] = False
 
     @property
@@ -63,9 +61,7 @@ class ModelOptions:
     ] = None
     vision_tower: Annotated[
         str | None,
-        _option(
-            metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, if the checkpoint has none."
-        ),
+        _option(metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, if the checkpoint has none."),
     ] = None
     device: Annotated[str | None, _option(help="cpu, cuda, cuda:1, … Default: CUDA if there is any.")] = None
     dtype: Annotated[
@@ -76,9 +72,9 @@ class ModelOptions:
         bool,
         _option("--load-in-4bit", help="Hold the language model in 4 bits (needs longvlm[quantization])."),
     ] = False
-    verbose: Annotated[
-        bool, _option("--verbose", "-v", help="Let the libraries' own messages through to stderr.")
-    ] = False
+    verbose: Annotated[bool, _option("--verbose", "-v", help="Let the libraries' own messages through to stderr.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -106,11 +102,7 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
     typer reads signatures, so the wrapper returned carries one with the fields in the group's place.
     """
     hints = typing.get_type_hints(command, include_extras=True)
-    groups = {
-        name: hint
-        for name, hint in hints.items()
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
-    }
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
     parameters = [
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(command).parameters.items()

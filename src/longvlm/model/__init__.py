@@ -19,6 +19,4 @@ AutoProcessor.register(LongVLMConfig, LongVLMProcessor)
 
 # On disk the weights have the names of a LLaVA checkpoint, old or new; transformers maps them both ways.
 for own_name, llava_name in {LongVLMConfig.model_type: "llava", LongVLMModel.__name__: "LlavaModel"}.items():
-    register_checkpoint_conversion_mapping(
-        own_name, get_checkpoint_conversion_mapping(llava_name), overwrite=True
-    )
+    register_checkpoint_conversion_mapping(own_name, get_checkpoint_conversion_mapping(llava_name), overwrite=True)

@@ -64,21 +64,15 @@ def resolve_model(model: str | Path | None) -> Path:
     """
     if model is None:
         if not (DEFAULT_MODEL_FOLDER / "config.json").is_file():
-            raise LongVLMError(
-                "This installation has no bundled default model; name a model, or reinstall longvlm."
-            )
+            raise LongVLMError("This installation has no bundled default model; name a model, or reinstall longvlm.")
         return DEFAULT_MODEL_FOLDER
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise LongVLMError(
-            f"The model {model} is a file; give its folder, which has config.json and the weights."
-        )
+        raise LongVLMError(f"The model {model} is a file; give its folder, which has config.json and the weights.")
     if isinstance(model, Path) or folder.is_absolute() or str(model).startswith((".", "~")):
-        raise LongVLMError(
-            f"There is no model folder {model}; check the path, or give a Hugging Face hub id."
-        )
+        raise LongVLMError(f"There is no model folder {model}; check the path, or give a Hugging Face hub id.")
     return _download(str(model))
 
 
@@ -96,9 +90,7 @@ def _download(hub_id: str) -> Path:
         reason = f"accept its terms on https://huggingface.co/{hub_id} and log in with `hf auth login`"
         raise LongVLMError(f"The model {hub_id!r} is gated: {reason}.") from error
     except LocalEntryNotFoundError as error:
-        reason = (
-            "no folder has this name, it is not in the local cache, and the Hugging Face hub can't be reached"
-        )
+        reason = "no folder has this name, it is not in the local cache, and the Hugging Face hub can't be reached"
         raise LongVLMError(f"Unknown model {hub_id!r}: {reason}; check the name and the network.") from error
     except HfHubHTTPError as error:
         reason = "no folder has this name, and the Hugging Face hub has no such model that you may read"
@@ -125,9 +117,7 @@ def load_config(folder: Path, *, vision_tower: str | None = None) -> LongVLMConf
             config = LongVLMConfig.from_llava(_read_config(folder), fit=fit)
     if vision_tower is not None:
         _replace_tower(config, vision_tower)
-    count_patches(
-        config.vision_config, config.vision_feature_select_strategy
-    )  # refuses unknown kinds of towers
+    count_patches(config.vision_config, config.vision_feature_select_strategy)  # refuses unknown kinds of towers
     return config
 
 
@@ -194,9 +184,7 @@ def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtyp
 
 def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
     """Tokenizer, chat template and normalisation of a checkpoint; `config` says how a video is compressed."""
-    settings = (
-        read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
-    )
+    settings = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
     if settings.get("processor_class") == LongVLMProcessor.__name__:
         processor = LongVLMProcessor.from_pretrained(folder)
         processor.compression = config.compression
@@ -205,15 +193,11 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise LongVLMError(
-            f"{folder} has no readable tokenizer ({reason}); give a complete folder."
-        ) from error
+        raise LongVLMError(f"{folder} has no readable tokenizer ({reason}); give a complete folder.") from error
     video_token = tokenizer.convert_ids_to_tokens(config.video_token_index)
     if video_token is None:
         video_token = "<vid_patch>"
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": [video_token]}, replace_extra_special_tokens=False
-        )
+        tokenizer.add_special_tokens({"additional_special_tokens": [video_token]}, replace_extra_special_tokens=False)
     images = read_image_settings(_tower_folder(folder, config))
     return LongVLMProcessor(
         tokenizer,
@@ -302,9 +286,7 @@ def _require_complete(report: dict[str, Any], folder: Path) -> None:
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     if not torch.cuda.is_available():
-        raise LongVLMError(
-            "Loading in 4 bits needs a CUDA device, and none is available; leave load_in_4bit out."
-        )
+        raise LongVLMError("Loading in 4 bits needs a CUDA device, and none is available; leave load_in_4bit out.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise LongVLMError("Loading in 4 bits needs bitsandbytes: pip install 'longvlm[quantization]'.")
     return BitsAndBytesConfig(

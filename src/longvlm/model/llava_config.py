@@ -89,18 +89,14 @@ def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
         )
 
 
-def convert_original(
-    raw: dict[str, Any], folder: Path, tower_config: PreTrainedConfig, fit: Fit
-) -> LongVLMConfig:
+def convert_original(raw: dict[str, Any], folder: Path, tower_config: PreTrainedConfig, fit: Fit) -> LongVLMConfig:
     """A config of LLaVA's own repository (a LLaMA config with `mm_*` keys), with its tower's config.
 
     Its tokenizer has no token for a picture, so the first id behind the vocabulary stands for a visual token.
     """
     projector = raw.get("mm_projector_type") or "linear"
     if projector not in ("linear", "mlp2x_gelu"):
-        raise LongVLMError(
-            f"{folder} has a projector of type {projector!r}; 'linear' and 'mlp2x_gelu' are supported."
-        )
+        raise LongVLMError(f"{folder} has a projector of type {projector!r}; 'linear' and 'mlp2x_gelu' are supported.")
     text_config_class = type(AutoConfig.for_model("llama"))
     known = set(text_config_class().to_dict()) | {"rope_theta", "rope_scaling"}
     llava = LlavaConfig(
@@ -108,9 +104,7 @@ def convert_original(
         text_config=text_config_class(**{key: raw[key] for key in known & set(raw) if key != "model_type"}),
         image_token_index=len(AutoTokenizer.from_pretrained(folder)),
         vision_feature_layer=raw.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy="full"
-        if raw.get("mm_vision_select_feature") == "cls_patch"
-        else "default",
+        vision_feature_select_strategy="full" if raw.get("mm_vision_select_feature") == "cls_patch" else "default",
         dtype=raw.get("torch_dtype"),
     )
     config = LongVLMConfig.from_llava(llava, fit="pad" if raw.get("image_aspect_ratio") == "pad" else fit)

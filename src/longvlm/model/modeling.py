@@ -156,9 +156,7 @@ class LongVLMModel(LongVLMPreTrainedModel):
         else:
             is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
             if visual_tokens is None and is_prefill and self._find_places(input_ids).any():
-                raise ValueError(
-                    "input_ids hold video tokens, but no visual_tokens or pixels are given."
-                )
+                raise ValueError("input_ids hold video tokens, but no visual_tokens or pixels are given.")
             inputs_embeds = self.embed(input_ids, visual_tokens)
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -240,9 +238,7 @@ class LongVLMForConditionalGeneration(LongVLMPreTrainedModel, GenerationMixin):
         """As in transformers; visual tokens are read once, at prefill, as pixel values are already."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs.pop("visual_tokens", None)
-        return super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
+        return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs: Any

@@ -22,9 +22,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise LongVLMError(f"Unknown device {device!r}; choose cpu, cuda, or cuda:1 and so on.") from error
     num_cuda = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= num_cuda:
-        raise LongVLMError(
-            f"There is no device {str(device)!r}: torch sees {num_cuda} CUDA devices. Use cpu."
-        )
+        raise LongVLMError(f"There is no device {str(device)!r}: torch sees {num_cuda} CUDA devices. Use cpu.")
     return chosen
 
 

@@ -72,9 +72,7 @@ class LongVLMProcessor(ProcessorMixin):
         self.compression = compression
         for token in filter(None, (video_token, video_start_token, video_end_token)):
             if token not in tokenizer.get_vocab():
-                raise LongVLMError(
-                    f"The tokenizer has no token {token!r}; add it with tokenizer.add_special_tokens."
-                )
+                raise LongVLMError(f"The tokenizer has no token {token!r}; add it with tokenizer.add_special_tokens.")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         super().__init__(tokenizer, chat_template=chat_template)
@@ -185,13 +183,9 @@ class LongVLMProcessor(ProcessorMixin):
                 continue
             before, after = text_of(position, True), text_of(position + 1, False).rstrip()
             if not (after.startswith(before) and text.startswith(after)):
-                raise LongVLMError(
-                    "The chat template rewrites earlier turns, so answers can't be told from prompts."
-                )
+                raise LongVLMError("The chat template rewrites earlier turns, so answers can't be told from prompts.")
             answers.append((len(before), len(after)))
-        encoding = self.tokenizer(
-            text, add_special_tokens=not self._has_start(text), return_offsets_mapping=True
-        )
+        encoding = self.tokenizer(text, add_special_tokens=not self._has_start(text), return_offsets_mapping=True)
         input_ids = torch.tensor(encoding["input_ids"])
         starts = torch.tensor([start for start, _ in encoding["offset_mapping"]])
         is_answer = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -205,9 +199,7 @@ class LongVLMProcessor(ProcessorMixin):
         if segment_spans is None:
             return start + self.video_token * num_tokens + end
         if len(segment_spans) != num_segments:
-            raise LongVLMError(
-                f"{len(segment_spans)} segment_spans for {num_segments} segments; one each is needed."
-            )
+            raise LongVLMError(f"{len(segment_spans)} segment_spans for {num_segments} segments; one each is needed.")
         num_global = compression.global_layers
         per_segment = self.video_token * ((num_tokens - num_global) // num_segments)
         segments = [f" {format_timestamp(float(span[0]))} {per_segment}" for span in segment_spans]

@@ -77,17 +77,13 @@ def read_pictures(
 
 def distinct_places(times_seconds: tuple[float, ...] | list[float]) -> list[int]:
     """The first place of every frame that isn't a repetition, such as those that fill the last segment."""
-    return [
-        place for place, time in enumerate(times_seconds) if place == 0 or time != times_seconds[place - 1]
-    ]
+    return [place for place, time in enumerate(times_seconds) if place == 0 or time != times_seconds[place - 1]]
 
 
 def encode_picture(pixels: torch.Tensor) -> str:
     """(3, R, R) uint8 to a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(
-        buffer, "JPEG", quality=PICTURE_QUALITY, optimize=True
-    )
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=PICTURE_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -139,9 +135,7 @@ def _header(index: VideoIndex, model_name: str) -> str:
             f"{whole} global + {local:,} local",
         ),
     )
-    cards = "".join(
-        f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>" for name, value, more in facts
-    )
+    cards = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>" for name, value, more in facts)
     lost = ""
     if index.lost_seconds > 0:
         lost = f"The last {index.lost_seconds:.1f} s of the file are damaged and were left out."
@@ -187,9 +181,7 @@ def _timeline(index: VideoIndex, *, shown: set[int]) -> str:
         target = f'href="#segment-{number + 1}"' if number in shown else 'class="unshown"'
         label = number + 1 if number % label_every == 0 else ""
         blocks.append(f'<a {target} style="{place}" title="{hint}">{label}</a>')
-    ticks = [
-        f'<i style="left:{100 * seconds / end:.3f}%"></i>' for seconds in index.frame_times[::tick_every]
-    ]
+    ticks = [f'<i style="left:{100 * seconds / end:.3f}%"></i>' for seconds in index.frame_times[::tick_every]]
     marks = [f"<span>{format_clock(end * quarter / 4)}</span>" for quarter in range(5)]
     some = ""
     if len(shown) < index.num_segments:

@@ -66,9 +66,7 @@ class Memory:
     @property
     def asking_total(self) -> int:
         weights = self.encoder_weights + self.language_model_weights
-        return (
-            self.program + weights + self.kv_cache + max(self.prefill_activations, self.encoding_activations)
-        )
+        return self.program + weights + self.kv_cache + max(self.prefill_activations, self.encoding_activations)
 
 
 @dataclass(frozen=True)
@@ -168,9 +166,7 @@ def _encoding_bytes(model: LongVLM) -> int:
     vision = model.config.vision_config
     patches = _patches_per_segment(model)
     in_layer = patches * (6 * vision.hidden_size + 2 * vision.intermediate_size) * model.dtype.itemsize
-    in_merging = 4 * (
-        3 * patches * model.config.visual_width + 2 * (patches // 2) ** 2
-    )  # float32; similarities
+    in_merging = 4 * (3 * patches * model.config.visual_width + 2 * (patches // 2) ** 2)  # float32; similarities
     return max(in_layer, in_merging)
 
 

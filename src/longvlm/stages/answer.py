@@ -47,9 +47,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not self.chunk_ends or self.chunk_ends[-1] != len(self.token_ids):
-            raise ValueError(
-                f"chunk_ends {self.chunk_ends} must end at the prompt's {len(self.token_ids)} tokens"
-            )
+            raise ValueError(f"chunk_ends {self.chunk_ends} must end at the prompt's {len(self.token_ids)} tokens")
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ class Decoding:
         if self.max_new_tokens < 1:
             raise LongVLMError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if not 0 <= self.temperature < float("inf"):
-            raise LongVLMError(
-                f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number."
-            )
+            raise LongVLMError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number.")
 
 
 class AnswerStream(Iterator[str]):
@@ -125,9 +121,7 @@ class Answerer:
     checkpoint's generation settings only the stop tokens count.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int | None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int | None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length
@@ -211,9 +205,7 @@ class Answerer:
         begin = cached_tokens
         for end in (end for end in prompt.chunk_ends if end > cached_tokens):
             visual = prompt.visual_features if begin == 0 else None
-            logits = self._forward(
-                token_ids[:, begin:end], mask[:, :end], cache, None if visual is None else [visual]
-            )
+            logits = self._forward(token_ids[:, begin:end], mask[:, :end], cache, None if visual is None else [visual])
             begin = end
         return logits
 
@@ -274,9 +266,7 @@ class Answerer:
         return max(1, min(decoding.max_new_tokens, self.context_length - prompt_tokens))
 
     def _decode(self, token_ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(
-            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.lstrip()
 
     def _to_answer(self, prompt: Prompt, new_ids: list[int], cached_tokens: int, timings: Timings) -> Answer:

@@ -58,9 +58,7 @@ def merge_tokens(
     return MergedSegments(features=features.to(patches.dtype), sizes=sizes, assignment=assignment)
 
 
-def plan_reductions(
-    num_patches: int, tokens_per_segment: int, schedule: Sequence[int] | None = None
-) -> list[int]:
+def plan_reductions(num_patches: int, tokens_per_segment: int, schedule: Sequence[int] | None = None) -> list[int]:
     """Tokens that each level removes from `num_patches` to `tokens_per_segment`; none if the two are equal.
 
     Raises LongVLMError where that is impossible or where `schedule`, clamped, ends at another number.
@@ -78,9 +76,7 @@ def plan_reductions(
         return reductions
     for wanted in schedule:
         if wanted < 1:
-            raise LongVLMError(
-                f"The merge schedule contains {wanted}; each level must remove at least 1 token."
-            )
+            raise LongVLMError(f"The merge schedule contains {wanted}; each level must remove at least 1 token.")
         if tokens == 1:
             break
         reductions.append(min(wanted, tokens // 2))

@@ -42,9 +42,7 @@ def average_globals(segment_globals: torch.Tensor, frames_distinct: torch.Tensor
 
     Repeated frames do not count, so a short last segment weighs less. The mean is taken in float32 at least.
     """
-    weights = frames_distinct.to(
-        segment_globals.device, torch.promote_types(segment_globals.dtype, torch.float32)
-    )
+    weights = frames_distinct.to(segment_globals.device, torch.promote_types(segment_globals.dtype, torch.float32))
     mean = torch.einsum("s,sld->ld", weights / weights.sum(), segment_globals.to(weights.dtype))
     return mean.to(segment_globals.dtype)
 

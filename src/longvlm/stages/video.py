@@ -45,15 +45,11 @@ def parse_time(text: str | float) -> float:
     """Seconds from a number, or from `ss`, `mm:ss` or `hh:mm:ss` with an optional fraction of a second."""
     match = re.fullmatch(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)\s*", str(text))
     if not match or (match[2] and float(match[3]) >= 60) or (match[1] and int(match[2]) >= 60):
-        raise LongVLMError(
-            f"{text!r} is not a time; write seconds (83.5), mm:ss (1:23.5) or hh:mm:ss (0:01:23.5)."
-        )
+        raise LongVLMError(f"{text!r} is not a time; write seconds (83.5), mm:ss (1:23.5) or hh:mm:ss (0:01:23.5).")
     return int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + float(match[3])
 
 
-def open_video(
-    source: VideoSource, *, fps: float | None = None, allow_references: bool = False
-) -> VideoReader:
+def open_video(source: VideoSource, *, fps: float | None = None, allow_references: bool = False) -> VideoReader:
     """Open a file, an address (file, http, https, rtsp), a folder or list of images, or RGB frames in memory.
 
     `fps` is the frame rate of images and of frames in memory, a numpy array (T, H, W, 3) uint8; 1.0 where
@@ -81,9 +77,7 @@ def open_video(
             opened = ImageSource(path.name, [path], pictures_fps)
         else:
             if fps is not None:
-                raise LongVLMError(
-                    f"{source} carries its own frame times; fps is for images and frames in memory."
-                )
+                raise LongVLMError(f"{source} carries its own frame times; fps is for images and frames in memory.")
             opened = ContainerSource(str(source), allow_references=allow_references)
     return VideoReader(opened)
 
@@ -120,9 +114,7 @@ class VideoReader:
         assert times is not None
         return times[positions].tolist()
 
-    def segments(
-        self, sampling: Sampling, *, frames_per_segment: int, image_size: int, fit: Fit
-    ) -> Iterator[Frames]:
+    def segments(self, sampling: Sampling, *, frames_per_segment: int, image_size: int, fit: Fit) -> Iterator[Frames]:
         """Yield segments of K = `frames_per_segment` frames fitted to (3, R, R), R = `image_size`.
 
         A short last segment is filled up by repetition: place j of K takes frame ⌊j·n/K⌋ of its n. A
@@ -163,14 +155,11 @@ class VideoReader:
             )
         start = sampling.start_seconds
         first = int(np.searchsorted(times, start, side="left"))
-        last = (
-            len(times) if sampling.end_seconds is None else int(np.searchsorted(times, sampling.end_seconds))
-        )
+        last = len(times) if sampling.end_seconds is None else int(np.searchsorted(times, sampling.end_seconds))
         duration = self.info.duration_seconds or 0.0
         if start >= duration and start > 0:
             raise LongVLMError(
-                f"start ({start:g} s) is after the end of {self.info.name}, which lasts {duration:g} s; "
-                "start earlier."
+                f"start ({start:g} s) is after the end of {self.info.name}, which lasts {duration:g} s; start earlier."
             )
         if sampling.fps is not None:
             positions = _positions_by_rate(times, sampling, duration)

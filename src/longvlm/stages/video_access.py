@@ -50,9 +50,7 @@ def source_scheme(source: str) -> str:
 
 def local_path(source: str) -> Path:
     """The path of a local source, given plainly or as a file:// address."""
-    return Path(
-        unquote(urlsplit(source).path) if source.lower().startswith("file://") else source
-    ).expanduser()
+    return Path(unquote(urlsplit(source).path) if source.lower().startswith("file://") else source).expanduser()
 
 
 def display_name(source: str) -> str:
@@ -104,9 +102,7 @@ def _check_file(path: Path, allow_references: bool) -> None:
     if not path.exists():
         raise LongVLMError(f"No such video: {path}. Check the path.")
     if not path.is_file():
-        raise LongVLMError(
-            f"{path} is not a regular file; give a video file, an address, or a folder of images."
-        )
+        raise LongVLMError(f"{path} is not a regular file; give a video file, an address, or a folder of images.")
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -138,14 +134,10 @@ def _explain(source: str, scheme: str, error: Exception) -> LongVLMError:
                 f"{name} is an incomplete mp4: its index (the moov atom) is missing or damaged, so no frame "
                 "can be found. Copy or download it again, or record it anew."
             )
-        return LongVLMError(
-            f"{name} is not a video in a known format; give an mp4, mkv, webm, mov, avi, ts or gif."
-        )
+        return LongVLMError(f"{name} is not a video in a known format; give an mp4, mkv, webm, mov, avi, ts or gif.")
     if scheme == "file":
         return LongVLMError(f"Can't open {name}: {reason}.")
-    return LongVLMError(
-        f"Can't reach {name}: {reason}. Check the address and the network, or download it first."
-    )
+    return LongVLMError(f"Can't reach {name}: {reason}. Check the address and the network, or download it first.")
 
 
 def _is_mp4(path: Path) -> bool:

@@ -90,9 +90,7 @@ class ContainerSource:
             first = next(frames, None)
             if first is None:
                 codec = self._stream.codec_context.name
-                raise LongVLMError(
-                    f"No frame of {self._name} can be decoded ({codec}); convert it to H.264 mp4."
-                )
+                raise LongVLMError(f"No frame of {self._name} can be decoded ({codec}); convert it to H.264 mp4.")
             self._live_start_pts = first.pts
             self._live_cursor = _Cursor(chain([first], frames))
             self.info = self._describe(_picture(first.frame))
@@ -197,17 +195,13 @@ class ContainerSource:
     def _is_live(self) -> bool:
         if self._scheme == "file":
             return False
-        return self._scheme.startswith("rtsp") or (
-            self._container.duration is None and self._container.size <= 0
-        )
+        return self._scheme.startswith("rtsp") or (self._container.duration is None and self._container.size <= 0)
 
     def _scan(self) -> Timeline:
         rate = self._stream.guessed_rate or Fraction(25)
         timeline = scan_timeline(self._packets(), one_frame_pts=max(1, round(1 / (rate * self._time_base))))
         if timeline is None:
-            raise LongVLMError(
-                f"{self._name} holds no frames: the length of its video is zero. Give another video."
-            )
+            raise LongVLMError(f"{self._name} holds no frames: the length of its video is zero. Give another video.")
         return timeline
 
     def _known_timeline(self) -> Timeline:
@@ -236,11 +230,7 @@ class ContainerSource:
             height=height,
             duration_seconds=duration,
             num_frames=None if timeline is None else len(timeline.pts),
-            average_fps=len(timeline.pts) / duration
-            if timeline and duration
-            else float(rate)
-            if rate
-            else None,
+            average_fps=len(timeline.pts) / duration if timeline and duration else float(rate) if rate else None,
             fingerprint=fingerprint,
         )
 
@@ -254,9 +244,7 @@ class ContainerSource:
         if container.format.name == "mpegts":
             # It states nothing: a rest of the file without packets counts at the bytes a second until there.
             unread = container.size - timeline.end_byte if self._scheme == "file" else 0
-            stated_end = start + (self.info.duration_seconds or 0.0) * (
-                1 + unread / max(1, timeline.end_byte)
-            )
+            stated_end = start + (self.info.duration_seconds or 0.0) * (1 + unread / max(1, timeline.end_byte))
         elif container.format.name == "avi" and stream.average_rate:
             stated_end = start + float(stream.frames / stream.average_rate)
         elif stream.duration:

@@ -24,9 +24,7 @@ class PictureSource:
 
     def __init__(self, name: str, num_frames: int, fingerprint: str, fps: float) -> None:
         if not 0 < fps < float("inf"):
-            raise LongVLMError(
-                f"The frame rate of {name} is {fps}; it must be a positive number of frames a second."
-            )
+            raise LongVLMError(f"The frame rate of {name} is {fps}; it must be a positive number of frames a second.")
         self.times_seconds = np.arange(num_frames) / fps
         self.keyframe_positions = np.arange(num_frames)
         height, width = self._picture(0).shape[:2]
@@ -65,9 +63,7 @@ class ImageSource(PictureSource):
     @classmethod
     def from_folder(cls, folder: Path, fps: float) -> ImageSource:
         """All images directly in a folder, in natural order: frame2.png comes before frame10.png."""
-        paths = [
-            path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        ]
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
         if not paths:
             raise LongVLMError(
                 f"The folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "

@@ -82,9 +82,7 @@ class VisionEncoder:
         """
         settings = [getattr(self.tower.config, name) for name in _FINGERPRINTED_SETTINGS]
         reading = [self._feature_layers, self._select_strategy]
-        pixels = [
-            round(number, 6) for number in (*self._mean.flatten().tolist(), *self._std.flatten().tolist())
-        ]
+        pixels = [round(number, 6) for number in (*self._mean.flatten().tolist(), *self._std.flatten().tolist())]
         weights = sorted(
             _hash_samples(weight) for module in _used_modules(self.tower) for weight in module.parameters()
         )
@@ -145,9 +143,7 @@ class _ChosenLayers:
     last: int
 
 
-def _choose_layers(
-    config: PretrainedConfig, feature_layer: int | list[int], global_layers: int
-) -> _ChosenLayers:
+def _choose_layers(config: PretrainedConfig, feature_layer: int | list[int], global_layers: int) -> _ChosenLayers:
     """Layer numbers counted from 0, the embeddings' output; the last one is the last that has to run."""
     num_states = config.num_hidden_layers + 1
     wanted = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
@@ -208,9 +204,7 @@ def _attend_cls(normed: torch.Tensor, attention: Any, heads: int, dropout: float
         states.unflatten(-1, (heads, -1)).transpose(1, 2)
         for states in (attention.q_proj(normed[:, :1]), attention.k_proj(normed), attention.v_proj(normed))
     )
-    attended = scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout if attention.training else 0.0
-    )
+    attended = scaled_dot_product_attention(query, key, value, dropout_p=dropout if attention.training else 0.0)
     return attended.transpose(1, 2).flatten(2)
 
 
@@ -257,9 +251,7 @@ def _hash_samples(weight: torch.Tensor) -> str:
     """A digest of a weight's shape and some values, an odd step apart so as not to walk down one column."""
     step = weight.numel() // _SAMPLES_PER_WEIGHT | 1
     values = weight.detach().flatten()[::step].to(torch.bfloat16).cpu().contiguous()
-    return hashlib.sha256(
-        repr(tuple(weight.shape)).encode() + values.view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
+    return hashlib.sha256(repr(tuple(weight.shape)).encode() + values.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _check_strategy(select_strategy: str) -> None:

@@ -19,17 +19,13 @@ TRUTH_QUESTIONS_PER_KIND = 2
 
 @app.command()
 def render(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The video file to write (.mp4, .mkv, .webm).")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The video file to write (.mp4, .mkv, .webm).")],
     seed: Annotated[int, typer.Option(help="Chooses the video; the same seed gives the same video.")] = 0,
     duration: Annotated[float, typer.Option(help="In seconds.")] = 60.0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, both even.")] = "320x240",
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 15.0,
     codec: Annotated[str, typer.Option(help="libx264, mpeg4, libvpx-vp9 …")] = "libx264",
-    truth: Annotated[
-        Path | None, typer.Option(help="JSON file for the events, the questions and the answers.")
-    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="JSON file for the events, the questions and the answers.")] = None,
 ) -> None:
     """Write one video, and what happens in it.
 
@@ -89,12 +85,8 @@ def evaluate(
     videos: Annotated[int, typer.Option(help="How many videos.")] = 20,
     seed: Annotated[int, typer.Option(help="Chooses the videos; none of them occurs in training.")] = 0,
     duration: Annotated[str, typer.Option(help="MIN:MAX in seconds; durations are log-uniform.")] = "30:600",
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Render videos, encode them at 1 frame a second, ask, and score by kind of question.
 

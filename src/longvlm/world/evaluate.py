@@ -160,9 +160,7 @@ def _rendered(plans: Sequence[VideoPlan]) -> Iterator[Path]:
 def render_plan(plan: VideoPlan, path: Path) -> Path:
     """Write one planned video; a function of its own, so that another process can run it."""
     scene = make_scene(plan.seed, plan.duration_seconds)
-    write_video(
-        scene, path, width=plan.width, height=plan.height, fps=plan.fps, threads=1, show_progress=False
-    )
+    write_video(scene, path, width=plan.width, height=plan.height, fps=plan.fps, threads=1, show_progress=False)
     return path
 
 

@@ -57,9 +57,7 @@ class Question:
     turn: int = 0
 
 
-def make_questions(
-    scene: Scene, *, seed: int, kinds: Iterable[str] | None = None, per_kind: int = 1
-) -> list[Question]:
+def make_questions(scene: Scene, *, seed: int, kinds: Iterable[str] | None = None, per_kind: int = 1) -> list[Question]:
     """At most `per_kind` different questions of each kind; fewer where the scene has no unambiguous one."""
     chosen = tuple(KINDS if kinds is None else kinds)
     unknown = [kind for kind in chosen if kind not in QUESTIONS]
@@ -108,9 +106,7 @@ def _wording(kind: str, rng: random.Random, follow_up: bool = False) -> str:
 def _starts_alone(events: tuple[Event, ...], index: int) -> bool:
     """Whether this event's place in the order is clear: no other starts within TELL_APART_SECONDS."""
     start = events[index].start_seconds
-    return all(
-        abs(event.start_seconds - start) >= TELL_APART_SECONDS for i, event in enumerate(events) if i != index
-    )
+    return all(abs(event.start_seconds - start) >= TELL_APART_SECONDS for i, event in enumerate(events) if i != index)
 
 
 def _object_question(kind: str, text: str, event: Event, subject: str = "") -> Question:
@@ -130,9 +126,7 @@ def _ask_last(scene: Scene, rng: random.Random, limit: int) -> list[Question]:
     return [_object_question("last", _wording("last", rng), scene.events[-1]) for _ in range(limit)]
 
 
-def _about_neighbour(
-    scene: Scene, rng: random.Random, event: Event, kind: str, follow_up: bool
-) -> list[Question]:
+def _about_neighbour(scene: Scene, rng: random.Random, event: Event, kind: str, follow_up: bool) -> list[Question]:
     index = scene.events.index(event)
     other = index + (1 if kind == "after" else -1)
     if not 0 <= other < len(scene.events):
@@ -197,9 +191,7 @@ _ask_after = _about_each(_about_after)
 
 def _ask_count(scene: Scene, rng: random.Random, limit: int) -> list[Question]:
     chance = 1 / max(1, max_events(scene.duration_seconds) - 1)
-    return [
-        Question("count", _wording("count", rng), NUMBERS[len(scene.events)], chance) for _ in range(limit)
-    ]
+    return [Question("count", _wording("count", rng), NUMBERS[len(scene.events)], chance) for _ in range(limit)]
 
 
 def _ask_exists(scene: Scene, rng: random.Random, limit: int) -> list[Question]:
@@ -266,8 +258,7 @@ def _ask_describe(scene: Scene, rng: random.Random, limit: int) -> list[Question
     if not all(_starts_alone(scene.events, i) for i in range(len(scene.events))):
         return []
     answer = ", then ".join(
-        f"{with_article(event.object)} {ACTION_ANSWERS[event.action].removeprefix('it ')}"
-        for event in scene.events
+        f"{with_article(event.object)} {ACTION_ANSWERS[event.action].removeprefix('it ')}" for event in scene.events
     )
     chance = OBJECT_CHANCE ** len(scene.events)
     return [Question("describe", _wording("describe", rng), answer, chance) for _ in range(limit)]
@@ -340,8 +331,4 @@ def _distinct(words: Iterable[str], wanted: Collection[str]) -> tuple[str, ...]:
 
 def _numbers(text: str) -> list[int]:
     words = re.findall(r"[a-z]+|\d+", text.lower())
-    return [
-        int(word) if word.isdigit() else NUMBERS.index(word)
-        for word in words
-        if word.isdigit() or word in NUMBERS
-    ]
+    return [int(word) if word.isdigit() else NUMBERS.index(word) for word in words if word.isdigit() or word in NUMBERS]

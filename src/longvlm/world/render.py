@@ -108,9 +108,7 @@ def _texture(background: Background, width: int, height: int, pixel_aspect: floa
     return palette[np.clip(127.5 + 127.5 * field, 0, 255).astype(np.uint8)].reshape(high, 3 * wide)
 
 
-def _smooth_noise(
-    rng: np.random.RandomState, wide: int, high: int, columns: float, rows: float
-) -> np.ndarray:
+def _smooth_noise(rng: np.random.RandomState, wide: int, high: int, columns: float, rows: float) -> np.ndarray:
     """Random values of about -1 to 1 on a grid of rows × columns, smoothly enlarged to (high, wide)."""
     grid = rng.uniform(-1, 1, (max(2, round(rows)), max(2, round(columns)))).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((wide, high), Image.Resampling.BICUBIC))
@@ -121,9 +119,7 @@ def _draw_patch(canvas: np.ndarray, patch: Patch, time_seconds: float) -> None:
     done = (time_seconds - patch.start_seconds) / (patch.end_seconds - patch.start_seconds)
     fade = min(1.0, 5 * done, 5 * (1 - done))
     left, along_x = _soft_edges(width, patch.start_x + done * (patch.end_x - patch.start_x), patch.half_width)
-    top, along_y = _soft_edges(
-        height, patch.start_y + done * (patch.end_y - patch.start_y), patch.half_height
-    )
+    top, along_y = _soft_edges(height, patch.start_y + done * (patch.end_y - patch.start_y), patch.half_height)
     cover = np.outer(fade * patch.opacity * along_y, np.repeat(along_x, 3))
     view = canvas[top : top + len(along_y), 3 * left : 3 * (left + len(along_x))]
     view += cover * (np.tile(np.array(patch.rgb, dtype=np.float32), len(along_x)) - view)

@@ -107,9 +107,7 @@ class Event:
 
     def _blink_is_on(self, done: float) -> bool:
         """Whole cycles, then one more visible part: it is seen at the first moment and at the last."""
-        cycles = (
-            max(2, round(self.duration_seconds / BLINK_SECONDS - BLINK_SHARE_VISIBLE)) + BLINK_SHARE_VISIBLE
-        )
+        cycles = max(2, round(self.duration_seconds / BLINK_SECONDS - BLINK_SHARE_VISIBLE)) + BLINK_SHARE_VISIBLE
         return (done * cycles) % 1.0 < BLINK_SHARE_VISIBLE
 
 
@@ -193,9 +191,7 @@ def make_scene(seed: int, duration_seconds: float, num_events: int | None = None
     """The one scene of this seed and duration; it has 2 to 12 events unless `num_events` says how many."""
     most = max_events(duration_seconds) if math.isfinite(duration_seconds) else 0
     if most < (2 if num_events is None else 1):
-        raise LongVLMError(
-            f"The duration is {duration_seconds:g} s; a scene needs {MIN_DURATION_SECONDS:g} s or more."
-        )
+        raise LongVLMError(f"The duration is {duration_seconds:g} s; a scene needs {MIN_DURATION_SECONDS:g} s or more.")
     if num_events is not None and not 1 <= num_events <= most:
         raise LongVLMError(f"num_events is {num_events}; {duration_seconds:g} s have room for 1 to {most}.")
     rng = random.Random(f"longvlm scene {seed} {duration_seconds:.6f} {num_events}")
@@ -246,9 +242,7 @@ def _overlapped(rng: random.Random, spans: list[tuple[float, float]]) -> list[tu
     return spans
 
 
-def _place_event(
-    rng: random.Random, colour: str, shape: str, start: float, end: float, earlier: list[Event]
-) -> Event:
+def _place_event(rng: random.Random, colour: str, shape: str, start: float, end: float, earlier: list[Event]) -> Event:
     """The proposal whose object keeps best clear of those on screen at the same time."""
     neighbours = [event for event in earlier if event.end_seconds > start]
     action = rng.choice(actions_of(shape))

@@ -87,11 +87,7 @@ def _with_progress(
         for done, item in enumerate(stream, start=1):
             yield item
             progress.update(task, completed=done)
-            if (
-                not progress.live.is_started
-                and console.is_terminal
-                and time.monotonic() - started > QUIET_SECONDS
-            ):
+            if not progress.live.is_started and console.is_terminal and time.monotonic() - started > QUIET_SECONDS:
                 progress.start()
     finally:
         if progress.live.is_started:

@@ -126,9 +126,7 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
 }
 
 ACTION_ANSWERS: dict[str, str] = {
-    **{
-        action: f"it moves {action.removeprefix('move ')}" for action in ACTIONS if action.startswith("move ")
-    },
+    **{action: f"it moves {action.removeprefix('move ')}" for action in ACTIONS if action.startswith("move ")},
     "grow": "it grows",
     "shrink": "it shrinks",
     "spin": "it spins",
