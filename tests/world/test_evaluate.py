@@ -159,7 +159,7 @@ def test_render_command_writes_the_video_and_its_truth(tmp_path: Path) -> None:
     for event, entry in zip(scene.events, facts["events"], strict=True):
         assert set(entry) == {"object", "action", "start_seconds", "end_seconds"}
         assert entry["start_seconds"] == pytest.approx(event.start_seconds, abs=1e-3)
-    assert all(set(entry) == {"kind", "question", "answer"} for entry in facts["questions"])
+    assert all(set(entry) == {"kind", "question", "answer", "subject"} for entry in facts["questions"])
     assert len(facts["questions"]) > 8
 
 

@@ -87,6 +87,7 @@ def evaluate(
     duration: Annotated[str, typer.Option(help="MIN:MAX in seconds; durations are log-uniform.")] = "30:600",
     model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as markdown.")] = False,
 ) -> None:
     """Render videos, encode them at 1 frame a second, ask, and score by kind of question.
 
@@ -103,6 +104,8 @@ def evaluate(
     scores = evaluation.score(evaluation.evaluate(loaded, plans, seed=seed))
     if as_json:
         print(json.dumps(evaluation.as_json(scores, plans, model=loaded.name, seed=seed)))
+    elif as_markdown:
+        print(evaluation.as_markdown(scores))
     else:
         from rich.console import Console
 

@@ -215,6 +215,17 @@ def as_table(scores: Sequence[Score], title: str) -> Table:
     return table
 
 
+def as_markdown(scores: Sequence[Score]) -> str:
+    """The same as a table for a README."""
+    lines = ["| question | n | right | 95 % interval | chance | without video |", "|---|--:|--:|--:|--:|--:|"]
+    lines += [
+        f"| {one.kind} | {one.n} | {one.accuracy:.1%} | {one.low:.1%} – {one.high:.1%} | {one.chance:.1%} "
+        f"| {one.without_video:.1%} |"
+        for one in scores
+    ]
+    return "\n".join(lines)
+
+
 def as_json(scores: Sequence[Score], plans: Sequence[VideoPlan], *, model: str, seed: int) -> dict[str, Any]:
     """The same as the table, for machines: shares of 1."""
     return {
