@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, cast, overload
 
 import torch
 
+from longvlm.clock import StageClock
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import load_config, load_encoder, load_model, load_processor, resolve_model
 from longvlm.model.configuration import LongVLMConfig
@@ -29,6 +28,7 @@ from longvlm.stages.answer import Answerer, AnswerStream, Decoding, Prompt
 from longvlm.stages.merging import merge_tokens
 from longvlm.stages.tokens import format_timestamp
 from longvlm.stages.video import VideoSource, open_video, parse_time
+from longvlm.stages.video_access import local_path, source_scheme
 from longvlm.stages.vision import VisionEncoder
 from longvlm.types import (
     Answer,
@@ -43,7 +43,10 @@ from longvlm.types import (
 from longvlm.video_index import IndexBuilder, VideoIndex
 
 Asked = VideoIndex | VideoSource | None  # what a question can be about; None is no video at all
-T = TypeVar("T")
+
+
+class DamageWarning(UserWarning):
+    """A part of a video could not be decoded and was left out."""
 
 
 class LongVLM:
@@ -148,40 +151,43 @@ class LongVLM:
         start: float | str | None = None,
         end: float | str | None = None,
         sampling: SamplingMode = "exact",
+        frame_rate: float | None = None,
         allow_references: bool = False,
         on_progress: Callable[[float, str], None] | None = None,
     ) -> VideoIndex:
         """Compress a video (file, address, images, or frames (T, H, W, 3) uint8) into an index to ask.
 
         Without `num_frames` and `fps` the model's own sampling is used. `start` and `end`, in seconds or as
-        "hh:mm:ss", count from the first presented frame. `on_progress` is told the fraction done, and in
-        words. A damaged end of the video is left out, with a warning that says how much.
+        "hh:mm:ss", count from the first presented frame. `frame_rate` is how many images, or frames in memory,
+        make a second (default 1); video files carry their own times. `on_progress` is told the fraction done,
+        and in words. A damaged end of the video is left out, with a DamageWarning that says how much.
         Raises LongVLMError where the video can't be read or the sampling makes no sense.
         """
         plan = self.plan_sampling(num_frames, fps, max_frames, start, end, sampling)
-        settings, clock, builder = self.compression, _StageClock(self.device), IndexBuilder()
-        with open_video(video, allow_references=allow_references) as reader:
-            encoder = self.encoder
-            all_frames = reader.segments(
-                plan,
-                frames_per_segment=settings.frames_per_segment,
-                image_size=encoder.image_size,
-                fit=settings.fit,
-            )
-            for frames in clock.each("decode_seconds", all_frames):
-                with clock.running("encode_seconds"):
-                    features = encoder(frames)
-                with clock.running("merge_seconds"):
-                    merged = self._merge(features)
-                builder.add(features, merged)
-                if on_progress is not None:
-                    on_progress(*_progress(frames.times_seconds[-1], plan, reader.info))
-            info, lost_seconds = reader.info, reader.lost_seconds
+        settings, clock, builder = self.compression, StageClock(self.device), IndexBuilder()
+        with clock.running("total_seconds"):
+            with clock.running("decode_seconds"):
+                reader = open_video(video, fps=frame_rate, allow_references=allow_references)
+            with reader:
+                encoder = self.encoder
+                all_frames = reader.segments(
+                    plan,
+                    frames_per_segment=settings.frames_per_segment,
+                    image_size=encoder.image_size,
+                    fit=settings.fit,
+                )
+                for frames in clock.each("decode_seconds", all_frames):
+                    with clock.running("encode_seconds"):
+                        features = encoder(frames)
+                    with clock.running("merge_seconds"):
+                        merged = self._merge(features)
+                    builder.add(features, merged)
+                    if on_progress is not None:
+                        on_progress(*_progress(frames.times_seconds[-1], plan, reader.info))
+                info, lost_seconds = reader.info, reader.lost_seconds
         if lost_seconds > 0:
-            warnings.warn(
-                f"the end of {info.name} is damaged: its last {lost_seconds:.1f} s can't be decoded",
-                stacklevel=2,
-            )
+            message = f"the end of {info.name} is damaged: its last {lost_seconds:.1f} s can't be decoded"
+            warnings.warn(message, DamageWarning, stacklevel=2)
         return builder.build(
             video=info,
             sampling=plan,
@@ -189,7 +195,7 @@ class LongVLM:
             encoder_name=encoder.name,
             encoder_fingerprint=encoder.fingerprint,
             lost_seconds=lost_seconds,
-            timings=clock.timings(),
+            timings=Timings(**clock.seconds),
         )
 
     @overload
@@ -322,8 +328,8 @@ class LongVLM:
             return None
         if isinstance(asked, VideoIndex):
             index = asked
-        elif isinstance(asked, str | Path) and Path(asked).suffix == VideoIndex.SUFFIX:
-            index = VideoIndex.load(asked)
+        elif isinstance(asked, str | Path) and _is_index_file(asked):
+            index = VideoIndex.load(local_path(str(asked)))
         else:
             index = self.encode(asked)
         index.require_same_encoding(self.encoder.name, self.encoder.fingerprint, self.compression)
@@ -370,34 +376,9 @@ class Chat:
         return AnswerStream(pieces())
 
 
-class _StageClock:
-    """Adds up the wall-clock seconds of each stage; on CUDA, of its work rather than of its launch."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._begin = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def running(self, stage: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - begin
-
-    def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, with the wait for each of them counted to `stage`."""
-        iterator, end = iter(items), object()
-        while True:
-            with self.running(stage):
-                item = next(iterator, end)
-            if item is end:
-                return
-            yield cast(T, item)
-
-    def timings(self) -> Timings:
-        return Timings(**self._seconds, total_seconds=time.perf_counter() - self._begin)
+def _is_index_file(source: str | Path) -> bool:
+    """Whether `source` names a local index; whatever an address ends in, it is taken for a video."""
+    return source_scheme(str(source)) == "file" and local_path(str(source)).suffix == VideoIndex.SUFFIX
 
 
 def _override(settings: Compression, changes: Compression | Mapping[str, Any]) -> dict[str, Any]:

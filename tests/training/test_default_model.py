@@ -59,7 +59,10 @@ def test_the_exported_model_encodes_and_answers(course: Course, tmp_path: Path) 
     model = LongVLM.from_pretrained(tmp_path / "model")
     index = model.encode(tmp_path / "video.mp4")
     assert index.num_frames == 12  # one a second, as the model was trained
+    assert index.compression == course.model.config.compression_settings
     assert index.compression.tokens_per_segment == course.recipe.model.tokens_per_segment
+    assert index.compression.merge_schedule is not None
+    assert index.compression.merge_schedule[:3] == (160, 120, 90)  # a quarter of what is left, level by level
     assert model.ask(index, "What appears first?", max_new_tokens=3).new_tokens >= 1
 
 

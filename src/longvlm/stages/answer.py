@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import string
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +19,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from longvlm.clock import StageClock
 from longvlm.errors import LongVLMError
 from longvlm.types import Answer, Timings
 
@@ -63,6 +63,8 @@ class Decoding:
             raise LongVLMError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if not 0 <= self.temperature < float("inf"):
             raise LongVLMError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number.")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise LongVLMError(f"seed is {self.seed}; it must be a number of 64 bits, from -2**63 to 2**64 - 1.")
 
 
 class AnswerStream(Iterator[str]):
@@ -95,14 +97,15 @@ class AnswerStream(Iterator[str]):
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The last prompt that was computed, and the KV cache of exactly its tokens."""
+    """The last prompt that was computed, the state of the weights then, and the KV cache of exactly its tokens."""
 
     prompt: Prompt
+    weights_state: int
     cache: Cache
 
-    def reusable_chunks(self, prompt: Prompt) -> int:
-        """How many of `prompt`'s first chunks this prefix holds, of the same video and the same tokens."""
-        if prompt.video_fingerprint != self.prompt.video_fingerprint:
+    def reusable_chunks(self, prompt: Prompt, weights_state: int) -> int:
+        """How many of `prompt`'s first chunks this prefix holds: same weights, same video, same tokens."""
+        if weights_state != self.weights_state or prompt.video_fingerprint != self.prompt.video_fingerprint:
             return 0
         count = 0
         # The last chunk is always computed: its logits choose the first token.
@@ -117,8 +120,8 @@ class Answerer:
     """Generates answers with one language model, whose forward takes `visual_tokens` for placeholders.
 
     The KV cache of one prompt is kept, and taken out while it is in use, so streams that run side by side
-    never share one. `context_length` is the most tokens that prompt and answer may have together. Of the
-    checkpoint's generation settings only the stop tokens count.
+    never share one; a change of the model's weights makes it void. `context_length` is the most tokens that
+    prompt and answer may have together. Of the checkpoint's generation settings only the stop tokens count.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int | None) -> None:
@@ -136,36 +139,40 @@ class Answerer:
 
     def answer_batch(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Answer]:
         """Answer all prompts at once, as one left-padded batch; each answer's timings are the batch's."""
-        clock = _Clock()
-        token_ids, mask = self._left_pad(prompts)
-        visual = [prompt.visual_features for prompt in prompts if prompt.visual_features is not None]
-        cache = DynamicCache(config=self.model.config)
-        logits = self._forward(token_ids, mask, cache, visual or None)
-        room = self._room(token_ids.shape[1], decoding)
+        clock = StageClock(self.model.device)
+        with clock.running("prefill_seconds"):
+            token_ids, mask = self._left_pad(prompts)
+            visual = [prompt.visual_features for prompt in prompts if prompt.visual_features is not None]
+            cache = DynamicCache(config=self.model.config)
+            logits = self._forward(token_ids, mask, cache, visual or None)
+        rooms = [self._room(prompt, decoding) for prompt in prompts]
         steps: list[list[int]] = []
         finished = [False] * len(prompts)
-        for chosen in self._tokens(logits, mask, cache, decoding):
-            clock.first_token()
+        for chosen in clock.each("generate_seconds", self._tokens(logits, mask, cache, decoding)):
             steps.append(chosen)
-            finished = [done or token in self._stop_ids for done, token in zip(finished, chosen, strict=True)]
-            if all(finished) or len(steps) == room:
+            finished = [
+                done or token in self._stop_ids or len(steps) == room
+                for done, token, room in zip(finished, chosen, rooms, strict=True)
+            ]
+            if all(finished):
                 break
         return [
-            self._to_answer(prompt, [step[row] for step in steps], 0, clock.timings(prompt.spent))
-            for row, prompt in enumerate(prompts)
+            self._to_answer(prompt, [step[row] for step in steps[:room]], 0, clock)
+            for row, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))
         ]
 
     def _answer(self, prompt: Prompt, decoding: Decoding) -> Generator[str, None, Answer]:
-        clock = _Clock()
-        cache, cached_tokens = self._take_prefix(prompt)
-        logits = self._prefill(prompt, cache, cached_tokens)
+        clock = StageClock(self.model.device)
+        weights_state = self._weights_state()
+        with clock.running("prefill_seconds"):
+            cache, cached_tokens = self._take_prefix(prompt, weights_state)
+            logits = self._prefill(prompt, cache, cached_tokens)
         mask = torch.ones(1, len(prompt.token_ids), dtype=torch.long, device=self.model.device)
-        room = self._room(len(prompt.token_ids), decoding)
+        room = self._room(prompt, decoding)
         new_ids: list[int] = []
         shown = ""
         try:
-            for (token,) in self._tokens(logits, mask, cache, decoding):
-                clock.first_token()
+            for (token,) in clock.each("generate_seconds", self._tokens(logits, mask, cache, decoding)):
                 new_ids.append(token)
                 if token in self._stop_ids or len(new_ids) == room:
                     break
@@ -173,30 +180,34 @@ class Answerer:
                 if len(settled) > len(shown):
                     yield settled[len(shown) :]
                     shown = settled
-            answer = self._to_answer(prompt, new_ids, cached_tokens, clock.timings(prompt.spent))
+            answer = self._to_answer(prompt, new_ids, cached_tokens, clock)
             if len(answer.text) > len(shown):
                 yield answer.text[len(shown) :]
         except GeneratorExit:  # nobody listens any more; between two tokens, so the cache is whole
-            self._keep_prefix(prompt, cache)
+            self._keep_prefix(prompt, weights_state, cache)
             raise
-        self._keep_prefix(prompt, cache)
+        self._keep_prefix(prompt, weights_state, cache)
         return answer
 
-    def _take_prefix(self, prompt: Prompt) -> tuple[Cache, int]:
+    def _weights_state(self) -> int:
+        """A number that changes when any weight does: torch counts the changes made to a tensor in its place."""
+        return hash(tuple((weight.data_ptr(), weight._version) for weight in self.model.parameters()))
+
+    def _take_prefix(self, prompt: Prompt, weights_state: int) -> tuple[Cache, int]:
         """A KV cache for `prompt`, and how many of its tokens are in there already."""
         prefix, self._prefix = self._prefix, None
-        chunks = prefix.reusable_chunks(prompt) if prefix else 0
+        chunks = prefix.reusable_chunks(prompt, weights_state) if prefix else 0
         if prefix is None or chunks == 0:
             return DynamicCache(config=self.model.config), 0
         cached_tokens = prompt.chunk_ends[chunks - 1]
         _crop(prefix.cache, cached_tokens)
         return prefix.cache, cached_tokens
 
-    def _keep_prefix(self, prompt: Prompt, cache: Cache) -> None:
+    def _keep_prefix(self, prompt: Prompt, weights_state: int, cache: Cache) -> None:
         # Other kinds of layers (sliding windows, recurrent states) can't be taken back to an earlier token.
         if all(type(layer) is DynamicLayer for layer in cache.layers):
             _crop(cache, len(prompt.token_ids))
-            self._prefix = _Prefix(prompt, cache)
+            self._prefix = _Prefix(prompt, weights_state, cache)
 
     def _prefill(self, prompt: Prompt, cache: Cache, cached_tokens: int) -> torch.Tensor:
         """Compute the chunks after `cached_tokens`; the logits (1, vocabulary) of the token to come."""
@@ -222,8 +233,7 @@ class Answerer:
             if decoding.temperature == 0:
                 token = logits.argmax(-1, keepdim=True)
             else:
-                probabilities = (logits.float() / decoding.temperature).softmax(-1)
-                token = torch.multinomial(probabilities, 1, generator=generator)
+                token = torch.multinomial(_sharpen(logits, decoding.temperature), 1, generator=generator)
             yield token[:, 0].tolist()
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             logits = self._forward(token.to(mask.device), mask, cache)
@@ -237,7 +247,9 @@ class Answerer:
         visual_features: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """token_ids (B, n) after what the cache holds, mask (B, past + n) -> logits (B, vocabulary)."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
+        # A row of a batch that is done goes on, unheard; its positions must not leave the context.
+        last = None if self.context_length is None else self.context_length - 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0, max=last)[:, -token_ids.shape[1] :]
         output = self.model(
             input_ids=token_ids,
             attention_mask=mask,
@@ -259,17 +271,17 @@ class Answerer:
             mask[row, longest - len(prompt.token_ids) :] = 1
         return token_ids.to(self.model.device), mask.to(self.model.device)
 
-    def _room(self, prompt_tokens: int, decoding: Decoding) -> int:
+    def _room(self, prompt: Prompt, decoding: Decoding) -> int:
         """How many tokens may follow: as many as asked for, or as the context still holds."""
         if self.context_length is None:
             return decoding.max_new_tokens
-        return max(1, min(decoding.max_new_tokens, self.context_length - prompt_tokens))
+        return max(1, min(decoding.max_new_tokens, self.context_length - len(prompt.token_ids)))
 
     def _decode(self, token_ids: list[int]) -> str:
         text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.lstrip()
 
-    def _to_answer(self, prompt: Prompt, new_ids: list[int], cached_tokens: int, timings: Timings) -> Answer:
+    def _to_answer(self, prompt: Prompt, new_ids: list[int], cached_tokens: int, clock: StageClock) -> Answer:
         """An answer of the tokens up to the first stop token, which counts but says nothing."""
         stop = next((place for place, token in enumerate(new_ids) if token in self._stop_ids), None)
         spoken = new_ids if stop is None else new_ids[:stop]
@@ -281,7 +293,11 @@ class Answerer:
             cached_tokens=cached_tokens,
             new_tokens=len(new_ids) if stop is None else stop + 1,
             finish_reason=finish_reason,
-            timings=timings,
+            timings=dataclasses.replace(
+                prompt.spent,
+                **clock.seconds,
+                total_seconds=prompt.spent.total_seconds + sum(clock.seconds.values()),
+            ),
         )
 
 
@@ -292,22 +308,10 @@ def _crop(cache: Cache, num_tokens: int) -> None:
         cache.crop(-surplus)
 
 
-class _Clock:
-    """Seconds until the first token (the prefill) and after it."""
-
-    def __init__(self) -> None:
-        self._begin = time.perf_counter()
-        self._prefill_seconds = 0.0
-
-    def first_token(self) -> None:
-        self._prefill_seconds = self._prefill_seconds or time.perf_counter() - self._begin
-
-    def timings(self, spent: Timings) -> Timings:
-        """`spent`, and what went by since."""
-        seconds = time.perf_counter() - self._begin
-        return dataclasses.replace(
-            spent,
-            prefill_seconds=self._prefill_seconds,
-            generate_seconds=seconds - self._prefill_seconds,
-            total_seconds=spent.total_seconds + seconds,
-        )
+def _sharpen(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """softmax(logits / temperature) in float32, for any temperature above 0: first the likeliest token is put at
+    0, so that a tiny one can't make infinity out of it."""
+    limits = torch.finfo(torch.float32)
+    divisor = min(max(temperature, limits.tiny), limits.max)
+    logits = logits.float()
+    return ((logits - logits.amax(-1, keepdim=True)) / divisor).softmax(-1)

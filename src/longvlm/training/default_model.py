@@ -195,6 +195,7 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
             "tokens_per_segment": shape.tokens_per_segment,
             "global_layers": shape.global_layers,
             "merge_order": "temporal",
+            "merge_schedule": plan_gently(shape),
         },
         default_num_frames=None,
         default_fps=FPS,
