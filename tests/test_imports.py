@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"types"},
+    {"clock"},
     {"video_index"},
     {"stages"},
     {"model"},

@@ -92,7 +92,7 @@ def chat(
     """Talk about a video, line by line.
 
     Each line is a question, answered with the conversation so far in mind.
-    /quit or Ctrl-D ends it. Questions may come from a pipe.
+    /new starts over; /quit or Ctrl-D ends. Questions may come from a pipe.
 
     \b
       longvlm chat film.mp4
@@ -189,23 +189,23 @@ def main() -> None:
 
     0 done; 2 a mistake in the input, told in one line; 130 Ctrl-C; a defect of ours keeps its traceback (1).
     """
-    console.end_soon_after_interrupt()
-    try:
-        status = app(prog_name="longvlm", standalone_mode=False) or 0
-        sys.stdout.flush()
-    except LongVLMError as mistake:
-        console.error(str(mistake))
-        status = 2
-    except _USAGE_ERROR as mistake:
-        command = mistake.ctx.command_path if mistake.ctx else "longvlm"
-        console.error(f"{mistake.format_message().rstrip('.')}. See `{command} --help`.")
-        status = 2
-    except (KeyboardInterrupt, typer.Abort):
-        status = 130
-    except BrokenPipeError:
-        # whoever read stdout has gone; what is still buffered must not fail once more when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    if status == 130:
-        console.end_interrupted()
+    with console.ending_soon_after_interrupt():
+        try:
+            status = app(prog_name="longvlm", standalone_mode=False) or 0
+            sys.stdout.flush()
+        except LongVLMError as mistake:
+            console.error(str(mistake))
+            status = 2
+        except _USAGE_ERROR as mistake:
+            command = mistake.ctx.command_path if mistake.ctx else "longvlm"
+            console.error(f"{mistake.format_message().rstrip('.')}. See `{command} --help`.")
+            status = 2
+        except (KeyboardInterrupt, typer.Abort):
+            status = 130
+        except BrokenPipeError:
+            # whoever read stdout has gone; what is still buffered must not fail once more when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 1
+        if status == 130:
+            console.end_interrupted()
     sys.exit(status)

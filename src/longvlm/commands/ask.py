@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,9 @@ from longvlm.commands import console
 from longvlm.commands.loading import load_model, obtain_index, require_source
 from longvlm.commands.options import AnswerOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -50,11 +52,13 @@ def ask(
             answers = [stream.answer for stream in streams]
     if as_json:
         print(json.dumps(describe(video, model, index, answers, time.perf_counter() - started), ensure_ascii=False))
-        return
-    for question, stream in zip(questions, streams, strict=True):
-        if len(questions) > 1:
-            typer.secho(f"> {question}", err=True, dim=True)
-        print_stream(stream)
+    else:
+        for question, stream in zip(questions, streams, strict=True):
+            if len(questions) > 1:
+                typer.secho(f"> {question}", err=True, dim=True)
+            print_stream(stream)
+        answers = [stream.answer for stream in streams]
+    tell_of_cut_answers(answers, answer_options)
 
 
 def print_stream(pieces: Iterator[str]) -> None:
@@ -65,6 +69,18 @@ def print_stream(pieces: Iterator[str]) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
+
+
+def tell_of_cut_answers(answers: list[Answer], options: AnswerOptions) -> None:
+    cut = [answer for answer in answers if answer.finish_reason == "length"]
+    if not cut:
+        return
+    subject = "the answer is" if len(answers) == 1 else f"{len(cut)} of {len(answers)} answers are"
+    if all(answer.new_tokens == options.max_new_tokens for answer in cut):
+        reason = f"more tokens were not allowed (--max-new-tokens {options.max_new_tokens})"
+    else:
+        reason = "the language model's context is full; look at fewer frames, or ask more briefly"
+    console.note(f"{subject} cut short: {reason}.")
 
 
 def describe(
@@ -83,7 +99,7 @@ def describe(
         total_seconds=total_seconds,
     )
     return {
-        "video": video,
+        "video": console.printable(video),
         "duration_seconds": index.video.duration_seconds,
         "frames": index.num_frames,
         "frame_times": index.frame_times,
@@ -96,8 +112,13 @@ def describe(
     }
 
 
-def measure_peak_memory() -> int:
-    """The most memory this process has held so far, in bytes: resident, and on the GPU if it used one."""
+def measure_peak_memory() -> int | None:
+    """The most memory this process has held so far, in bytes: resident, and on the GPU if it used one.
+
+    None on Windows, where Python can't tell.
+    """
+    if sys.platform == "win32":
+        return None
     import torch
 
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

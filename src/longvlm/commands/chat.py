@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longvlm.commands import console
-from longvlm.commands.ask import print_stream
+from longvlm.commands.ask import print_stream, tell_of_cut_answers
 from longvlm.commands.loading import load_model, obtain_index, require_source
 from longvlm.commands.options import AnswerOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
@@ -28,10 +28,15 @@ def chat(
     conversation = model.chat(index)
     interactive = sys.stdin.isatty()
     if interactive:
-        console.note("ask away, one question a line; /quit or Ctrl-D ends.")
+        console.note("ask away, one question a line; /new starts over, /quit or Ctrl-D ends.")
     for question in read_questions(interactive):
+        if question == "/new":
+            conversation = model.chat(index)
+            continue
         try:
-            print_stream(conversation.stream(question, **dataclasses.asdict(answer_options)))
+            stream = conversation.stream(question, **dataclasses.asdict(answer_options))
+            print_stream(stream)
+            tell_of_cut_answers([stream.answer], answer_options)
         except LongVLMError as mistake:
             if not interactive:
                 raise
@@ -49,6 +54,8 @@ def read_questions(interactive: bool) -> Iterator[str]:
             if interactive:
                 print()
             return
+        except UnicodeDecodeError as error:
+            raise LongVLMError("The questions are not UTF-8 text; convert them to UTF-8.") from error
         if question == "/quit":
             return
         if question:

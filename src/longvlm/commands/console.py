@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import NoReturn
 
@@ -29,6 +32,11 @@ def warn(text: str) -> None:
 
 def error(text: str) -> None:
     typer.secho(f"Error: {_one_line(text)}", err=True, fg="red")
+
+
+def printable(text: str) -> str:
+    """A file's name as text that can be encoded; bytes of it that are no UTF-8 become the replacement character."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _one_line(text: str) -> str:
@@ -88,23 +96,37 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def end_soon_after_interrupt() -> None:
-    """Make Ctrl-C end the process within half a second, even while a library's C code keeps the main thread.
+@contextmanager
+def ending_soon_after_interrupt() -> Iterator[None]:
+    """Within it, Ctrl-C ends the process in half a second, even while a library's C code keeps the main thread.
 
     The usual KeyboardInterrupt comes first and cleans up. A thread that the signal itself wakes gives that
     `INTERRUPT_GRACE_SECONDS`, since opening an address that doesn't answer can block for long.
     """
-    woken, waker = os.pipe()
-    os.set_blocking(waker, False)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's own
+        yield
+        return
+    woken, waker = socket.socketpair()  # Windows lets signals write to sockets alone
+    waker.setblocking(False)
+    left = threading.Event()
 
     def watch() -> None:
-        while os.read(woken, 1) != bytes([signal.SIGINT]):
+        while (number := woken.recv(1)) not in (b"", bytes([signal.SIGINT])):
             pass
-        time.sleep(INTERRUPT_GRACE_SECONDS)
-        end_interrupted()
+        if number and not left.wait(INTERRUPT_GRACE_SECONDS):
+            end_interrupted()
 
-    threading.Thread(target=watch, daemon=True, name="interrupt-watch").start()
+    watching = threading.Thread(target=watch, daemon=True, name="interrupt-watch")
+    watching.start()
+    previous = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        left.set()
+        waker.close()
+        watching.join()
+        woken.close()
 
 
 def end_interrupted() -> NoReturn:

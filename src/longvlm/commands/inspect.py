@@ -21,5 +21,12 @@ def inspect(video: str, output: Path, video_options: VideoOptions, model_options
 
         index = encode_video(model, video, video_options, progress)
         progress.begin("Drawing the page")
-        write_page(video, index, model.name, output, allow_references=video_options.allow_references)
+        write_page(
+            video,
+            index,
+            model.name,
+            output,
+            frame_rate=video_options.frame_rate,
+            allow_references=video_options.allow_references,
+        )
     console.note(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB); open it in a browser.")

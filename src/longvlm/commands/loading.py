@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from longvlm.video_index import VideoIndex
 
 INDEX_SUFFIX = ".longvlm"
+LONGEST_NAME_SHOWN = 120  # characters
 
 
 def is_index(source: str) -> bool:
@@ -24,21 +26,30 @@ def is_index(source: str) -> bool:
 
 
 def require_source(source: str) -> None:
-    """Refuse a path that doesn't exist at once, before seconds go into loading a model."""
-    if "://" not in source and not Path(source).exists():
+    """Refuse a path that can't be read at once, before seconds go into loading a model."""
+    if "://" in source:
+        return
+    name = source if len(source) <= LONGEST_NAME_SHOWN else f"{source[:LONGEST_NAME_SHOWN]}…"
+    try:
+        os.stat(source)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise LongVLMError(
-            f"No such video: {source}. Give the path of a file or folder, or an http(s) or rtsp address."
-        )
+            f"No such video: {name}. Give the path of a file or folder, or an http(s) or rtsp address."
+        ) from error
+    except OSError as error:
+        raise LongVLMError(
+            f"Can't open the video {name}: {error.strerror}. The video comes first, then the question."
+        ) from error
 
 
 def require_writable(path: Path) -> None:
     """Refuse an output that can't be written before the work is done, not after it."""
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise LongVLMError(f"Can't write {path}: the folder {folder} does not exist; create it first.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise LongVLMError(f"Can't write {path}: it is a folder; give a file name.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise LongVLMError(f"Can't write {path}: permission denied; choose another place.")
 
 
@@ -49,7 +60,7 @@ def load_model(options: ModelOptions) -> LongVLM:
             "this is a small demonstration model that knows only its synthetic world of moving shapes; "
             "choose another with --model."
         )
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", options.model) and not Path(options.model).exists():
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", options.model) and not os.path.exists(options.model):
         console.note(f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress.")
     if not options.verbose:
         console.silence_libraries()
@@ -69,6 +80,8 @@ def obtain_index(
 ) -> VideoIndex:
     """The index that `source` is, or that `kept_in` holds of it; else encode, and keep it there if asked."""
     if is_index(source):
+        if kept_in is not None:
+            raise LongVLMError(f"{source} is an index itself, so --index {kept_in} has no use; leave it out.")
         return _load_slice(source, options)
     if kept_in is None:
         return encode_video(model, source, options, progress)
@@ -79,7 +92,7 @@ def obtain_index(
         index = VideoIndex.load(kept_in)
         misfit = _find_misfit(index, model, source, options)
         if misfit is None:
-            warn_of_loss(index)
+            tell_what_is_missing(index)
             return index
         console.note(f"{kept_in} is made anew: {misfit}")
     index = encode_video(model, source, options, progress)
@@ -91,9 +104,11 @@ def _find_misfit(index: VideoIndex, model: LongVLM, source: str, options: VideoO
     """Why a kept index does not answer for this video, model and sampling; None if it does."""
     from longvlm.stages.video import open_video
 
-    with open_video(source, allow_references=options.allow_references) as reader:
+    with open_video(source, fps=options.frame_rate, allow_references=options.allow_references) as reader:
         if reader.info.fingerprint != index.video.fingerprint:
             return f"it holds another video ({index.video.name})."
+        if reader.info.average_fps != index.video.average_fps:
+            return f"it holds the images at another rate ({index.video.average_fps:g} a second)."
     if plan_sampling(model, options) != index.sampling:
         return f"it holds other frames ({index.num_frames} of them)."
     try:
@@ -111,19 +126,36 @@ def plan_sampling(model: LongVLM, options: VideoOptions) -> Sampling:
 
 
 def encode_video(model: LongVLM, source: str, options: VideoOptions, progress: console.Progress) -> VideoIndex:
-    index = model.encode(
-        source,
-        num_frames=options.num_frames,
-        fps=options.fps,
-        max_frames=options.max_frames,
-        start=options.start,
-        end=options.end,
-        sampling=options.sampling,
-        allow_references=options.allow_references,
-        on_progress=progress.update,
-    )
-    warn_of_loss(index)
+    from longvlm.pipeline import DamageWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DamageWarning)  # told in our own way below
+        index = model.encode(
+            source,
+            num_frames=options.num_frames,
+            fps=options.fps,
+            max_frames=options.max_frames,
+            start=options.start,
+            end=options.end,
+            sampling=options.sampling,
+            frame_rate=options.frame_rate,
+            allow_references=options.allow_references,
+            on_progress=progress.update,
+        )
+    tell_what_is_missing(index)
     return index
+
+
+def tell_what_is_missing(index: VideoIndex) -> None:
+    """Say where less was looked at than asked for: a damaged tail, few frames, or few keyframes."""
+    warn_of_loss(index)
+    wanted = index.sampling.num_frames
+    if wanted is None or index.num_frames >= wanted or index.lost_seconds > 0:
+        return
+    reason = "there are no more; the others repeat them."
+    if index.sampling.mode == "keyframe":
+        reason = "the nearest keyframes coincide; --sampling exact, the default, finds more."
+    console.note(f"looked at {index.num_frames} different frames instead of {wanted}: {reason}")
 
 
 def warn_of_loss(index: VideoIndex) -> None:
@@ -140,8 +172,8 @@ def _load_slice(path: str, options: VideoOptions) -> VideoIndex:
 
     if options.chooses_frames:
         raise LongVLMError(
-            f"{path} is already encoded: --num-frames, --fps, --max-frames and --sampling can't change it. "
-            "Leave them out, or encode the video again."
+            f"{path} is already encoded: --num-frames, --fps, --max-frames, --sampling and --frame-rate can't "
+            "change it. Leave them out, or encode the video again."
         )
     index = VideoIndex.load(path)
     warn_of_loss(index)

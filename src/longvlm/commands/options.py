@@ -37,6 +37,10 @@ class VideoOptions:
         Literal["exact", "keyframe"],
         _option(help="'exact' frames (default), or the nearest 'keyframe': faster, and times stay true."),
     ] = "exact"
+    frame_rate: Annotated[
+        float | None,
+        _option(help="Images per second, if VIDEO is a folder of images or one image. Default: 1."),
+    ] = None
     allow_references: Annotated[
         bool,
         _option("--allow-references", help="Open playlists and files that point at other files or addresses."),
@@ -45,7 +49,7 @@ class VideoOptions:
     @property
     def chooses_frames(self) -> bool:
         """Whether an option asks for frames in a way that an index, already encoded, can't follow."""
-        return any((self.num_frames, self.fps, self.max_frames, self.sampling != "exact"))
+        return any((self.num_frames, self.fps, self.max_frames, self.frame_rate, self.sampling != "exact"))
 
 
 @dataclass(frozen=True)

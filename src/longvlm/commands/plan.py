@@ -27,13 +27,13 @@ def plan(video: str, video_options: VideoOptions, model_options: ModelOptions, a
         from longvlm.report.plan import make_plan
         from longvlm.stages.video import open_video
 
-        with open_video(video, allow_references=video_options.allow_references) as reader:
+        with open_video(video, fps=video_options.frame_rate, allow_references=video_options.allow_references) as reader:
             sampling = plan_sampling(model, video_options)
             made = make_plan(
                 model,
                 reader,
                 sampling,
-                program_bytes=measure_peak_memory(),
+                program_bytes=measure_peak_memory() or 0,
                 load_in_4bit=model_options.load_in_4bit,
             )
             info = reader.info
@@ -51,7 +51,7 @@ def plan(video: str, video_options: VideoOptions, model_options: ModelOptions, a
 def describe(video: str, info: VideoInfo, model: LongVLM, made: Plan) -> dict[str, Any]:
     counts, memory, seconds = made.counts, made.memory, made.seconds
     return {
-        "video": video,
+        "video": console.printable(video),
         "duration_seconds": info.duration_seconds,
         **dataclasses.asdict(counts),
         "fits_context": counts.fits,
@@ -103,7 +103,7 @@ def print_table(info: VideoInfo, model: LongVLM, made: Plan) -> None:
     ):
         table.add_row(name, value)
     screen = Console(highlight=False, markup=False)
-    screen.print(f"{info.name}{duration}, with {model.name} on {model.device} in {dtype}\n")
+    screen.print(f"{console.printable(info.name)}{duration}, with {model.name} on {model.device} in {dtype}\n")
     screen.print(table)
     screen.print("\nStarting up and reading the weights from disk come on top of the time.")
 

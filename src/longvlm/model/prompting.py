@@ -19,6 +19,8 @@ def user_message(question: str, *, with_video: bool) -> Message:
     """A question; the first one of a conversation brings the video along."""
     if not question.strip():
         raise LongVLMError("The question is empty; write what you want to know.")
+    if any("\ud800" <= character <= "\udfff" for character in question):  # undecodable bytes of a command line
+        raise LongVLMError("The question is not valid Unicode; write it in UTF-8.")
     text = {"type": "text", "text": question}
     return {"role": "user", "content": [{"type": "video"}, text] if with_video else [text]}
 
@@ -42,10 +44,16 @@ def build_prompt(
 ) -> Prompt:
     """The conversation as token ids, with the visual tokens of `index`; the last message is the question.
 
-    Raises LongVLMError where the language model's context has no room for it and an answer.
+    Raises LongVLMError where the language model's context has no room for it and an answer, and for a question
+    in which a token of the model's own is written out.
     """
+    question: str = messages[-1]["content"][-1]["text"]
+    _refuse_control_tokens(processor, question)
     token_ids = _token_ids(processor, config, messages, index)
-    _require_room(token_ids, index, config)
+    limit = context_length(config)
+    if limit is not None and len(token_ids) >= limit:
+        alone = _token_ids(processor, config, [user_message(question, with_video=index is not None)], index)
+        raise _no_room(token_ids, alone, index, config, limit)
     # The prefill pauses after the video and after every earlier question, to be taken up again there.
     ends = {len(token_ids)}
     for position, message in enumerate(messages[:-1], start=1):
@@ -56,7 +64,7 @@ def build_prompt(
     if index is not None:
         ends.add(len(token_ids) - token_ids[::-1].index(config.video_token_index))
     return Prompt(
-        question=messages[-1]["content"][-1]["text"],
+        question=question,
         token_ids=token_ids,
         chunk_ends=tuple(sorted(ends)),
         visual_features=None if index is None else assemble(index).features,
@@ -79,13 +87,28 @@ def _token_ids(
     return processor.encode(text)
 
 
-def _require_room(token_ids: list[int], index: VideoIndex | None, config: LongVLMConfig) -> None:
-    limit = context_length(config)
-    if limit is None or len(token_ids) < limit:
-        return
+def _refuse_control_tokens(processor: LongVLMProcessor, question: str) -> None:
+    """A tokenizer reads "</s>" as the end of the text wherever it stands, so that a question could forge turns."""
+    tokenizer = processor.tokenizer
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for token in sorted(added.union(tokenizer.all_special_tokens)):
+        if token in question:
+            raise LongVLMError(f"The question contains {token!r}, which the model reserves; write it in another way.")
+
+
+def _no_room(
+    token_ids: list[int], alone: list[int], index: VideoIndex | None, config: LongVLMConfig, limit: int
+) -> LongVLMError:
+    """What to say of a prompt that is too long; `alone` is the same question without the earlier turns."""
     visual = token_ids.count(config.video_token_index)
-    remedy = "Ask a shorter question" if index is None else "Ask a shorter question, or about fewer frames"
-    raise LongVLMError(
+    said = (
         f"The prompt has {len(token_ids)} tokens, {visual} of them visual, but the language model's context "
-        f"holds {limit}, the answer included. {remedy}."
+        f"holds {limit}, the answer included."
     )
+    if len(alone) < limit:
+        return LongVLMError(
+            f"{said} The conversation so far takes up {len(token_ids) - len(alone)}: start a new one "
+            "(/new in longvlm chat; chat() in Python)."
+        )
+    remedy = "Ask a shorter question" if index is None else "Ask a shorter question, or about fewer frames"
+    return LongVLMError(f"{said} {remedy}.")

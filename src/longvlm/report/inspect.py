@@ -29,15 +29,22 @@ MOST_FRAMES_SHOWN = 400  # about 6 MB of page
 
 
 def write_page(
-    video: str | Path, index: VideoIndex, model_name: str, path: Path, *, allow_references: bool = False
+    video: str | Path,
+    index: VideoIndex,
+    model_name: str,
+    path: Path,
+    *,
+    frame_rate: float | None = None,
+    allow_references: bool = False,
 ) -> None:
     """Write the page about `index`; `video` is read once more, for its pictures.
 
     Raises LongVLMError where the video can't be read or no longer is the one that was encoded.
     """
     shown = choose_segments(index.num_segments, index.compression.frames_per_segment)
-    pictures = read_pictures(video, index, shown, allow_references=allow_references)
-    path.write_text(render_page(index, pictures, model_name), encoding="utf-8")
+    pictures = read_pictures(video, index, shown, frame_rate=frame_rate, allow_references=allow_references)
+    # A file's name may hold bytes that are no text; a page must not.
+    path.write_text(render_page(index, pictures, model_name), encoding="utf-8", errors="replace")
 
 
 def choose_segments(num_segments: int, frames_per_segment: int) -> list[int]:
@@ -49,12 +56,12 @@ def choose_segments(num_segments: int, frames_per_segment: int) -> list[int]:
 
 
 def read_pictures(
-    video: str | Path, index: VideoIndex, shown: list[int], *, allow_references: bool
+    video: str | Path, index: VideoIndex, shown: list[int], *, frame_rate: float | None, allow_references: bool
 ) -> dict[int, list[str]]:
     """The distinct frames of the shown segments as JPEG data URIs, fitted as the encoder saw them."""
     wanted = set(shown)
     pictures = {}
-    with open_video(video, allow_references=allow_references) as reader:
+    with open_video(video, fps=frame_rate, allow_references=allow_references) as reader:
         if reader.info.duration_seconds is None:
             raise LongVLMError(
                 f"{video} is a live stream, which can't be read twice; record a part of it and inspect that."
