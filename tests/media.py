@@ -46,6 +46,7 @@ def write_video(
     b_frames: int = 2,
     size: tuple[int, int] = (96, 64),
     rotation: int = 0,
+    pixel_aspect: int = 1,
     audio: bool = False,
     options: dict[str, str] | None = None,
 ) -> Path:
@@ -56,6 +57,7 @@ def write_video(
         stream.width, stream.height = size
         stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         stream.time_base = stream.codec_context.time_base = time_base
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel_aspect)
         stream.codec_context.gop_size = keyframe_distance
         stream.codec_context.max_b_frames = b_frames
         if codec == "libx264":

@@ -136,6 +136,11 @@ class TestFile:
             ({"sampling": '{"frames": 3}'}, "not a readable video index"),
             ({"compression": '{"unheard_of": 3}'}, "unheard_of"),
             ({"lost_seconds": None}, "not a readable video index"),
+            ({"checksum": None}, "not a readable video index"),
+            ({"lost_seconds": "0.25"}, "content is damaged: the checksum differs"),
+            ({"sampling": '{"num_frames": 0}'}, "num_frames is 0; it must be at least 1"),
+            ({"compression": '{"merge_heads": 0}'}, "merge_heads is 0"),
+            ({"compression": "{}"}, r"local_features is \(3, 2, 8\): want \(S, 30, …\) by its settings"),
         ],
     )
     def test_other_versions_and_broken_metadata(
@@ -149,6 +154,22 @@ class TestFile:
         with pytest.raises(LongVLMError, match=words) as error:
             VideoIndex.load(path)
         assert str(path) in str(error.value)
+
+    def test_overwritten_bytes_anywhere_are_noticed(self, index: VideoIndex, tmp_path: Path) -> None:
+        path = tmp_path / "film.longvlm"
+        index.save(path)
+        sound = path.read_bytes()
+        header_bytes = 8 + int.from_bytes(sound[:8], "little")
+        for position in range(header_bytes, len(sound), 7):
+            data = bytearray(sound)
+            data[position] ^= 0x40
+            path.write_bytes(data)
+            with pytest.raises(LongVLMError, match=r"film\.longvlm is not a readable video index"):
+                VideoIndex.load(path)
+
+    def test_a_name_that_no_system_takes(self) -> None:
+        with pytest.raises(LongVLMError, match=r"is not a readable video index .*File name too long"):
+            VideoIndex.load("a" * 300 + ".longvlm")
 
     def test_tensors_that_do_not_fit_each_other(self, index: VideoIndex, tmp_path: Path) -> None:
         path = tmp_path / "film.longvlm"
@@ -196,13 +217,51 @@ class TestAppend:
             video=dataclasses.replace(VIDEO, duration_seconds=80.0),
             lost_seconds=2.0,
         )
-        joined = index.append(later)
+        joined = dataclasses.replace(index, lost_seconds=1.0).append(later)
         assert joined.num_segments == 5
         assert joined.frame_times == [5.0 * i for i in range(10)]
         assert joined.video.duration_seconds == 80.0
         assert joined.lost_seconds == 2.0
         assert torch.equal(joined.slice(0.0, 30.0).local_features, index.local_features)
         assert torch.equal(joined.slice(30.0).local_features, later.local_features)
+
+    def test_sampling_speaks_of_both_parts(self, index: VideoIndex) -> None:
+        later = make_index(2, first_second=30.0)
+        assert index.append(later).sampling == Sampling(num_frames=10)
+        by_rate = Sampling(num_frames=None, fps=0.2, max_frames=8, start_seconds=0.0, end_seconds=30.0)
+        later_by_rate = dataclasses.replace(by_rate, start_seconds=30.0, end_seconds=50.0)
+        index, later = dataclasses.replace(index, sampling=by_rate), dataclasses.replace(later, sampling=later_by_rate)
+        expected = Sampling(num_frames=None, fps=0.2, max_frames=16, start_seconds=0.0, end_seconds=50.0)
+        assert index.append(later).sampling == expected
+        endless = dataclasses.replace(later_by_rate, end_seconds=None, max_frames=None)
+        assert index.append(dataclasses.replace(later, sampling=endless)).sampling == Sampling(num_frames=None, fps=0.2)
+
+    @pytest.mark.parametrize(
+        ("sampling", "words"),
+        [
+            (Sampling(num_frames=None, fps=0.5), "fps=None, the second one with fps=0.5"),
+            (Sampling(num_frames=4, mode="keyframe"), "mode=exact, the second one with mode=keyframe"),
+        ],
+    )
+    def test_refuses_another_rate(self, index: VideoIndex, sampling: Sampling, words: str) -> None:
+        with pytest.raises(LongVLMError, match=words):
+            index.append(dataclasses.replace(make_index(first_second=30.0), sampling=sampling))
+
+    def test_refuses_another_film_but_not_a_grown_one(self, index: VideoIndex) -> None:
+        later = make_index(first_second=30.0)
+        grown = dataclasses.replace(VIDEO, fingerprint="w" * 64)
+        assert index.append(dataclasses.replace(later, video=grown)).video == grown
+        other = dataclasses.replace(VIDEO, name="other.mp4")
+        with pytest.raises(LongVLMError, match=r"second index is of other\.mp4, the first one of film\.mp4"):
+            index.append(dataclasses.replace(later, video=other))
+
+    def test_a_frame_that_is_still_shown_when_the_later_part_begins(self, index: VideoIndex) -> None:
+        later = make_index(2, first_second=30.0)
+        spans = later.segment_spans_seconds.clone()
+        spans[0, 0] = 29.9
+        sampling = dataclasses.replace(later.sampling, start_seconds=30.0)
+        joined = index.append(dataclasses.replace(later, segment_spans_seconds=spans, sampling=sampling))
+        assert joined.segment_spans_seconds[:, 0].tolist() == [0.0, 10.0, 20.0, 30.0, 40.0]
 
     def test_refuses_an_overlap(self, index: VideoIndex) -> None:
         with pytest.raises(LongVLMError, match=r"starts at 29 s, before the first one ends \(30 s\)"):
@@ -236,9 +295,30 @@ class TestValue:
         with pytest.raises(ValueError, match=name):
             dataclasses.replace(index, **{name: getattr(index, name)[..., None]})
 
+    @pytest.mark.parametrize(
+        "name",
+        ["local_features", "sizes", "assignment", "segment_globals", "frame_times_seconds", "segment_spans_seconds"],
+    )
+    def test_parts_must_agree_on_their_second_axis(self, index: VideoIndex, name: str) -> None:
+        with pytest.raises(ValueError, match=name):
+            dataclasses.replace(index, **{name: getattr(index, name)[:, 1:]})
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("sizes", 0), ("assignment", TOKENS), ("assignment", -1), ("assignment", 1 << 16)]
+    )
+    def test_parts_must_be_possible(self, index: VideoIndex, name: str, value: int) -> None:
+        broken = getattr(index, name).to(torch.int64).clone()
+        broken[1, 1] = value
+        with pytest.raises(ValueError, match=f"{name} reaches from .*{value}"):
+            dataclasses.replace(index, **{name: broken})
+        with pytest.raises(ValueError, match="don't add up"):
+            dataclasses.replace(index, sizes=index.sizes + 1)
+
 
 class TestBuilder:
-    def build(self, times: list[list[float]], video: VideoInfo = VIDEO, **settings: object) -> VideoIndex:
+    def build(
+        self, times: list[list[float]], video: VideoInfo = VIDEO, lost_seconds: float = 0.0, **settings: object
+    ) -> VideoIndex:
         builder = IndexBuilder()
         for number, row in enumerate(times):
             layers = torch.arange(len(row) * LAYERS * WIDTH).view(len(row), LAYERS, WIDTH).float() + number
@@ -255,8 +335,8 @@ class TestBuilder:
         return builder.build(
             video=video,
             sampling=Sampling(**settings),
-            lost_seconds=0.0,
-            compression=COMPRESSION,
+            lost_seconds=lost_seconds,
+            compression=dataclasses.replace(COMPRESSION, frames_per_segment=len(times[0])),
             encoder_name="clip of tiny",
             encoder_fingerprint="e" * 64,
         )
@@ -269,14 +349,21 @@ class TestBuilder:
         assert index.frame_times == [0.0, 5.0]
 
     def test_spans_of_a_file(self) -> None:
-        assert self.build([[1.0, 2.0], [3.0, 4.0]]).segment_spans_seconds.tolist() == [
-            [1.0, 3.0],
-            [3.0, 60.0],
-        ]
+        index = self.build([[1.0, 2.0], [3.0, 4.0]])
+        assert index.segment_spans_seconds.tolist() == [[0.0, 3.0], [3.0, 60.0]]
+        assert index.slice(0.0, 1.0).segment_spans_seconds.tolist() == [[0.0, 3.0]]
+
+    def test_spans_of_a_cut_file(self) -> None:
+        index = self.build([[1.0, 2.0], [3.0, 4.0]], lost_seconds=50.0)
+        assert index.segment_spans_seconds.tolist() == [[0.0, 3.0], [3.0, 10.0]]
+        index = self.build([[1.0, 2.0], [3.0, 4.0]], lost_seconds=59.0)
+        assert index.segment_spans_seconds.tolist() == [[0.0, 3.0], [3.0, 4.0]]
 
     def test_spans_of_a_part(self) -> None:
-        index = self.build([[1.0, 2.0], [3.0, 4.0]], end_seconds=4.5)
-        assert index.segment_spans_seconds.tolist() == [[1.0, 3.0], [3.0, 4.5]]
+        index = self.build([[1.0, 2.0], [3.0, 4.0]], start_seconds=0.75, end_seconds=4.5)
+        assert index.segment_spans_seconds.tolist() == [[0.75, 3.0], [3.0, 4.5]]
+        shown_before = self.build([[0.9, 2.0]], start_seconds=1.0)
+        assert shown_before.segment_spans_seconds.tolist() == [[0.9, 60.0]]
 
     def test_spans_of_a_stream_end_one_distance_after_its_last_frame(self) -> None:
         live = dataclasses.replace(VIDEO, duration_seconds=None)
@@ -284,4 +371,4 @@ class TestBuilder:
             3.0,
             pytest.approx(5 + 4 / 3),
         ]
-        assert self.build([[1.0, 1.0]], live).segment_spans_seconds.tolist() == [[1.0, 1.1]]
+        assert self.build([[1.0, 1.0]], live).segment_spans_seconds.tolist() == [[0.0, 1.1]]

@@ -122,8 +122,9 @@ class Compression:
 class VideoInfo:
     """What is known of a video before a frame is decoded.
 
-    `duration_seconds` runs from the first presented frame to the end of the last, or is None for a live stream;
-    `num_frames` is None where it can't be known; `width` and `height` are those a viewer sees, after rotation.
+    `duration_seconds` runs from the first presented frame to the end, as a player shows it, a damaged tail
+    included; it is None for a live stream. `num_frames` counts the frames that the file still holds, and is None
+    where that can't be known; `width` and `height` are those a viewer sees, after rotation and with square pixels.
     `fingerprint` is a hash of the content, not of the name.
     """
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,16 +77,44 @@ class VideoIndex(_PrintsShapes):
     timings: Timings = field(default_factory=Timings, compare=False)
 
     def __post_init__(self) -> None:
-        if self.num_segments == 0 or self.local_features.shape[1] > torch.iinfo(torch.int16).max:
-            raise ValueError(f"local_features {tuple(self.local_features.shape)}: want (S ≥ 1, M ≤ 32767, D)")
-        for name, (axes, dtype) in _TENSORS.items():
+        for name, (axes, _) in _TENSORS.items():
             tensor = getattr(self, name)
-            if tensor.ndim != axes or len(tensor) != self.num_segments:
+            if tensor.ndim != axes or len(tensor) != self.num_segments or self.num_segments == 0:
                 raise ValueError(
-                    f"{name} is {tuple(tensor.shape)}: want {axes} axes, {self.num_segments} segments first"
+                    f"{name} is {tuple(tensor.shape)}: want {axes} axes, {self.num_segments or 'some'} segments first"
                 )
-            if dtype is not None and tensor.dtype != dtype:
-                object.__setattr__(self, name, tensor.to(dtype))
+        self._require_agreement()
+        for name, (_, dtype) in _TENSORS.items():
+            if dtype is not None:
+                object.__setattr__(self, name, getattr(self, name).to(dtype))
+
+    def _require_agreement(self) -> None:
+        """Raise ValueError unless K, L, M and N are the same in all tensors, and as the settings say."""
+        settings, num_patches = self.compression, self.assignment.shape[1]
+        frames, tokens = settings.frames_per_segment, settings.tokens_per_segment
+        widths = {
+            "local_features": tokens,
+            "sizes": tokens,
+            "assignment": max(1, num_patches // frames) * frames,
+            "segment_globals": settings.global_layers,
+            "frame_times_seconds": frames,
+            "segment_spans_seconds": 2,
+        }
+        for name, width in widths.items():
+            shape = tuple(getattr(self, name).shape)
+            if shape[1] != width:
+                raise ValueError(f"{name} is {shape}: want (S, {width}, …) by its settings")
+        ranges = {
+            "sizes": (1, num_patches),
+            "assignment": (0, min(tokens - 1, torch.iinfo(torch.int16).max)),
+            "frames_distinct": (1, frames),
+        }
+        for name, (lowest, highest) in ranges.items():
+            least, most = (int(value) for value in getattr(self, name).aminmax())
+            if least < lowest or most > highest:
+                raise ValueError(f"{name} reaches from {least} to {most}: want {lowest} to {highest}")
+        if bool((self.sizes.sum(1) != num_patches).any()):
+            raise ValueError(f"sizes don't add up to the {num_patches} patches of a segment")
 
     def __eq__(self, other: object) -> bool:
         """Equal values, bit by bit; how long the encoding took does not count."""
@@ -150,19 +179,35 @@ class VideoIndex(_PrintsShapes):
     def append(self, later: VideoIndex) -> VideoIndex:
         """This index followed by one of a later part of the same timeline (a growing recording, a stream).
 
-        Raises LongVLMError where the other was encoded differently or does not start after this one's end.
+        A recording that grows changes its content and so its fingerprint: what tells that both are of one
+        video is its name alone. The joined index speaks of the video as it was when the later part was
+        encoded, and its sampling reaches from this one's start to the later one's end.
+        Raises LongVLMError where the other is of another name, was encoded or sampled differently, or does
+        not start after this one's end.
         """
         later.require_same_encoding(self.encoder_name, self.encoder_fingerprint, self.compression)
+        if later.video.name != self.video.name:
+            raise LongVLMError(
+                f"Can't append: the second index is of {later.video.name}, the first one of {self.video.name}. "
+                "Parts of one video carry one name; ask about different videos one by one."
+            )
         own_end = float(self.segment_spans_seconds[-1, 1])
-        later_start = float(later.segment_spans_seconds[0, 0])
+        # The first frame shown in a part may have begun a moment before that part.
+        later_start = max(float(later.segment_spans_seconds[0, 0]), later.sampling.start_seconds)
         if later_start < own_end - 1e-6:
             raise LongVLMError(
                 f"Can't append: the second index starts at {later_start:g} s, before the first one ends "
                 f"({own_end:g} s). Encode the later part from there on."
             )
         joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(later, name)]) for name in _TENSORS}
-        lost_seconds = self.lost_seconds + later.lost_seconds
-        return dataclasses.replace(self, **joined, video=later.video, lost_seconds=lost_seconds)
+        joined["segment_spans_seconds"][self.num_segments, 0] = later_start
+        return dataclasses.replace(
+            self,
+            **joined,
+            video=later.video,
+            sampling=_join_samplings(self.sampling, later.sampling),
+            lost_seconds=later.lost_seconds,
+        )
 
     def require_same_encoding(self, encoder_name: str, encoder_fingerprint: str, compression: Compression) -> None:
         """Raise LongVLMError, naming both sides, unless the encoder and the settings are the same."""
@@ -194,6 +239,7 @@ class VideoIndex(_PrintsShapes):
             "encoder_fingerprint": self.encoder_fingerprint,
             "lost_seconds": repr(self.lost_seconds),
         }
+        metadata["checksum"] = _checksum(tensors, metadata)
         if not path.parent.is_dir():
             raise LongVLMError(f"Can't write {path}: the folder {path.parent} does not exist; create it first.")
         try:
@@ -214,14 +260,17 @@ class VideoIndex(_PrintsShapes):
     def load(cls, path: str | Path) -> VideoIndex:
         """Read a file that `save` wrote. Raises LongVLMError on anything else, naming the file."""
         path = Path(path)
-        if not path.is_file():
-            raise LongVLMError(f"No such index file: {path}. Make one with `longvlm encode VIDEO -o {path}`.")
         try:
+            if not path.is_file():
+                raise LongVLMError(f"No such index file: {path}. Make one with `longvlm encode VIDEO -o {path}`.")
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 _require_readable_format(path, metadata)
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            return cls(
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        try:
+            index = cls(
                 **tensors,
                 video=VideoInfo(**json.loads(metadata["video"])),
                 sampling=Sampling(**json.loads(metadata["sampling"])),
@@ -230,11 +279,47 @@ class VideoIndex(_PrintsShapes):
                 encoder_fingerprint=metadata["encoder_fingerprint"],
                 lost_seconds=float(metadata["lost_seconds"]),
             )
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
+            if metadata["checksum"] != _checksum(tensors, metadata):
+                raise ValueError("its content is damaged: the checksum differs")
+        except (KeyError, ValueError, TypeError, LongVLMError) as error:
+            raise _unreadable(path, error) from error
+        return index
+
+
+def _unreadable(path: Path, error: Exception) -> LongVLMError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return LongVLMError(f"{path} is not a readable video index ({reason}); make it again with `longvlm encode`.")
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """A hash of everything in the file: the tensors' bytes, and the metadata but for this hash itself."""
+    digest = hashlib.sha256(json.dumps({**metadata, "checksum": ""}, sort_keys=True).encode())
+    for name in _TENSORS:
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _join_samplings(earlier: Sampling, later: Sampling) -> Sampling:
+    """The sampling of two parts as one. Raises LongVLMError where rate or mode differ.
+
+    Parts that were sampled by their number of frames state no rate: their numbers add up.
+    """
+    for setting in ("fps", "mode"):
+        ours, theirs = getattr(earlier, setting), getattr(later, setting)
+        if ours != theirs:
             raise LongVLMError(
-                f"{path} is not a readable video index ({reason}); make it again with `longvlm encode`."
-            ) from error
+                f"Can't append: the first index was sampled with {setting}={ours}, the second one with "
+                f"{setting}={theirs}. Encode the later part like the first."
+            )
+    limits = earlier.max_frames, later.max_frames
+    return dataclasses.replace(
+        earlier,
+        num_frames=None if earlier.num_frames is None else earlier.num_frames + (later.num_frames or 0),
+        max_frames=None if limits[0] is None or limits[1] is None else limits[0] + limits[1],
+        end_seconds=later.end_seconds,
+    )
 
 
 def _require_readable_format(path: Path, metadata: dict[str, str]) -> None:
@@ -249,7 +334,10 @@ def _require_readable_format(path: Path, metadata: dict[str, str]) -> None:
 
 
 class IndexBuilder:
-    """Collects an index segment by segment, holding nothing but what the index keeps."""
+    """Collects an index segment by segment, holding nothing but what the index keeps.
+
+    `build` joins the segments and then holds them twice for a moment.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[str, list[torch.Tensor]] = {}
@@ -273,12 +361,13 @@ class IndexBuilder:
     def build(self, *, video: VideoInfo, sampling: Sampling, lost_seconds: float, **provenance: Any) -> VideoIndex:
         """The index of all segments; `provenance` is the rest of VideoIndex's fields.
 
-        A segment lasts from its first frame to the next segment's, the last one to the end of what was
-        looked at.
+        A segment lasts from its first frame to the next segment's, the first one from the start of what was
+        looked at, the last one to its end: where `end` was set, or what can be decoded ends.
         """
         tensors: dict[str, Any] = {name: torch.cat(parts) for name, parts in self._parts.items()}
         times = tensors["frame_times_seconds"]
-        starts, last_time = times[:, 0], float(times[-1, -1])
+        starts, last_time = times[:, 0].clone(), float(times[-1, -1])
+        starts[0] = starts[0].clamp(max=sampling.start_seconds)
         if video.duration_seconds is None:  # live: one mean distance between frames after the last one
             distances = times.unique().diff()
             last_length = float(distances.mean()) if len(distances) else 1 / (video.average_fps or 1.0)

@@ -370,3 +370,55 @@ def test_compression_in_the_encoder_may_differ_from_the_config(make_llava):
     encoder = load_encoder(folder, config, compression=more_globals, **FLOAT)
     features = encoder(Frames(torch.zeros(1, 3, 28, 28, dtype=torch.uint8), (0.0,), 1))
     assert features.layer_globals.shape == (1, 3, 24)
+
+
+@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json", "vision tower"])
+def test_code_in_a_checkpoint_is_neither_run_nor_offered(tmp_path, make_llava, monkeypatch, where):
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(f"asked: {question}"))
+    folder, _ = make_llava()
+    (folder / "trap.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    (tower / "trap.py").write_bytes((folder / "trap.py").read_bytes())
+    auto_map = {"AutoConfig": "trap.Config", "AutoModel": "trap.Model", "AutoTokenizer": ["trap.Words", "trap.Words"]}
+    if where == "vision tower":
+        (tower / "config.json").write_text(json.dumps({"model_type": "of_its_own", "auto_map": auto_map}))
+        (tower / "preprocessor_config.json").write_text(PREPROCESSOR)
+        with pytest.raises(LongVLMError, match="runs no code from checkpoints"):
+            load_config(folder, vision_tower=str(tower))
+    else:
+        config = load_config(folder)
+        raw = json.loads((folder / where).read_text())
+        changes = {"auto_map": auto_map} | ({"tokenizer_class": "Words"} if where == "tokenizer_config.json" else {})
+        (folder / where).write_text(json.dumps(raw | changes))
+        assert load_config(folder).to_dict() == config.to_dict()
+        load_model(folder, config, **FLOAT)
+        load_encoder(folder, config, compression=config.compression_settings, **FLOAT)
+        load_processor(folder, config)
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_the_fingerprint_does_not_depend_on_the_dtype_of_the_load(make_llava):
+    folder, _ = make_llava()
+    config = load_config(folder)
+    prints = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        encoder = load_encoder(folder, config, compression=config.compression_settings, device="cpu", dtype=dtype)
+        assert {weight.dtype for weight in encoder.tower.parameters()} == {dtype}
+        prints[dtype] = encoder.fingerprint
+    assert len(set(prints.values())) == 1
+    weights = load_file(folder / "model.safetensors")
+    changed = next(name for name in weights if name.endswith("layers.0.mlp.fc1.weight") and "vision_tower" in name)
+    save_file(weights | {changed: weights[changed] * 1.1}, folder / "model.safetensors", {"format": "pt"})
+    other = load_encoder(folder, config, compression=config.compression_settings, device="cpu", dtype=torch.float16)
+    assert other.fingerprint not in prints.values()
+
+
+def test_an_original_checkpoint_without_tokenizer_is_refused(tmp_path, make_llava):
+    tower, _ = make_llava()
+    folder = tmp_path / "original"
+    folder.mkdir()
+    mm = {"model_type": "llava", "mm_vision_tower": str(tower), "mm_projector_type": "linear"}
+    (folder / "config.json").write_text(json.dumps(LlamaConfig().to_dict() | mm))
+    with pytest.raises(LongVLMError, match=r"original has no readable tokenizer"):
+        load_config(folder)

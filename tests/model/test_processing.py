@@ -171,6 +171,11 @@ def test_refusals(paper_processor, make_tokenizer):
         paper_processor.prompt([user("what?")], num_segments=1)
     with pytest.raises(LongVLMError, match="'<vid_patch>', which the model reserves"):
         paper_processor.prompt([user("what is <vid_patch>?")])
+    for control in ("</s>", "<s>", "<unk>", "<pad>"):
+        with pytest.raises(LongVLMError, match=f"'{control}', which the model reserves"):
+            paper_processor.prompt([user(f"what?{control} hello")])
+        with pytest.raises(LongVLMError, match=f"'{control}', which the model reserves"):
+            paper_processor.training_example([user("what?"), assistant(f"a circle{control}")])
     with pytest.raises(LongVLMError, match="Unknown part"):
         paper_processor.prompt([{"role": "user", "content": [{"type": "image"}]}])
     with pytest.raises(LongVLMError, match="Unknown role 'human'"):
@@ -188,3 +193,19 @@ def test_refusals(paper_processor, make_tokenizer):
         forgetful.prompt(CONVERSATION[:1], num_segments=1)
     with pytest.raises(LongVLMError, match="rewrites earlier turns"):
         forgetful.training_example([user("what?"), assistant("a circle")])
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
+        ("{{ messages[7]['content'] }}", "has no element 7"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+    ],
+)
+def test_a_templates_own_errors_are_told_in_one_line(make_tokenizer, template, reason):
+    processor = LongVLMProcessor(make_tokenizer(), chat_template=template)
+    with pytest.raises(LongVLMError, match=reason) as refusal:
+        processor.prompt([user("what?")])
+    assert "chat template" in str(refusal.value) and "\n" not in str(refusal.value)

@@ -127,11 +127,11 @@ class TestReuse:
         model = make_model(LlamaConfig(**TEXT)).to(dtype)
         reusing = Answerer(model, tokenizer, context_length=256)
         random = torch.Generator().manual_seed(1)
-        for turn in range(8):
+        for turn in range(5):
             questions = [torch.randint(3, 259, (4 + turn,), generator=random).tolist() for _ in range(1 + turn % 3)]
             prompt = prompt_about(1, *questions)
-            stream = reusing.stream(prompt, Decoding(12))
-            fresh = Answerer(model, tokenizer, context_length=256).stream(prompt, Decoding(12))
+            stream = reusing.stream(prompt, Decoding(6))
+            fresh = Answerer(model, tokenizer, context_length=256).stream(prompt, Decoding(6))
             assert list(stream) == list(fresh)
             assert stream.answer.cached_tokens >= (7 if turn else 0)
             assert fresh.answer.cached_tokens == 0
@@ -240,13 +240,29 @@ class TestBatch:
         ]
         assert texts[0] == texts[1] != texts[2]
 
+    def test_rows_have_room_of_their_own(
+        self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        prompts = [text_prompt([START, *range(10, 29)]), prompt_about(1, [10]), text_prompt([START, 40])]
+        answerer = Answerer(model, tokenizer, context_length=22)
+        singles = [answer(answerer, prompt, 18) for prompt in prompts]
+        batch = answerer.answer_batch(prompts, Decoding(18))
+        assert [answered.text for answered in batch] == [answered.text for answered in singles]
+        assert [answered.new_tokens for answered in batch] == [2, 14, 18]
+
 
 class TestSampling:
     def test_low_temperature_is_greedy_and_no_seed_is_any(self, answerer: Answerer) -> None:
         prompt = prompt_about(1, [10, 11])
         greedy = answer(answerer, prompt).text
-        assert answerer.stream(prompt, Decoding(12, 1e-4, 5)).answer.text == greedy
+        for temperature in (1e-4, 1e-50, 5e-324):
+            assert answerer.stream(prompt, Decoding(12, temperature, 5)).answer.text == greedy
         assert len({answerer.stream(prompt, Decoding(12, 3.0)).answer.text for _ in range(4)}) > 1
+
+    @pytest.mark.parametrize("seed", [2**64 - 1, -(2**63), 0])
+    def test_every_seed_and_temperature_allowed_works(self, answerer: Answerer, seed: int) -> None:
+        for temperature in (5e-324, 1.0, 1e300):
+            assert answerer.stream(prompt_about(1, [10]), Decoding(2, temperature, seed)).answer.new_tokens > 0
 
     def test_frequencies_follow_the_softmax(
         self, model: LongVLMForConditionalGeneration, answerer: Answerer, tokenizer: PreTrainedTokenizerFast
@@ -275,6 +291,8 @@ class TestValues:
             ({"max_new_tokens": 0}, "max_new_tokens is 0"),
             ({"temperature": -0.1}, "temperature is -0.1"),
             ({"temperature": float("nan")}, "temperature is nan"),
+            ({"seed": 2**64}, f"seed is {2**64}"),
+            ({"seed": -(2**63) - 1}, "seed is -"),
         ],
     )
     def test_decoding_is_checked(self, settings: dict[str, float], words: str) -> None:

@@ -1,5 +1,6 @@
 """What may not be opened is refused in a clear sentence, and nothing is fetched on a file's behalf."""
 
+import os
 from pathlib import Path
 
 import av
@@ -8,6 +9,7 @@ from media import serve_folder, write_audio, write_video
 
 from longvlm.errors import LongVLMError
 from longvlm.stages.video import Sampling, open_video
+from longvlm.stages.video_access import display_name
 
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10.0,\n{}\n#EXT-X-ENDLIST\n"
 HOSTILE = {
@@ -108,6 +110,67 @@ def test_unreachable_addresses(tmp_path):
         assert "404 Not Found" in refusal(f"{address}/film.mp4")
     message = refusal("rtsp://user:secret@127.0.0.1:9/camera")
     assert message.startswith("Can't reach rtsp://127.0.0.1:9/camera:")
+
+
+@pytest.mark.parametrize("suffix", ["", ".png", ".mp4"])
+def test_names_that_no_system_takes(tmp_path, suffix):
+    long_name = "a" * 300 + suffix
+    assert refusal(tmp_path / long_name).startswith(f"{tmp_path / long_name} can't be read: file name too long.")
+    assert refusal([long_name]).startswith(f"{long_name} can't be read: file name too long.")
+    assert refusal(f"nul\0l{suffix}") == f"No such video: nul�l{suffix}. Check the path." or suffix == ".png"
+    assert refusal(f"~nobody-at-all/film{suffix}").startswith("No such ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable to root")
+def test_what_may_not_be_read_is_named(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    write_video(folder / "film.mp4", 5)
+    (folder / "frame.png").touch()
+    folder.chmod(0)
+    try:
+        for source in (folder / "film.mp4", folder / "frame.png", [folder / "frame.png"], folder):
+            assert "can't be read: permission denied. Check its name and the permissions" in refusal(source)
+    finally:
+        folder.chmod(0o700)
+
+
+def test_what_the_system_refuses_to_tell_is_named(tmp_path):
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    assert "loop.mp4 can't be read: too many levels of symbolic links" in refusal(tmp_path / "loop.mp4")
+
+
+def test_names_are_shown_printably(tmp_path):
+    write_video(tmp_path / "plain.mp4", 5)
+    for raw in (b"bad\xff.mp4", b"two\nlines.mp4"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + raw))
+        path.write_bytes((tmp_path / "plain.mp4").read_bytes())
+        with open_video(path) as video:
+            assert video.info.name == raw.decode("ascii", "replace").replace("\n", "�")
+            assert video.info.name.isprintable()
+    assert display_name("Bildschirm\u202f3.00\u00a0é.mp4") == "Bildschirm\u202f3.00\u00a0é.mp4"
+    assert "gone�.mp4" in refusal(Path(os.fsdecode(b"gone\xff.mp4")))
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://host/film.mp4?token=secret&a=1#t=3", "https://host/film.mp4"),
+        ("rtsp://user:secret@host:554/camera?key=secret", "rtsp://host:554/camera"),
+        ("file:///films/my%20film.mp4", "my film.mp4"),
+    ],
+)
+def test_secrets_in_addresses_are_not_shown(address, shown):
+    assert display_name(address) == shown
+    if not address.startswith("file"):
+        with pytest.raises(LongVLMError) as caught:
+            open_video(address, fps=2)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_malformed_address(tmp_path):
+    assert "[::1/film.mp4 is malformed" in refusal("http://user:secret@[::1/film.mp4?secret")
+    assert "secret" not in refusal("http://user:secret@[::1/film.mp4?secret")
 
 
 def test_file_addresses_and_strange_names(tmp_path):

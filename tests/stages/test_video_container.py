@@ -23,6 +23,7 @@ from media import (
 
 from longvlm.errors import LongVLMError
 from longvlm.stages.video import Sampling, open_video, sample_indices
+from longvlm.stages.video_fitting import PAD_COLOUR
 
 UNEVEN = [0, 40, 50, 200] + [300 + number * number for number in range(56)]
 
@@ -113,6 +114,25 @@ def test_pictures_are_turned_and_mirrored_as_ffmpeg_does(tmp_path, degrees, mirr
     torch.testing.assert_close(frames.pixels[0].float(), expected, atol=3, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "rotation"), [("wide.mp4", 0), ("wide.mkv", 0), ("turned.mp4", 90)])
+def test_pixels_that_are_not_square_are_stretched(tmp_path, name, rotation):
+    path = write_video(tmp_path / name, 3, pixel_aspect=2, rotation=rotation)
+    fitted = {}
+    with open_video(path) as video:
+        size = video.info.width, video.info.height
+        for fit in ("squash", "pad", "crop"):
+            sampling = Sampling(num_frames=1)
+            segment = next(video.segments(sampling, frames_per_segment=1, image_size=96, fit=fit))
+            fitted[fit] = segment.pixels[0].transpose(1, 2) if rotation else segment.pixels[0]
+    assert size == ((64, 192) if rotation else (192, 64))  # 96 x 64 stored
+    bars = (fitted["pad"] == torch.tensor(PAD_COLOUR, dtype=torch.uint8)[:, None, None]).all(0).all(1)
+    assert bars.tolist() == [True] * 32 + [False] * 32 + [True] * 32
+    inner = fitted["pad"][:, 33:63].float()
+    torch.testing.assert_close(inner, fitted["squash"][:, 33:63].float(), atol=6, rtol=0)
+    middle_third = fitted["squash"][:, :, 32:64].repeat_interleave(3, dim=2).float()
+    assert (fitted["crop"].float() - middle_third).abs().mean() < 8
+
+
 def test_the_fingerprint_is_of_the_content_not_of_the_name(tmp_path):
     path = write_video(tmp_path / "one.mp4")
     shutil.copy(path, tmp_path / "two.mp4")
@@ -147,6 +167,28 @@ def test_a_damaged_tail_is_left_out_and_its_length_told(tmp_path, name, cut):
     else:
         assert 2 < video.lost_seconds < 10 - last
     assert 3 < last < 8
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_a_cut_file_keeps_its_stated_length_and_is_sampled_where_it_decodes(tmp_path, name):
+    options = {"movflags": "faststart"} if name.endswith("mp4") else {}
+    path = damage(write_video(tmp_path / name, 100, options=options), tmp_path / f"cut_{name}", 0.7, cut=True)
+    with open_video(path) as video:
+        held = video.info.num_frames
+        assert 30 < held < 80
+        assert (video.info.duration_seconds, video.info.average_fps) == (pytest.approx(4.0), pytest.approx(25))
+        assert video.lost_seconds == pytest.approx(4 - held / 25)
+        times = video.planned_times(Sampling(num_frames=8))
+        assert times == pytest.approx([index / 25 for index in sample_indices(held, 8)])
+        by_rate = Sampling(num_frames=None, fps=2)
+        assert video.planned_times(by_rate) == pytest.approx([int(25 * i / 2) / 25 for i in range(-(-held * 2 // 25))])
+        for _ in range(2):  # reading twice loses nothing twice
+            segments = list(video.segments(by_rate, frames_per_segment=4, image_size=48, fit="squash"))
+            assert all(read_barcode(s.pixels[0]) == round(s.times_seconds[0] * 25) for s in segments)
+            assert video.lost_seconds == pytest.approx(4 - held / 25)
+        for start, words in [(3, r"start \(3 s\) lies in the damaged end of .*up to [12]\.\d s"), (4, "after the end")]:
+            with pytest.raises(LongVLMError, match=words):
+                video.planned_times(Sampling(num_frames=4, start_seconds=start))
 
 
 def test_damage_in_the_middle_leaves_the_rest(tmp_path):
@@ -189,14 +231,16 @@ def test_a_live_stream_is_read_forwards_by_rate(tmp_path):
 
 
 MEASURE = """
-import resource, sys
+import sys
+from pathlib import Path
 from longvlm.stages.video import Sampling, open_video
 with open_video(sys.argv[1]) as video:
     frames = 0
     sampling = Sampling(num_frames=40)
     for segment in video.segments(sampling, frames_per_segment=10, image_size=56, fit="squash"):
         frames += segment.num_distinct
-print(frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(frames, status["VmHWM"].split()[0])  # unlike getrusage's, this peak has nothing of the parent's
 """
 
 

@@ -1,5 +1,7 @@
 """Fitting: equal to the Pillow processors of transformers, and to the reference's nearest neighbour."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,13 @@ def test_pad_keeps_the_whole_picture_between_bars_of_the_mean_colour():
     torch.testing.assert_close(
         fit_picture(picture.swapaxes(0, 1).copy(), 40, "pad"), expected.transpose(1, 2).contiguous()
     )
+
+
+def test_pixels_that_are_not_square_fit_like_the_stretched_picture():
+    picture = np.full((40, 20, 3), 200, dtype=np.uint8)
+    stretched = np.full((40, 80, 3), 200, dtype=np.uint8)
+    for fit in ("squash", "crop", "pad"):
+        torch.testing.assert_close(fit_picture(picture, 40, fit, Fraction(4)), fit_picture(stretched, 40, fit))
 
 
 def test_antialiasing_makes_fine_stripes_grey_and_nearest_does_not():

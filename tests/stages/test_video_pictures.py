@@ -1,5 +1,8 @@
 """Videos that need no decoder: folders and lists of images, and arrays."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +72,31 @@ def test_an_array_is_read_at_the_stated_rate():
 def test_other_arrays_are_refused(array):
     with pytest.raises(LongVLMError, match=r"give RGB frames of shape \(T, H, W, 3\)"):
         open_video(array)
+
+
+def test_only_image_formats_are_tried_whatever_the_name_says(tmp_path):
+    path = tmp_path / "vector.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"  # what Pillow takes it for when left to itself
+    with pytest.raises(LongVLMError, match=r"vector\.png can't be read \(cannot identify image file"):
+        open_video(path)
+
+
+def test_a_decompression_bomb_and_broken_pictures_are_refused(tmp_path):
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    (tmp_path / "bomb.png").write_bytes(png)
+    with pytest.raises(LongVLMError, match=r"bomb\.png can't be read .*decompression bomb"):
+        open_video(tmp_path / "bomb.png")
+    Image.fromarray(barcode(1)).save(tmp_path / "sound.png")
+    data = (tmp_path / "sound.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(LongVLMError, match=r"cut\.png can't be read"):
+        open_video(tmp_path / "cut.png")
 
 
 def test_missing_empty_and_broken_pictures_are_named(tmp_path):

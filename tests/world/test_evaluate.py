@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from longvlm import LongVLM, LongVLMConfig, LongVLMError, LongVLMForConditionalG
 from longvlm.world.__main__ import main
 from longvlm.world.evaluate import (
     EVALUATION_SEEDS,
-    MAX_NEW_TOKENS,
     Record,
     as_json,
     clustered_interval,
@@ -75,6 +75,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never ends an answer; without this it would always speak to the limit."""
+    monkeypatch.setattr("longvlm.world.evaluate.MAX_NEW_TOKENS", 8)
+
+
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "longvlm.world", *arguments], capture_output=True, text=True)
 
@@ -125,9 +131,13 @@ def test_the_interval_is_clustered_by_video() -> None:
     assert alone[1] - alone[0] < 0.5 * (high - low)
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_evaluating_a_model_end_to_end(checkpoint: Path) -> None:
     model = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32")
-    plans = plan_videos(2, seed=1, min_seconds=10, max_seconds=12)
+    plans = [
+        dataclasses.replace(plan, width=64, height=48, fps=4)  # drawing is what takes the time
+        for plan in plan_videos(2, seed=1, min_seconds=10, max_seconds=12)
+    ]
     kinds = ("first", "count", "exists")
     records = evaluate(model, plans, seed=1, kinds=kinds)
     expected = [
@@ -137,7 +147,7 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path) -> None:
     ]
     assert [record.question for record in records] == expected
     assert {record.video for record in records} == {0, 1}
-    blind = model.ask(None, expected[0].text, max_new_tokens=MAX_NEW_TOKENS)
+    blind = model.ask(None, expected[0].text, max_new_tokens=8)
     assert split_words(records[0].reply_without_video) == split_words(blind.text)
     summary = as_json(score(records), plans, model=model.name, seed=1)
     assert summary["scores"]["all"]["n"] == len(records)
@@ -163,10 +173,14 @@ def test_render_command_writes_the_video_and_its_truth(tmp_path: Path) -> None:
     assert len(facts["questions"]) > 8
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_evaluate_command_prints_one_json_object(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["evaluate", "--videos", "1", "--duration", "10:11", "--model", str(checkpoint), "--json"]
+    plan = plan_videos(1, seed=1, min_seconds=10, max_seconds=11)[0]
+    assert (plan.width, plan.height, plan.fps) == (256, 256, 10), "the seed of a video that is soon drawn"
+    arguments = ["evaluate", "--videos", "1", "--seed", "1", "--duration", "10:11", "--json"]
+    arguments += ["--model", str(checkpoint)]
     monkeypatch.setattr(sys, "argv", ["longvlm.world", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()

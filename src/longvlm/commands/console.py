@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -31,7 +31,7 @@ def require_source(source: str) -> None:
         return
     name = source if len(source) <= LONGEST_NAME_SHOWN else f"{source[:LONGEST_NAME_SHOWN]}…"
     try:
-        os.stat(source)
+        Path(source).stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LongVLMError(
             f"No such video: {name}. Give the path of a file or folder, or an http(s) or rtsp address."
@@ -45,11 +45,15 @@ def require_source(source: str) -> None:
 def require_writable(path: Path) -> None:
     """Refuse an output that can't be written before the work is done, not after it."""
     folder = path.parent
-    if not os.path.isdir(folder):
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise LongVLMError(f"Can't write {path}: {error.strerror}; choose another place.") from error
+    if not folder.is_dir():
         raise LongVLMError(f"Can't write {path}: the folder {folder} does not exist; create it first.")
-    if os.path.isdir(path):
+    if is_folder:
         raise LongVLMError(f"Can't write {path}: it is a folder; give a file name.")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    if not os.access(path if is_there else folder, os.W_OK):
         raise LongVLMError(f"Can't write {path}: permission denied; choose another place.")
 
 
@@ -60,7 +64,7 @@ def load_model(options: ModelOptions) -> LongVLM:
             "this is a small demonstration model that knows only its synthetic world of moving shapes; "
             "choose another with --model."
         )
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", options.model) and not os.path.exists(options.model):
+    elif re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", options.model) and not Path(options.model).exists():
         console.note(f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress.")
     if not options.verbose:
         console.silence_libraries()

@@ -13,13 +13,14 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
+    RepositoryNotFoundError,
     StrictDataclassError,
 )
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
@@ -31,14 +32,16 @@ from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.llava_config import (
     convert_original,
     is_original_layout,
+    load_tokenizer,
     read_image_settings,
     read_json,
+    readable_tokenizer,
     refuse_unknown_family,
 )
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.weight_files import read_tensors, read_tower_weights, tensor_names, weight_files
-from longvlm.stages.vision import VisionEncoder, count_patches
+from longvlm.stages.vision import VisionEncoder, count_patches, digest_weights
 from longvlm.types import Compression
 
 DEFAULT_MODEL_FOLDER = Path(__file__).parents[1] / "assets" / "default_model"
@@ -77,11 +80,11 @@ def resolve_model(model: str | Path | None) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    """Snapshot of a hub repository: safetensors, or .bin files where it has no others."""
+    """Snapshot of a hub repository's top folder: safetensors, or .bin files where it has no others."""
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "*.safetensors"]))
+        folder = Path(_snapshot(hub_id, "*.safetensors"))
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"])
+            _snapshot(hub_id, "pytorch_model*.bin")
         return folder
     except HFValidationError as error:
         reason = "no folder has this name, and it is no valid hub id (OWNER/NAME)"
@@ -92,9 +95,23 @@ def _download(hub_id: str) -> Path:
     except LocalEntryNotFoundError as error:
         reason = "no folder has this name, it is not in the local cache, and the Hugging Face hub can't be reached"
         raise LongVLMError(f"Unknown model {hub_id!r}: {reason}; check the name and the network.") from error
-    except HfHubHTTPError as error:
+    except RepositoryNotFoundError as error:
         reason = "no folder has this name, and the Hugging Face hub has no such model that you may read"
         raise LongVLMError(f"Unknown model {hub_id!r}: {reason}; check the name.") from error
+    except HfHubHTTPError as error:
+        reason = f"the Hugging Face hub answered with status {error.response.status_code}"
+        raise LongVLMError(f"The model {hub_id!r} can't be downloaded: {reason}; try again later.") from error
+    except (HTTPError, OSError, RuntimeError) as error:  # the network's, the disk's, the hub's own transfer library's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise LongVLMError(
+            f"The download of model {hub_id!r} broke off ({reason}); check the network and the space on the disk, "
+            "and try again: it resumes."
+        ) from error
+
+
+def _snapshot(hub_id: str, weights: str) -> str:
+    # The hub's * matches / too: sub-folders often hold the same weights again, in other forms.
+    return snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, weights], ignore_patterns="*/*")
 
 
 def load_config(folder: Path, *, vision_tower: str | None = None) -> LongVLMConfig:
@@ -140,9 +157,11 @@ def _load_tower_config(folder: Path) -> PreTrainedConfig:
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
+        if "auto_map" in read_json(folder / "config.json"):
+            reason = "it wants Python code of its own, and LongVLM runs no code from checkpoints"
         raise LongVLMError(f"{folder / 'config.json'} is not supported by transformers: {reason}") from error
 
 
@@ -154,17 +173,24 @@ def load_encoder(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> VisionEncoder:
-    """The vision tower alone: no other weight of the checkpoint is read."""
+    """The vision tower alone: no other weight of the checkpoint is read.
+
+    Its fingerprint is that of the stored weights, whatever `dtype` they are loaded in.
+    """
     source = _tower_folder(folder, config)
     images = read_image_settings(source)
+    # float16 loses what the fingerprint reads: rounded to bfloat16 afterwards, values would differ.
+    tower = _load_tower(source, config.vision_config, torch.float32 if dtype == torch.float16 else dtype)
+    digests = digest_weights(tower)
     return VisionEncoder(
-        _load_tower(source, config.vision_config, dtype).to(device),
+        tower.to(device=device, dtype=dtype),
         feature_layer=config.vision_feature_layer,
         select_strategy=config.vision_feature_select_strategy,
         global_layers=compression.global_layers,
         image_mean=images.mean,
         image_std=images.std,
         name=f"{config.vision_config.model_type} of {config.vision_tower or folder.name}",
+        weight_digests=digests,
     )
 
 
@@ -186,14 +212,11 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
     """Tokenizer, chat template and normalisation of a checkpoint; `config` says how a video is compressed."""
     settings = read_json(folder / "processor_config.json") if (folder / "processor_config.json").is_file() else {}
     if settings.get("processor_class") == LongVLMProcessor.__name__:
-        processor = LongVLMProcessor.from_pretrained(folder)
+        with readable_tokenizer(folder):
+            processor = LongVLMProcessor.from_pretrained(folder, trust_remote_code=False)
         processor.compression = config.compression
         return processor
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise LongVLMError(f"{folder} has no readable tokenizer ({reason}); give a complete folder.") from error
+    tokenizer = load_tokenizer(folder)
     video_token = tokenizer.convert_ids_to_tokens(config.video_token_index)
     if video_token is None:
         video_token = "<vid_patch>"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
@@ -70,6 +72,24 @@ def read_image_settings(folder: Path) -> ImageSettings:
     return ImageSettings(tuple(settings["image_mean"]), tuple(settings["image_std"]), fit)
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, never with code of its own. Raises LongVLMError where there is none."""
+    with readable_tokenizer(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextmanager
+def readable_tokenizer(folder: Path) -> Iterator[None]:
+    """Turn what transformers raises for missing or damaged tokenizer files into a message about the folder."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason = "it wants Python code of its own, and LongVLM runs no code from checkpoints"
+        raise LongVLMError(f"{folder} has no readable tokenizer ({reason}); give a complete folder.") from error
+
+
 def is_original_layout(raw: dict[str, Any]) -> bool:
     """Whether a config.json is that of LLaVA's own repository: a LLaMA config that names its tower."""
     return raw.get("model_type") in _ORIGINAL_LAYOUT_TYPES and "mm_vision_tower" in raw
@@ -102,7 +122,7 @@ def convert_original(raw: dict[str, Any], folder: Path, tower_config: PreTrained
     llava = LlavaConfig(
         vision_config=tower_config,
         text_config=text_config_class(**{key: raw[key] for key in known & set(raw) if key != "model_type"}),
-        image_token_index=len(AutoTokenizer.from_pretrained(folder)),
+        image_token_index=len(load_tokenizer(folder)),
         vision_feature_layer=raw.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if raw.get("mm_vision_select_feature") == "cls_patch" else "default",
         dtype=raw.get("torch_dtype"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
@@ -216,22 +217,29 @@ class LongVLMProcessor(ProcessorMixin):
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The template's text, with `video_token` once where a video stands."""
-        conversation = []
+        conversation, reserved = [], self._reserved_words()
         for message in messages:
             parts = _parts(message)
-            self._refuse_reserved_words(parts)
+            _refuse_words(parts, reserved)
             if message["role"] == "assistant":
                 parts = [*parts[:-1], {"type": "text", "text": parts[-1]["text"] + self._missing_end_mark()}]
             conversation.append({"role": message["role"], "content": self._content(parts)})
         return self._apply(conversation, add_generation_prompt)
 
     def _apply(self, conversation: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            conversation,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                conversation,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except (TemplateError, TypeError, ValueError) as error:  # its own refusals, mistakes in it, none by that name
+            reason = " ".join(str(error).split())
+            raise LongVLMError(
+                f"The model's chat template can't write this conversation ({reason}); change the order and the "
+                "roles of the messages, or the template."
+            ) from error
 
     def _content(self, parts: list[dict[str, str]]) -> str | list[dict[str, str]]:
         if _READS_PARTS.search(self._template):
@@ -247,12 +255,17 @@ class LongVLMProcessor(ProcessorMixin):
         after_answer = self._apply(conversation, False).rpartition("ANSWER")[2]
         return "" if after_answer.strip() else self.tokenizer.eos_token or ""
 
-    def _refuse_reserved_words(self, parts: list[dict[str, str]]) -> None:
-        reserved = [t for t in (self.video_token, self.video_start_token, self.video_end_token) if t]
-        for part in parts:
-            for token in reserved:
-                if token in part.get("text", ""):
-                    raise LongVLMError(f"A message contains {token!r}, which the model reserves; remove it.")
+    def _reserved_words(self) -> list[str]:
+        """Texts that the tokenizer would read as control tokens wherever they stand, a user's words included."""
+        video_tokens = (self.video_token, self.video_start_token, self.video_end_token)
+        return sorted({token for token in (*video_tokens, *self.tokenizer.all_special_tokens) if token})
+
+
+def _refuse_words(parts: list[dict[str, str]], reserved: list[str]) -> None:
+    for part in parts:
+        for token in reserved:
+            if token in part.get("text", ""):
+                raise LongVLMError(f"A message contains {token!r}, which the model reserves; remove it.")
 
 
 def _parts(message: Message) -> list[dict[str, str]]:

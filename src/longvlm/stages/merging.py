@@ -32,8 +32,10 @@ def merge_tokens(
     patches: (S, N, D), any device and float dtype, a segment's frames one after the other. `schedule` lists
     how many tokens each level removes (clamped to half of what is left: that is part of the algorithm); None
     halves down to M, with a smaller last step. `heads` splits D for the similarity. `order="merge"` leaves a
-    segment's tokens as the last level left them; `"temporal"` sorts them by the mean frame of their patches
-    and needs `frames_per_segment`. M = N returns the patches as they are.
+    segment's tokens as the last level left them; `"temporal"` sorts them by the mean position, among the
+    segment's frames, of their patches and needs `frames_per_segment`: positions, not seconds, so where the frame
+    rate varies within a segment, two tokens of several frames may stand otherwise than by their mean times.
+    M = N returns the patches as they are.
 
     Each feature is the plain average of the patches assigned to it, which is what size-weighted averages at
     every level come to. Gradients reach the patches; the matching itself has none.

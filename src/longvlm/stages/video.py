@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from longvlm.errors import LongVLMError
-from longvlm.stages.video_access import local_path, source_scheme
+from longvlm.stages.video_access import display_name, kind_of_path, local_path, printable, source_scheme
 from longvlm.stages.video_container import ContainerSource
 from longvlm.stages.video_fitting import fit_picture
 from longvlm.stages.video_pictures import IMAGE_SUFFIXES, ArraySource, ImageSource, PictureSource
@@ -65,19 +65,22 @@ def open_video(source: VideoSource, *, fps: float | None = None, allow_reference
         paths = [local_path(str(path)) for path in source]
         if not paths:
             raise LongVLMError("The list of images is empty; give at least one image.")
-        opened = ImageSource(
-            f"{paths[0].name} and {len(paths) - 1} more" if paths[1:] else paths[0].name, paths, pictures_fps
-        )
+        others = f" and {len(paths) - 1} more" if paths[1:] else ""
+        opened = ImageSource(printable(paths[0].name) + others, paths, pictures_fps)
     else:
         path = local_path(str(source))
         is_local = source_scheme(str(source)) == "file"
-        if is_local and path.is_dir():
+        if is_local and kind_of_path(path) == "folder":
             opened = ImageSource.from_folder(path, pictures_fps)
         elif is_local and path.suffix.lower() in IMAGE_SUFFIXES:
-            opened = ImageSource(path.name, [path], pictures_fps)
+            opened = ImageSource(printable(path.name), [path], pictures_fps)
         else:
             if fps is not None:
-                raise LongVLMError(f"{source} carries its own frame times; fps is for images and frames in memory.")
+                raise LongVLMError(
+                    f"{display_name(str(source))} carries its own frame times, and a frame rate of {fps:g} can't be "
+                    "set for it: that is for images and frames in memory. Leave the frame rate out; how many frames "
+                    "are looked at is the sampling's matter."
+                )
             opened = ContainerSource(str(source), allow_references=allow_references)
     return VideoReader(opened)
 
@@ -132,7 +135,7 @@ class VideoReader:
         last_time, pixels = -1.0, torch.empty(0)
         for time, picture in self._pictures(sampling):
             if time != last_time:
-                last_time, pixels = time, fit_picture(picture, image_size, fit)
+                last_time, pixels = time, fit_picture(picture, image_size, fit, self._source.pixel_aspect)
             yield time, pixels
         if last_time < 0:
             raise LongVLMError(
@@ -161,8 +164,14 @@ class VideoReader:
             raise LongVLMError(
                 f"start ({start:g} s) is after the end of {self.info.name}, which lasts {duration:g} s; start earlier."
             )
+        readable_end = duration - self._source.lost_seconds
+        if start >= readable_end and start > 0:
+            raise LongVLMError(
+                f"start ({start:g} s) lies in the damaged end of {self.info.name}, which can be decoded up to "
+                f"{readable_end:.1f} s; start earlier."
+            )
         if sampling.fps is not None:
-            positions = _positions_by_rate(times, sampling, duration)
+            positions = _positions_by_rate(times, sampling, readable_end)
         else:
             if first == last:  # no frame begins within the span: one from before it is shown throughout
                 first -= 1
@@ -172,10 +181,10 @@ class VideoReader:
         return positions if sampling.fps is None else sorted(set(positions))
 
 
-def _positions_by_rate(times: np.ndarray, sampling: Sampling, duration_seconds: float) -> list[int]:
+def _positions_by_rate(times: np.ndarray, sampling: Sampling, readable_end_seconds: float) -> list[int]:
     """The frame shown at each time start + i/fps, each once; more than max_frames are thinned evenly."""
     assert sampling.fps is not None
-    end = min(duration_seconds, sampling.end_seconds if sampling.end_seconds is not None else math.inf)
+    end = min(readable_end_seconds, sampling.end_seconds if sampling.end_seconds is not None else math.inf)
     num_targets = max(1, math.ceil((end - sampling.start_seconds) * sampling.fps - 1e-9))
     targets = sampling.start_seconds + np.arange(num_targets) / sampling.fps
     # A hair of tolerance, so that rounding doesn't show the frame before the one that begins at the target.

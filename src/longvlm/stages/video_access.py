@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import stat
 import threading
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from longvlm.errors import LongVLMError
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 NETWORK_TIMEOUT_SECONDS = 15.0
+
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, line and paragraph separators
 
 # FFmpeg's names of the containers that hold their own pictures and refer to nothing outside.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,gif,apng,ogg,asf,mxf,nut,dv,ivf"
@@ -50,17 +55,60 @@ def source_scheme(source: str) -> str:
 
 def local_path(source: str) -> Path:
     """The path of a local source, given plainly or as a file:// address."""
-    return Path(unquote(urlsplit(source).path) if source.lower().startswith("file://") else source).expanduser()
+    path = Path(unquote(_split(source).path) if source.lower().startswith("file://") else source)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # a name that begins with ~ and is no user's
+        return path
 
 
 def display_name(source: str) -> str:
-    """The source as it may be shown and stored: the file's name, or the address without user and password."""
+    """The source as it may be shown and stored: the file's name, or the address without its secrets.
+
+    User, password and query are left out: any of them may be a key to the place.
+    """
     if "://" not in source:
-        return Path(source).name or source
-    parts = urlsplit(source)
+        return printable(Path(source).name or source)
+    parts = _split(source)
     if parts.scheme.lower() == "file":
-        return Path(unquote(parts.path)).name
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return printable(Path(unquote(parts.path)).name)
+    netloc = parts.netloc.rpartition("@")[2]
+    return printable(parts._replace(netloc=netloc, query="", fragment="").geturl())
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        shown = printable(re.sub(r"[?#].*", "", address).rpartition("@")[2])
+        raise LongVLMError(f"The address {shown} is malformed: {error}. Check its host.") from error
+
+
+def printable(text: object) -> str:
+    """Text with a � for each control character and each byte of a file's name that is no UTF-8."""
+    return "".join("�" if unicodedata.category(c) in _UNPRINTABLE else c for c in str(text))
+
+
+@contextmanager
+def naming_errors_of(path: Path) -> Iterator[None]:
+    """Raise what the system refuses about a file as a LongVLMError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise LongVLMError(
+            f"{printable(path)} can't be read: {(error.strerror or str(error)).lower()}. "
+            "Check its name and the permissions of the file and its folders."
+        ) from error
+
+
+def kind_of_path(path: Path) -> Literal["file", "folder", "other", "missing"]:
+    """What lies at a path. Raises LongVLMError where the system doesn't tell."""
+    with naming_errors_of(path):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have such a name
+            return "missing"
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
 def open_container(source: str, *, allow_references: bool) -> InputContainer:
@@ -99,20 +147,18 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
 
 def _check_file(path: Path, allow_references: bool) -> None:
     """Raise LongVLMError for what can be told from a file without FFmpeg, in better words than FFmpeg's."""
-    if not path.exists():
-        raise LongVLMError(f"No such video: {path}. Check the path.")
-    if not path.is_file():
-        raise LongVLMError(f"{path} is not a regular file; give a video file, an address, or a folder of images.")
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except PermissionError as error:
-        raise LongVLMError(f"{path} can't be read: permission denied. Change its permissions.") from error
+    name, kind = printable(path), kind_of_path(path)
+    if kind == "missing":
+        raise LongVLMError(f"No such video: {name}. Check the path.")
+    if kind != "file":
+        raise LongVLMError(f"{name} is not a regular file; give a video file, an address, or a folder of images.")
+    with naming_errors_of(path), path.open("rb") as file:
+        head = file.read(4096)
     if not head:
-        raise LongVLMError(f"{path} is empty (0 bytes); copy or download it again.")
+        raise LongVLMError(f"{name} is empty (0 bytes); copy or download it again.")
     if _PLAYLIST.match(head) and not allow_references:
         raise LongVLMError(
-            f"{path} is a playlist: it refers to other files or addresses, which may be hostile. "
+            f"{name} is a playlist: it refers to other files or addresses, which may be hostile. "
             "If you trust it, pass --allow-references (allow_references=True)."
         )
 
@@ -121,7 +167,7 @@ def _explain(source: str, scheme: str, error: Exception) -> LongVLMError:
     """FFmpeg's error at opening, as a message that names the source and the remedy."""
     import av
 
-    name = display_name(source) if scheme != "file" else str(local_path(source))
+    name = display_name(source) if scheme != "file" else printable(local_path(source))
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, av.error.ArgumentError):
         return LongVLMError(

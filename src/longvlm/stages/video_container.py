@@ -34,6 +34,7 @@ _Result = TypeVar("_Result")
 
 _MISSING_TOLERANCE_SECONDS = 0.5  # containers round the length they state; less than this is no damage
 _SEEK_MARGINS_SECONDS = (0, 1, 8, 64)
+_MAX_STRETCH = 16  # beyond it a header is wrong, or meant to make huge pictures
 _ROUNDING_SECONDS = 1e-9  # so that a target that was rounded down still shows the frame that begins there
 
 
@@ -93,8 +94,11 @@ class ContainerSource:
                 raise LongVLMError(f"No frame of {self._name} can be decoded ({codec}); convert it to H.264 mp4.")
             self._live_start_pts = first.pts
             self._live_cursor = _Cursor(chain([first], frames))
-            self.info = self._describe(_picture(first.frame))
-            self.lost_seconds = self._seconds_missing()
+            self._missing_seconds = self.lost_seconds = self._seconds_missing()
+            stretch, is_turned = self._stretch(), _is_turned(first.frame)
+            # Width over height of a pixel of the pictures that `read` yields, which are turned already.
+            self.pixel_aspect = 1 / stretch if is_turned else stretch
+            self.info = self._describe(_picture(first.frame), (1, stretch) if is_turned else (stretch, 1))
         except BaseException:
             self.close()
             raise
@@ -130,6 +134,7 @@ class ContainerSource:
         only_keyframes = np.isin(positions, timeline.keyframe_positions).all()
         self._skip_frame = "NONKEY" if only_keyframes and not self._timestamps_are_guesses() else "DEFAULT"
         self._reopen()
+        self.lost_seconds = self._missing_seconds
         for pts in timeline.pts[np.asarray(positions, dtype=np.int64)].tolist():
             key = timeline.keyframe_before(pts)
             if cursor is None or (self._can_seek and timeline.keyframe_pts[key] > cursor.reached_pts):
@@ -212,12 +217,10 @@ class ContainerSource:
             )
         return self._timeline
 
-    def _describe(self, first_picture: np.ndarray) -> VideoInfo:
+    def _describe(self, first_picture: np.ndarray, stretches: tuple[Fraction | int, Fraction | int]) -> VideoInfo:
         height, width = first_picture.shape[:2]
         timeline, rate = self._timeline, self._stream.average_rate
-        duration = None
-        if timeline is not None:
-            duration = float((timeline.end_pts - int(timeline.pts[0])) * self._time_base)
+        held = self._held_seconds()
         if self._scheme == "file":
             fingerprint = fingerprint_files([local_path(self._source)])
         elif timeline is not None:
@@ -226,13 +229,23 @@ class ContainerSource:
             fingerprint = hashlib.sha256(first_picture.tobytes()).hexdigest()
         return VideoInfo(
             name=self._name,
-            width=width,
-            height=height,
-            duration_seconds=duration,
+            width=max(1, round(width * stretches[0])),
+            height=max(1, round(height * stretches[1])),
+            duration_seconds=None if timeline is None else held + self._missing_seconds,
             num_frames=None if timeline is None else len(timeline.pts),
-            average_fps=len(timeline.pts) / duration if timeline and duration else float(rate) if rate else None,
+            average_fps=len(timeline.pts) / held if timeline and held else float(rate) if rate else None,
             fingerprint=fingerprint,
         )
+
+    def _stretch(self) -> Fraction:
+        """By what the width of the stored pictures grows for display; 1 where the pixels are square."""
+        stretch = self._stream.sample_aspect_ratio
+        return stretch if stretch and 1 / _MAX_STRETCH <= stretch <= _MAX_STRETCH else Fraction(1)
+
+    def _held_seconds(self) -> float:
+        """From the first presented frame to the end of the last one whose packet is there; 0.0 if live."""
+        timeline = self._timeline
+        return 0.0 if timeline is None else float((timeline.end_pts - int(timeline.pts[0])) * self._time_base)
 
     def _seconds_missing(self) -> float:
         """How much earlier the frames end than the container says; 0.0 where it doesn't say, or agrees."""
@@ -244,7 +257,7 @@ class ContainerSource:
         if container.format.name == "mpegts":
             # It states nothing: a rest of the file without packets counts at the bytes a second until there.
             unread = container.size - timeline.end_byte if self._scheme == "file" else 0
-            stated_end = start + (self.info.duration_seconds or 0.0) * (1 + unread / max(1, timeline.end_byte))
+            stated_end = start + self._held_seconds() * (1 + unread / max(1, timeline.end_byte))
         elif container.format.name == "avi" and stream.average_rate:
             stated_end = start + float(stream.frames / stream.average_rate)
         elif stream.duration:
@@ -349,14 +362,26 @@ class ContainerSource:
         )
 
 
+def _display_matrix(frame: VideoFrame) -> np.ndarray | None:
+    """The upper left 2 x 2 of the matrix that turns and mirrors the stored picture for display."""
+    matrix = cast("Mapping[str, Buffer]", frame.side_data).get("DISPLAYMATRIX")
+    return None if matrix is None else np.frombuffer(bytes(matrix), dtype=np.int32).reshape(3, 3)[:2, :2]
+
+
+def _is_turned(frame: VideoFrame) -> bool:
+    """Whether rows of the stored picture are columns of the one that a viewer sees."""
+    matrix = _display_matrix(frame)
+    return matrix is not None and bool(abs(matrix[[0, 1], [1, 0]]).max() > abs(matrix.diagonal()).max())
+
+
 def _picture(frame: VideoFrame) -> np.ndarray:
     """The RGB picture (H, W, 3) uint8 as a viewer sees it: turned and mirrored as the display matrix says."""
     rgb = frame.to_ndarray(format="rgb24")
-    matrix = cast("Mapping[str, Buffer]", frame.side_data).get("DISPLAYMATRIX")
+    matrix = _display_matrix(frame)
     if matrix is None:
         return rgb
-    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), dtype=np.int32)
-    if max(abs(b), abs(c)) > max(abs(a), abs(d)):
+    (a, b), (c, d) = matrix
+    if _is_turned(frame):
         rgb, flip_x, flip_y = rgb.swapaxes(0, 1), c < 0, b < 0
     else:
         flip_x, flip_y = a < 0, d < 0

@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from longvlm.errors import LongVLMError
+from longvlm.stages.video_access import kind_of_path, naming_errors_of, printable
 from longvlm.stages.video_fingerprint import fingerprint_files
 from longvlm.types import VideoInfo
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
+# What Pillow may take such a file for; left to itself it would try formats that start other programs, as EPS does.
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 
 
 class PictureSource:
     """Pictures at equal distances in time, each a keyframe. Subclasses say where the pictures come from."""
 
     lost_seconds = 0.0
+    pixel_aspect = Fraction(1)
 
     def __init__(self, name: str, num_frames: int, fingerprint: str, fps: float) -> None:
         if not 0 < fps < float("inf"):
@@ -55,29 +60,34 @@ class ImageSource(PictureSource):
 
     def __init__(self, name: str, paths: Sequence[Path], fps: float) -> None:
         for path in paths:
-            if not path.is_file():
-                raise LongVLMError(f"No such image: {path}. Check the path.")
+            if kind_of_path(path) != "file":
+                raise LongVLMError(f"No such image: {printable(path)}. Check the path.")
         self._paths = paths
         super().__init__(name, len(paths), fingerprint_files(paths), fps)
 
     @classmethod
     def from_folder(cls, folder: Path, fps: float) -> ImageSource:
         """All images directly in a folder, in natural order: frame2.png comes before frame10.png."""
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        with naming_errors_of(folder):
+            paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
         if not paths:
             raise LongVLMError(
-                f"The folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                f"The folder {printable(folder)} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
                 "give a folder of images, or a video file."
             )
-        return cls(folder.resolve().name, sorted(paths, key=_natural_order), fps)
+        return cls(printable(folder.resolve().name), sorted(paths, key=_natural_order), fps)
 
     def _picture(self, position: int) -> np.ndarray:
         path = self._paths[position]
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_IMAGE_FORMATS) as image:
                 return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-            raise LongVLMError(f"The image {path} can't be read ({error}); replace or remove it.") from error
+        # Pillow's readers raise OSError for what is no image or cut short, the others for damage within one.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = printable(error)
+            raise LongVLMError(
+                f"The image {printable(path)} can't be read ({reason}); replace or remove it."
+            ) from error
 
 
 class ArraySource(PictureSource):

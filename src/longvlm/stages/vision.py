@@ -33,6 +33,8 @@ class VisionEncoder:
     evaluation mode. `feature_layer` and `select_strategy` are a LLaVA checkpoint's `vision_feature_layer` and
     `vision_feature_select_strategy`; `global_layers` is how many of the last layers give a global feature.
     Frames are scaled to [0, 1] and normalised with `image_mean` and `image_std`, three numbers each.
+    `weight_digests`, of `digest_weights`, are those of the stored weights; without them, the fingerprint reads
+    the tower's own, which differ from the stored ones in a float16 load.
 
     Raises LongVLMError where the tower, the layers or the strategy can't be served.
     """
@@ -47,8 +49,10 @@ class VisionEncoder:
         image_mean: Sequence[float],
         image_std: Sequence[float],
         name: str = "",
+        weight_digests: list[str] | None = None,
     ) -> None:
         self.tower = tower.eval()
+        self._weight_digests = weight_digests
         self.name = name or tower.config.model_type
         self.image_size = _side(tower.config.image_size, "image_size")
         self.patches_per_frame = count_patches(tower.config, select_strategy)
@@ -74,19 +78,22 @@ class VisionEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what decides the patch features: settings, and values sampled from every weight.
-
-        Values are rounded to bfloat16, so that float32 and bfloat16 loads of one checkpoint agree; names and
-        order of the weights stay out, since they differ between releases of transformers, and so do weights
-        that no feature depends on (final norms, pooling heads), which some loads leave random.
-        """
+        """A hash of what decides the patch features: settings, and values sampled from every weight."""
         settings = [getattr(self.tower.config, name) for name in _FINGERPRINTED_SETTINGS]
         reading = [self._feature_layers, self._select_strategy]
         pixels = [round(number, 6) for number in (*self._mean.flatten().tolist(), *self._std.flatten().tolist())]
-        weights = sorted(
-            _hash_samples(weight) for module in _used_modules(self.tower) for weight in module.parameters()
-        )
+        weights = digest_weights(self.tower) if self._weight_digests is None else self._weight_digests
         return hashlib.sha256(json.dumps([settings, reading, pixels, weights]).encode()).hexdigest()
+
+
+def digest_weights(tower: PreTrainedModel) -> list[str]:
+    """Hashes of values sampled from every weight that features depend on, for `VisionEncoder.fingerprint`.
+
+    Values are rounded to bfloat16, so that float32 and bfloat16 loads of one checkpoint agree; names and
+    order of the weights stay out, since they differ between releases of transformers, and so do weights
+    that no feature depends on (final norms, pooling heads), which some loads leave random.
+    """
+    return sorted(_hash_samples(weight) for module in _used_modules(tower) for weight in module.parameters())
 
 
 def encode_pixels(
