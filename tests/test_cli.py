@@ -39,6 +39,7 @@ JSON_KEYS = [
 ]
 TIMING_KEYS = ["decode_seconds", "encode_seconds", "merge_seconds", "prefill_seconds", "generate_seconds"]
 SHORT = ("--max-new-tokens", "8")
+PATIENCE_SECONDS = 400  # importing torch alone can take minutes on a busy machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +268,9 @@ def test_ask_prints_the_answer_alone(run: Run, film: Path, model: Path) -> None:
     assert ended.stderr == "Note: the answer is cut short: more tokens were not allowed (--max-new-tokens 8).\n"
     several = run("ask", film, "What?", "What?", "--model", model, *SHORT).must_succeed()
     assert several.stdout == ended.stdout * 2
-    assert [line[:8] for line in several.stderr.splitlines()] == ["> What?", "> What?", "Note: 2 "]
+    hint, *asked, cut_short = several.stderr.splitlines()
+    assert "put it in quotes" in hint and asked == ["> What?"] * 2
+    assert cut_short.startswith("Note: 2 of 2 answers are cut short")
 
 
 def test_an_answer_cut_by_the_context_is_told(run: Run, film_index: Path, model: Path) -> None:
@@ -324,11 +327,11 @@ def test_images_have_the_rate_that_is_given(run: Run, model: Path, tmp_path: Pat
         Image.fromarray(barcode(number)).save(folder / f"{number}.png")
     rate = ("--frame-rate", "4", "--model", model)
     told = json.loads(run("ask", folder, "What?", "--json", *SHORT, *rate).must_succeed().stdout)
-    assert told["duration_seconds"] == 2 and told["frame_times"] == [number / 4 for number in range(8)]
+    assert told["duration_seconds"] == 2 and told["frame_times"] == [number / 4 for number in range(7)]
     assert json.loads(run("plan", folder, "--json", *rate).must_succeed().stdout)["duration_seconds"] == 2
     page, kept = tmp_path / "report.html", tmp_path / "kept.longvlm"
     run("inspect", folder, "-o", page, *rate).must_succeed()
-    assert "Frame at 0:01.75" in page.read_text(encoding="utf-8")
+    assert "Frame at 0:01.25" in page.read_text(encoding="utf-8")
     run("encode", folder, "-o", kept, *rate).must_succeed()
     ended = run("ask", folder, "What?", "--index", kept, "--model", model, *SHORT).must_succeed()
     assert "is made anew: it holds the images at another rate (4 a second)" in ended.stderr
@@ -341,7 +344,7 @@ def test_fewer_frames_than_wanted_are_told(run: Run, film: Path, model: Path, tm
     assert by_keyframe[0].startswith("Note: looked at 9 different frames instead of 40: the nearest keyframes")
     short = write_video(tmp_path / "short.mp4", 5)
     ended = run("ask", short, "What?", "--model", model, *SHORT).must_succeed()
-    assert "Note: looked at 5 different frames instead of 8: there are no more" in ended.stderr
+    assert "Note: looked at 5 different frames instead of 8: the video has no more" in ended.stderr
 
 
 def test_start_and_end_slice_an_index(run: Run, film_index: Path, model: Path) -> None:
@@ -386,9 +389,8 @@ def test_a_damaged_tail_is_told(run: Run, film: Path, model: Path, tmp_path: Pat
     cut.write_bytes(data[: len(data) * 7 // 10])
     ended = run("ask", cut, "What?", "--model", model, *SHORT).must_succeed()
     assert ended.stdout.strip()
-    warning, cut_short = ended.stderr.splitlines()
+    warning = ended.stderr.splitlines()[0]
     assert warning.startswith("Warning: the end of cut.mp4 is damaged: the last ") and " s " in warning
-    assert "cut short" in cut_short
     with warnings.catch_warnings(record=True) as caught:  # and not by Python's own way of warning as well
         warnings.simplefilter("always")
         told = run("ask", cut, "What?", "--model", model, *SHORT, "-v").must_succeed()
@@ -448,21 +450,21 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 def test_the_program_complains_without_noise(model: Path, tmp_path: Path) -> None:
     path = bad_video("text", tmp_path, tmp_path)
     process = start("ask", path, "What?", "--model", model, stdout=subprocess.PIPE)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert Ended(process.returncode, stdout, stderr).must_complain("bad.mp4").stderr.count("\n") == 1
 
 
 def test_ctrl_c_ends_at_once_while_an_address_does_not_answer(model: Path) -> None:
     """The main thread is inside a library's C code then, where Python can't raise KeyboardInterrupt."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(120)
+        server.settimeout(PATIENCE_SECONDS)
         address = f"http://127.0.0.1:{server.getsockname()[1]}/film.mp4"
         process = start("ask", address, "What?", "--model", model, stdout=subprocess.PIPE)
         connection, _ = server.accept()
         with connection:
             process.send_signal(signal.SIGINT)
             interrupted = time.perf_counter()
-            stdout, stderr = process.communicate(timeout=120)
+            stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, stdout, stderr) == (130, "", "Interrupted.\n")
     assert time.perf_counter() - interrupted < 10  # the network's time limit is longer
 
@@ -472,9 +474,8 @@ def test_nothing_is_left_behind_in_the_process(run: Run) -> None:
     """Neither threads nor open files, nor anything that ends the process at a later Ctrl-C."""
 
     def state() -> tuple[int, list[str], int]:
-        return threading.active_count(), sorted(path.name for path in Path("/dev/fd").iterdir()), set_wakeup_fd(-1)
-
-    from signal import set_wakeup_fd
+        open_files = sorted(path.name for path in Path("/dev/fd").iterdir())
+        return threading.active_count(), open_files, signal.set_wakeup_fd(-1)
 
     before = state()
     for _ in range(3):
@@ -487,4 +488,4 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     os.close(reading)
     process = start("--version", stdout=writing)
     os.close(writing)
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate(timeout=PATIENCE_SECONDS)[1] == ""

@@ -20,22 +20,27 @@ SLACK_BYTES = 8 << 20
 # The builder's list of segments and the joined tensors are there at once for a moment, besides small objects.
 COPIES_OF_THE_INDEX = 4
 
-# The peak is the kernel's for this program alone; getrusage's can be that of the process that started it.
+# One program loads everything, and then a copy of it is forked for each encoding. The kernel counts each copy's peak
+# from the fork on; getrusage's could be that of the process that started it.
 MEASURE = """
-import json, sys
+import json, os, sys
 from pathlib import Path
-import torch
+import av, torch
 from longvlm import LongVLM
 torch.set_num_threads(1)
 model = LongVLM.from_pretrained(sys.argv[1], device="cpu", compression={"frames_per_segment": 16})
-index = model.encode(sys.argv[2], **json.loads(sys.argv[3]))
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-tensors = [value for value in vars(index).values() if isinstance(value, torch.Tensor)]
-print(json.dumps({
-    "peak": int(status["VmHWM"].split()[0]) * 1024,
-    "index": sum(tensor.nbytes for tensor in tensors),
-    "frames": index.num_frames,
-}))
+model.encoder
+for video, sampling in json.loads(sys.argv[2]):
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        continue
+    index = model.encode(video, **sampling)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    tensors = [value for value in vars(index).values() if isinstance(value, torch.Tensor)]
+    peak, size = int(status["VmHWM"].split()[0]) * 1024, sum(tensor.nbytes for tensor in tensors)
+    print(json.dumps({"peak": peak, "index": size, "frames": index.num_frames}), flush=True)
+    os._exit(0)
 """
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
@@ -46,21 +51,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
 
 
-def encode(checkpoint: Path, video: Path, **sampling: float) -> dict[str, int]:
-    """Peak resident bytes of a process that encodes `video`, bytes of the index, and frames in it."""
-    command = [sys.executable, "-c", MEASURE, str(checkpoint), str(video), json.dumps(sampling)]
+def encode(checkpoint: Path, works: list[tuple[Path, dict[str, float]]]) -> list[dict[str, int]]:
+    """For each (video, sampling): peak resident bytes of a process that encodes it, bytes and frames of the index."""
+    command = [sys.executable, "-c", MEASURE, str(checkpoint), json.dumps(works, default=str)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def check_growth(checkpoint: Path, folder: Path, video_fps: int, num_frames: int, sampled_fps: float) -> None:
     short, long = (write_long_video(folder / f"{s}.mp4", s, fps=video_fps) for s in (MINUTES_5, HOURS_2))
-    few, as_few = (encode(checkpoint, video, num_frames=num_frames) for video in (short, long))
+    samplings: list[dict[str, float]] = [{"num_frames": num_frames}, {"fps": sampled_fps}]
+    works = [(video, sampling) for sampling in samplings for video in (short, long)]
+    few, as_few, fewer, many = encode(checkpoint, works)
     assert few["frames"] == as_few["frames"] == num_frames
     assert as_few["peak"] <= 1.1 * few["peak"]
-    fewer, many = (encode(checkpoint, video, fps=sampled_fps) for video in (short, long))
     assert (fewer["frames"], many["frames"]) == (MINUTES_5 * sampled_fps, HOURS_2 * sampled_fps)
-    print(few, as_few, fewer, many)
     allowed = COPIES_OF_THE_INDEX * (many["index"] - fewer["index"]) + SLACK_BYTES
     assert many["peak"] - fewer["peak"] <= allowed
 

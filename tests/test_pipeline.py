@@ -237,7 +237,7 @@ class TestEncode:
     def test_frame_rate_of_pictures(self, model: LongVLM, video: Path) -> None:
         frames = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
         assert model.encode(frames, num_frames=4, frame_rate=2).video.duration_seconds == 4
-        assert model.encode(frames, num_frames=8, frame_rate=2).frame_times == [number / 2 for number in range(8)]
+        assert model.encode(frames, fps=1, frame_rate=2).frame_times == [0.0, 1.0, 2.0, 3.0]
         with pytest.raises(LongVLMError, match="carries its own"):
             model.encode(video, frame_rate=2)
 
@@ -316,9 +316,9 @@ class TestAsk:
     def test_equals_plain_generation_and_reuses_the_prefix(self, model: LongVLM, index: VideoIndex) -> None:
         asking = fresh(model)
         prefix = None
-        for question in QUESTIONS:
-            answer = asking.ask(index, question, max_new_tokens=24)
-            assert answer.text == generate_plainly(model, index, [first_message(question)], max_new_tokens=24)
+        for question in QUESTIONS[:4]:
+            answer = asking.ask(index, question, max_new_tokens=16)
+            assert answer.text == generate_plainly(model, index, [first_message(question)], max_new_tokens=16)
             assert answer.question == question
             if prefix is None:
                 assert answer.cached_tokens == 0
@@ -411,11 +411,11 @@ class TestAsk:
 
 class TestStream:
     def test_pieces_make_the_answer(self, model: LongVLM, index: VideoIndex) -> None:
-        for question in QUESTIONS[:3]:
+        for question in QUESTIONS[:2]:
             for sampling in ({}, {"temperature": 2.0, "seed": 3}):
-                stream = model.stream(index, question, max_new_tokens=32, **sampling)
+                stream = model.stream(index, question, max_new_tokens=20, **sampling)
                 pieces = list(stream)
-                expected = model.ask(index, question, max_new_tokens=32, **sampling)
+                expected = model.ask(index, question, max_new_tokens=20, **sampling)
                 assert len(pieces) > 1
                 assert all(pieces)
                 assert "".join(pieces) == expected.text == stream.answer.text

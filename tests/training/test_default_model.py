@@ -68,7 +68,8 @@ def test_the_exported_model_encodes_and_answers(course: Course, tmp_path: Path) 
 
 def test_items_are_the_same_each_time_and_learn_only_answers(course: Course) -> None:
     bank = SegmentBank.load(course.folder / "bank.safetensors")
-    settings = {"num_videos": 8, "batch_size": 4, "segments": (2, 4), "questions_per_video": 3, "seed": 3}
+    settings = {"num_videos": 8, "batch_size": 4, "segments": (2, 4), "opening_range": 0.5}
+    settings |= {"questions_per_video": 3, "seed": 3}
     videos = ComposedVideos(bank, course.processor, kinds={"exists": 1.0, "first": 1.0}, **settings)
     for index in (0, 5):
         one, same = videos[index], videos[index]
@@ -104,3 +105,15 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(LongVLMError, match=r"missing key 'steps'"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_short_videos_come_first(course: Course) -> None:
+    bank = SegmentBank.load(course.folder / "bank.safetensors")
+    settings = {"num_videos": 3000, "batch_size": 1, "segments": (2, 40), "questions_per_video": 1, "seed": 0}
+    growing = ComposedVideos(bank, course.processor, kinds={}, opening_range=0.35, **settings)
+    steady = ComposedVideos(bank, course.processor, kinds={}, opening_range=1.0, **settings)
+    lengths = [growing._draw_length(batch) for batch in range(3000)]
+    assert max(lengths[:100]) <= 6
+    assert (min(lengths), max(lengths[2000:])) == (2, 40)
+    assert lengths[2000:] == [steady._draw_length(batch) for batch in range(2000, 3000)]
+    assert max(steady._draw_length(batch) for batch in range(300)) == 40

@@ -156,7 +156,7 @@ def tell_what_is_missing(index: VideoIndex) -> None:
     wanted = index.sampling.num_frames
     if wanted is None or index.num_frames >= wanted or index.lost_seconds > 0:
         return
-    reason = "there are no more; the others repeat them."
+    reason = "the video has no more to spread them over, so some were taken twice."
     if index.sampling.mode == "keyframe":
         reason = "the nearest keyframes coincide; --sampling exact, the default, finds more."
     console.note(f"looked at {index.num_frames} different frames instead of {wanted}: {reason}")

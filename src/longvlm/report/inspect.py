@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from longvlm.errors import LongVLMError
-from longvlm.stages.tokens import count_visual_tokens
+from longvlm.stages.tokens import count_visual_tokens, format_timestamp
 from longvlm.stages.video import open_video
 from longvlm.video_index import VideoIndex
 
@@ -189,7 +189,8 @@ def _timeline(index: VideoIndex, *, shown: set[int]) -> str:
         label = number + 1 if number % label_every == 0 else ""
         blocks.append(f'<a {target} style="{place}" title="{hint}">{label}</a>')
     ticks = [f'<i style="left:{100 * seconds / end:.3f}%"></i>' for seconds in index.frame_times[::tick_every]]
-    marks = [f"<span>{format_clock(end * quarter / 4)}</span>" for quarter in range(5)]
+    clock = format_clock if end < 60 else format_timestamp
+    marks = [f"<span>{clock(end * quarter / 4)}</span>" for quarter in range(5)]
     some = ""
     if len(shown) < index.num_segments:
         some = (

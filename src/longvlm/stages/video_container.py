@@ -95,10 +95,12 @@ class ContainerSource:
             self._live_start_pts = first.pts
             self._live_cursor = _Cursor(chain([first], frames))
             self._missing_seconds = self.lost_seconds = self._seconds_missing()
-            stretch, is_turned = self._stretch(), _is_turned(first.frame)
+            self._orientation = _display_matrix(first.frame)
+            stretch, is_turned = self._stretch(), _is_turned(self._orientation)
             # Width over height of a pixel of the pictures that `read` yields, which are turned already.
             self.pixel_aspect = 1 / stretch if is_turned else stretch
-            self.info = self._describe(_picture(first.frame), (1, stretch) if is_turned else (stretch, 1))
+            first_picture = _picture(first.frame, self._orientation)
+            self.info = self._describe(first_picture, (1, stretch) if is_turned else (stretch, 1))
         except BaseException:
             self.close()
             raise
@@ -150,7 +152,7 @@ class ContainerSource:
                 decoded_end_pts = timeline.pts[0] if found is None else found.pts + timeline.frame_pts
                 self.lost_seconds += float((timeline.end_pts - int(decoded_end_pts)) * self._time_base)
                 return
-            yield float((found.pts - int(timeline.pts[0])) * self._time_base), _picture(found.frame)
+            yield float((found.pts - int(timeline.pts[0])) * self._time_base), _picture(found.frame, self._orientation)
 
     def read_live(self, times_seconds: Iterable[float]) -> Iterator[tuple[float, np.ndarray]]:
         """Decode forwards and yield the frames shown at ascending times, each once; ends with the stream."""
@@ -161,7 +163,10 @@ class ContainerSource:
             shown = self._live_cursor.shown
             if shown is not None and shown is not last:
                 last = shown
-                yield float((shown.pts - self._live_start_pts) * self._time_base), _picture(shown.frame)
+                yield (
+                    float((shown.pts - self._live_start_pts) * self._time_base),
+                    _picture(shown.frame, self._orientation),
+                )
             if not goes_on:
                 return
 
@@ -363,25 +368,29 @@ class ContainerSource:
 
 
 def _display_matrix(frame: VideoFrame) -> np.ndarray | None:
-    """The upper left 2 x 2 of the matrix that turns and mirrors the stored picture for display."""
+    """The upper left 2 x 2 of the matrix that turns and mirrors the stored picture for display.
+
+    PyAV's `side_data` and the frame refer to each other, so that a frame that was asked for it stays in memory
+    until Python's next search for such circles, hundreds of frames later: ask the first frame only.
+    """
     matrix = cast("Mapping[str, Buffer]", frame.side_data).get("DISPLAYMATRIX")
     return None if matrix is None else np.frombuffer(bytes(matrix), dtype=np.int32).reshape(3, 3)[:2, :2]
 
 
-def _is_turned(frame: VideoFrame) -> bool:
+def _is_turned(display_matrix: np.ndarray | None) -> bool:
     """Whether rows of the stored picture are columns of the one that a viewer sees."""
-    matrix = _display_matrix(frame)
-    return matrix is not None and bool(abs(matrix[[0, 1], [1, 0]]).max() > abs(matrix.diagonal()).max())
+    if display_matrix is None:
+        return False
+    return bool(abs(display_matrix[[0, 1], [1, 0]]).max() > abs(display_matrix.diagonal()).max())
 
 
-def _picture(frame: VideoFrame) -> np.ndarray:
+def _picture(frame: VideoFrame, display_matrix: np.ndarray | None) -> np.ndarray:
     """The RGB picture (H, W, 3) uint8 as a viewer sees it: turned and mirrored as the display matrix says."""
     rgb = frame.to_ndarray(format="rgb24")
-    matrix = _display_matrix(frame)
-    if matrix is None:
+    if display_matrix is None:
         return rgb
-    (a, b), (c, d) = matrix
-    if _is_turned(frame):
+    (a, b), (c, d) = display_matrix
+    if _is_turned(display_matrix):
         rgb, flip_x, flip_y = rgb.swapaxes(0, 1), c < 0, b < 0
     else:
         flip_x, flip_y = a < 0, d < 0

@@ -89,10 +89,11 @@ class BankSettings:
 
 @dataclass(frozen=True)
 class VideoStage(StageSettings):
-    """A stage on conversations about videos of `segments` (least, most) segments; None: on single blocks."""
+    """A stage on conversations about videos of `segments` (least, most) segments, short ones first or not."""
 
     questions_per_video: int
     segments: tuple[int, int]
+    opening_range: float
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,7 @@ class Course:
             num_videos=stage.steps * stage.batch_size,
             batch_size=stage.batch_size,
             segments=(stage.segments[0], stage.segments[1]),
+            opening_range=stage.opening_range,
             questions_per_video=stage.questions_per_video,
             kinds=KIND_WEIGHTS,
             seed=self.recipe.seed + len(name),

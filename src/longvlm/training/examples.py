@@ -52,8 +52,10 @@ def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
 class ComposedVideos(Dataset):
     """Conversations about videos joined from a bank; item i is always the same one.
 
-    Items of one batch have the same number of segments, drawn from `segments` (least, most), so that little is
-    padded. `kinds` maps each kind of question to its weight.
+    Items of one batch have the same number of segments, from `segments` (least, most), so that little is padded;
+    with `opening_range` below 1, short videos come first, since order is learned sooner, and cheaper, on them: the
+    share of the range of lengths, on a log scale, from which the first videos are drawn; it grows to 1 over the
+    first two thirds. `kinds` maps each kind of question to its weight.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ComposedVideos(Dataset):
         num_videos: int,
         batch_size: int,
         segments: tuple[int, int],
+        opening_range: float,
         questions_per_video: int,
         kinds: dict[str, float],
         seed: int,
@@ -73,6 +76,7 @@ class ComposedVideos(Dataset):
         self.num_videos = num_videos
         self.batch_size = batch_size
         self.segments = segments
+        self.opening_range = opening_range
         self.questions_per_video = questions_per_video
         self.kinds = kinds
         self.seed = seed
@@ -81,9 +85,7 @@ class ComposedVideos(Dataset):
         return self.num_videos
 
     def __getitem__(self, index: int) -> Example:
-        least, most = self.segments
-        batch_rng = random.Random(f"length {self.seed} {index // self.batch_size}")
-        num_segments = min(most, int(least * ((most + 1) / least) ** batch_rng.random()))
+        num_segments = self._draw_length(index // self.batch_size)
         rng = random.Random(f"video {self.seed} {index}")
         questions: list[Question] = []
         while not questions:
@@ -92,6 +94,13 @@ class ComposedVideos(Dataset):
                 questions = make_questions(scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
         chosen = _draw_weighted(questions, self.questions_per_video, lambda q: self.kinds[q.kind], rng)
         return make_example(self.processor, [(q.text, q.answer) for q in chosen], visual_tokens, num_segments)
+
+    def _draw_length(self, batch: int) -> int:
+        least, most = self.segments
+        progress = min(1.0, 1.5 * batch * self.batch_size / self.num_videos)
+        range_now = self.opening_range + (1 - self.opening_range) * progress
+        rng = random.Random(f"length {self.seed} {batch}")
+        return min(most, int(least * ((most + 1) / least) ** (range_now * rng.random())))
 
 
 def _draw_weighted(
