@@ -124,8 +124,8 @@ class VideoInfo:
 
     `duration_seconds` runs from the first presented frame to the end, as a player shows it, a damaged tail
     included; it is None for a live stream. `num_frames` counts the frames that the file still holds, and is None
-    where that can't be known; `width` and `height` are those a viewer sees, after rotation and with square pixels.
-    `fingerprint` is a hash of the content, not of the name.
+    where that can't be known; `width` and `height` are those a viewer sees, with square pixels and turned as the
+    first frame is. `fingerprint` is a hash of the content, not of the name.
     """
 
     name: str

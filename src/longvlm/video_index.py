@@ -95,7 +95,6 @@ class VideoIndex(_PrintsShapes):
         widths = {
             "local_features": tokens,
             "sizes": tokens,
-            "assignment": max(1, num_patches // frames) * frames,
             "segment_globals": settings.global_layers,
             "frame_times_seconds": frames,
             "segment_spans_seconds": 2,
@@ -104,6 +103,8 @@ class VideoIndex(_PrintsShapes):
             shape = tuple(getattr(self, name).shape)
             if shape[1] != width:
                 raise ValueError(f"{name} is {shape}: want (S, {width}, …) by its settings")
+        if num_patches < tokens:
+            raise ValueError(f"assignment is {tuple(self.assignment.shape)}: want (S, N), N ≥ {tokens}")
         ranges = {
             "sizes": (1, num_patches),
             "assignment": (0, min(tokens - 1, torch.iinfo(torch.int16).max)),
@@ -114,7 +115,7 @@ class VideoIndex(_PrintsShapes):
             if least < lowest or most > highest:
                 raise ValueError(f"{name} reaches from {least} to {most}: want {lowest} to {highest}")
         if bool((self.sizes.sum(1) != num_patches).any()):
-            raise ValueError(f"sizes don't add up to the {num_patches} patches of a segment")
+            raise ValueError(f"sizes don't add up to the {num_patches} patches in assignment")
 
     def __eq__(self, other: object) -> bool:
         """Equal values, bit by bit; how long the encoding took does not count."""

@@ -300,6 +300,8 @@ class Course:
         """Write model and processor, the weights in bfloat16."""
         self.model.eval().to(torch.bfloat16).save_pretrained(output)
         self.processor.save_pretrained(output)
+        for path in output.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def _stack(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
