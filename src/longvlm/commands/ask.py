@@ -121,7 +121,11 @@ def measure_peak_memory() -> int | None:
         return None
     import torch
 
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    resident_bytes = resident if sys.platform == "darwin" else resident * 1024  # Linux counts in KiB
+    if sys.platform == "linux":  # where getrusage may tell the peak of the program that started this one
+        status = Path("/proc/self/status").read_text()
+        resident_bytes = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    else:
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        resident_bytes = resident if sys.platform == "darwin" else resident * 1024
     on_gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     return resident_bytes + on_gpu
