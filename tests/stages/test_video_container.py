@@ -1,5 +1,6 @@
 """Encoded videos: true times, pictures that belong to them, damage, addresses, memory, Ctrl-C."""
 
+import functools
 import shutil
 import signal
 import subprocess
@@ -274,7 +275,9 @@ def test_ctrl_c_stops_at_once_even_where_a_server_stalls(tmp_path):
     write_video(tmp_path / "live.ts", 100)
     with serve_folder(tmp_path, ranges=False, endless=True) as address:
         command = [sys.executable, "-c", READ_FOR_EVER, f"{address}/live.ts"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        # A background job starts with SIGINT ignored, and its children inherit that.
+        heed_interrupt = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupt)
         assert process.stdout is not None
         while float(process.stdout.readline()) < 3:
             assert process.poll() is None
