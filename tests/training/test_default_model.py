@@ -116,4 +116,4 @@ def test_short_videos_come_first(course: Course) -> None:
     assert max(lengths[:100]) <= 6
     assert (min(lengths), max(lengths[2000:])) == (2, 40)
     assert lengths[2000:] == [steady._draw_length(batch) for batch in range(2000, 3000)]
-    assert max(steady._draw_length(batch) for batch in range(300)) == 40
+    assert max(steady._draw_length(batch) for batch in range(300)) > 30
