@@ -1,5 +1,7 @@
 import json
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from longvlm import LongVLM
 from longvlm.errors import LongVLMError
 from longvlm.training import default_model
 from longvlm.training.default_model import Course, build_tokenizer, load_recipe
-from longvlm.training.examples import IGNORED, ComposedVideos, collate
+from longvlm.training.examples import IGNORED, ComposedBatches
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.world.questions import make_questions
 from longvlm.world.scene import make_scene
@@ -25,8 +27,12 @@ def tiny_recipe(folder: Path) -> Path:
     recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=1, text_heads=2)
     recipe["model"].update(global_layers=2)
     recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2]}
+    recipe["model"].update(watching_layer=1)
+    recipe["encoder"]["batch_size"] = 2
     for stage in ("encoder", "blocks", "videos"):
-        recipe[stage].update(steps=2, batch_size=2, warmup_steps=1)
+        recipe[stage].update(steps=2, warmup_steps=1)
+    for stage in ("blocks", "videos"):
+        recipe[stage].update(tokens_per_batch=300)
     recipe["videos"]["segments"] = [2, 3]
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -44,7 +50,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     log = json.loads(course.log_path.read_text())
     assert list(log) == ["encoder", "bank", "blocks", "videos"]
-    assert set(log["encoder"]) == {"colour", "shape", "empty", "wall_seconds", "cpu_seconds"}
+    assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", "wall_seconds", "cpu_seconds"}
     again = Course(course.recipe, course.folder)
     again.run()
     assert json.loads(again.log_path.read_text()) == log
@@ -66,23 +72,36 @@ def test_the_exported_model_encodes_and_answers(course: Course, tmp_path: Path) 
     assert model.ask(index, "What appears first?", max_new_tokens=3).new_tokens >= 1
 
 
-def test_items_are_the_same_each_time_and_learn_only_answers(course: Course) -> None:
+def compose_batches(course: Course, **settings: Any) -> ComposedBatches:
     bank = SegmentBank.load(course.folder / "bank.safetensors")
-    settings = {"num_videos": 8, "batch_size": 4, "segments": (2, 4), "opening_range": 0.5}
-    settings |= {"questions_per_video": 3, "seed": 3}
-    videos = ComposedVideos(bank, course.processor, kinds={"exists": 1.0, "first": 1.0}, **settings)
+    settings = {"num_batches": 8, "segments": (2, 4), "opening_range": 0.5, "questions_per_video": 3, **settings}
+    settings = {"tokens_per_batch": 400, "kinds": {"exists": 1.0, "first": 1.0}, "seed": 3, **settings}
+    return ComposedBatches(bank, course.processor, **settings)
+
+
+def test_batches_are_the_same_each_time_and_learn_only_answers(course: Course) -> None:
+    batches = compose_batches(course)
     for index in (0, 5):
-        one, same = videos[index], videos[index]
-        assert all(torch.equal(one[key], same[key]) for key in one)
-        learned = course.tokenizer.decode(one["labels"][one["labels"] != IGNORED])
+        batch, same = batches[index], batches[index]
+        assert all(torch.equal(batch[key], same[key]) for key in batch)
+        learned = course.tokenizer.decode(batch["labels"][batch["labels"] != IGNORED])
         turns = [turn.strip() for turn in learned.split("</s>") if turn.strip()]
         assert turns
         assert all(turn in ("yes", "no") or turn.split()[0] in ("a", "an") for turn in turns), turns
-    batch = collate([videos[i] for i in range(4)])
-    places = batch["input_ids"] == course.processor.video_token_id
-    assert int(places.sum()) == len(batch["visual_tokens"])
-    assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == 0)
-    assert torch.all(batch["labels"][batch["attention_mask"] == 0] == IGNORED)
+        places = batch["input_ids"] == course.processor.video_token_id
+        assert int(places.sum()) == len(batch["visual_tokens"]) == len(batch["states"])
+        assert len(set(places.sum(1).tolist())) == 1  # videos of one length
+        assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == 0)
+        assert torch.all(batch["labels"][batch["attention_mask"] == 0] == IGNORED)
+
+
+def test_batches_are_filled_to_the_budget(course: Course) -> None:
+    batches = compose_batches(course, tokens_per_batch=1000)
+    for index in range(8):
+        tokens_per_video = batches[index]["attention_mask"].sum(1)
+        assert int(tokens_per_video[:-1].sum()) <= 1000
+        assert int(tokens_per_video.sum()) > 1000
+    assert len(compose_batches(course, tokens_per_batch=1)[0]["input_ids"]) == 1  # never none
 
 
 def test_the_tokenizer_knows_and_returns_every_question_and_answer() -> None:
@@ -108,12 +127,15 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
 
 
 def test_short_videos_come_first(course: Course) -> None:
-    bank = SegmentBank.load(course.folder / "bank.safetensors")
-    settings = {"num_videos": 3000, "batch_size": 1, "segments": (2, 40), "questions_per_video": 1, "seed": 0}
-    growing = ComposedVideos(bank, course.processor, kinds={}, opening_range=0.35, **settings)
-    steady = ComposedVideos(bank, course.processor, kinds={}, opening_range=1.0, **settings)
-    lengths = [growing._draw_length(batch) for batch in range(3000)]
-    assert max(lengths[:100]) <= 6
-    assert (min(lengths), max(lengths[2000:])) == (2, 40)
-    assert lengths[2000:] == [steady._draw_length(batch) for batch in range(2000, 3000)]
-    assert max(steady._draw_length(batch) for batch in range(300)) > 30
+    settings = {"num_batches": 3000, "segments": (2, 40)}
+    growing = compose_batches(course, opening_range=0.35, **settings)
+    steady = compose_batches(course, opening_range=1.0, **settings)
+
+    def lengths(batches: ComposedBatches, which: range) -> list[int]:
+        return [batches._draw_length(i, random.Random(i)) for i in which]
+
+    assert max(lengths(growing, range(100))) <= 6
+    assert min(lengths(growing, range(3000))) == 2
+    assert lengths(growing, range(2000, 3000)) == lengths(steady, range(2000, 3000))
+    assert max(lengths(steady, range(300))) > 30
+    assert max(lengths(steady, range(3000))) == 40

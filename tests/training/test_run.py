@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 
 from longvlm.training.run import StageSettings, run_stage
 
-SETTINGS = StageSettings(steps=10, batch_size=4, learning_rate=1e-2, warmup_steps=2)
+BATCH_SIZE = 4
+SETTINGS = StageSettings(steps=10, learning_rate=1e-2, warmup_steps=2)
 
 
 class Lines(Dataset):
@@ -18,7 +19,7 @@ class Lines(Dataset):
         self.breaks_at = breaks_at
 
     def __len__(self) -> int:
-        return SETTINGS.steps * SETTINGS.batch_size
+        return SETTINGS.steps * BATCH_SIZE
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if index >= self.breaks_at:
@@ -43,11 +44,11 @@ def collate(points: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole, stopped = Line(), Line()
     start = [parameter.clone() for parameter in whole.parameters()]
-    run_stage(whole, Lines(), collate, SETTINGS, tmp_path / "whole", seed=0)
+    run_stage(whole, Lines(), collate, SETTINGS, tmp_path / "whole", seed=0, batch_size=BATCH_SIZE)
     with pytest.raises(RuntimeError, match="power cut"):
-        run_stage(stopped, Lines(breaks_at=28), collate, SETTINGS, tmp_path / "stopped", seed=0)
+        run_stage(stopped, Lines(breaks_at=28), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
     resumed = Line()
-    run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0)
+    run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
     for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start, strict=True):
         assert torch.equal(parameter, expected)
         assert not torch.equal(parameter, untrained)

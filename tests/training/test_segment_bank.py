@@ -7,8 +7,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.segment_bank import SegmentBank, plan_blocks
+from longvlm.training.segment_bank import DrawnBlocks, SegmentBank, name_tokens, plan_blocks
 from longvlm.types import Compression
+from longvlm.world.render import NO_EVENT
 
 COMPRESSION = Compression(frames_per_segment=10, tokens_per_segment=4, global_layers=2, merge_heads=2)
 
@@ -46,7 +47,8 @@ def test_a_block_has_the_segments_and_events_that_were_planned(bank: SegmentBank
 
 def test_a_joined_video_is_its_blocks_one_after_another(bank: SegmentBank) -> None:
     blocks = next([a, b] for a in range(20) for b in range(20) if bank.plans[a].num_events and bank.plans[b].num_events)
-    scene, tokens = bank._join_scenes(blocks), bank._join_tokens(blocks)
+    video = bank._join(blocks)
+    scene = video.scene
     first, second = (bank.scenes[block] for block in blocks)
     assert scene.duration_seconds == first.duration_seconds + second.duration_seconds
     starts = [event.start_seconds for event in first.events]
@@ -54,13 +56,49 @@ def test_a_joined_video_is_its_blocks_one_after_another(bank: SegmentBank) -> No
     assert [event.start_seconds for event in scene.events] == pytest.approx(starts)
     rows = [row for b in blocks for row in range(bank.first_segment[b], bank.first_segment[b + 1])]
     global_tokens = average_globals(bank.layer_globals[rows], torch.ones(len(rows)))
-    assert torch.equal(tokens, torch.cat([global_tokens, *bank.local[rows]]))
+    assert torch.equal(video.visual_tokens, torch.cat([global_tokens, *bank.local[rows]]))
+
+
+def test_the_events_of_a_joined_videos_tokens_are_those_of_its_scene(bank: SegmentBank) -> None:
+    several = [i for i, plan in enumerate(bank.plans) if plan.num_segments > 1 and plan.num_events][:2]
+    video = bank._join(several)
+    names = [None if i == NO_EVENT else video.scene.events[i].object for i in video.token_events.tolist()]
+    expected: list[str | None] = [None] * COMPRESSION.global_layers
+    for block in several:
+        rows = bank.token_events[bank.first_segment[block] : bank.first_segment[block + 1]].flatten().tolist()
+        expected += [None if i == NO_EVENT else bank.scenes[block].events[i].object for i in rows]
+    assert names == expected
+    assert len(set(expected)) > 1
+
+
+def test_tokens_are_named_after_what_most_of_their_patches_show() -> None:
+    assignment = torch.tensor([0, 0, 0, 1, 1, 2])
+    patch_events = torch.tensor([NO_EVENT, 1, 1, NO_EVENT, NO_EVENT, 0])
+    assert name_tokens(assignment, patch_events, 3).tolist() == [1, NO_EVENT, 0]
+    assert name_tokens(assignment, torch.full((6,), NO_EVENT), 3).tolist() == [NO_EVENT] * 3
+
+
+def test_patches_are_named_where_the_drawn_object_is() -> None:
+    plan = next(plan for plan in plan_blocks(24, [1], first_seed=900_000, segment_seconds=10.0) if plan.num_events)
+    (segment,) = DrawnBlocks([plan], 112, 14, COMPRESSION, 1.0)[0]
+    scene = plan.scene(10.0)
+    shown = segment.patch_events.view(10, 8, 8)
+    for i, time_seconds in enumerate(segment.frames.times_seconds):
+        on_screen = {k for k, event in enumerate(scene.events) if event.pose(time_seconds).visible}
+        assert set(shown[i].unique().tolist()) - {NO_EVENT} == on_screen
+        for k in on_screen:
+            pose = scene.events[k].pose(time_seconds)
+            rows, columns = torch.nonzero(shown[i] == k, as_tuple=True)
+            centre = ((columns.float().mean() + 0.5) / 8, (rows.float().mean() + 0.5) / 8)
+            assert centre == pytest.approx((pose.x, pose.y), abs=0.1)
 
 
 @pytest.mark.parametrize("num_segments", [1, 3, 7])
 def test_composed_videos_have_the_length_asked_for_and_no_object_twice(bank: SegmentBank, num_segments: int) -> None:
     for seed in range(5):
-        scene, tokens = bank.compose(num_segments, random.Random(seed))
+        video = bank.compose(num_segments, random.Random(seed))
+        scene, tokens = video.scene, video.visual_tokens
+        assert len(video.token_events) == len(tokens)
         assert scene.duration_seconds == 10.0 * num_segments
         assert tokens.shape == (2 + 4 * num_segments, 32)
         objects = [event.object for event in scene.events]
@@ -70,7 +108,7 @@ def test_composed_videos_have_the_length_asked_for_and_no_object_twice(bank: Seg
 def test_a_saved_bank_composes_the_same_videos(bank: SegmentBank, tmp_path: Path) -> None:
     bank.save(tmp_path / "bank.safetensors")
     again = SegmentBank.load(tmp_path / "bank.safetensors")
-    scene, tokens = bank.compose(5, random.Random(1))
-    same_scene, same_tokens = again.compose(5, random.Random(1))
-    assert scene == same_scene
-    assert torch.equal(tokens, same_tokens)
+    video, same = bank.compose(5, random.Random(1)), again.compose(5, random.Random(1))
+    assert video.scene == same.scene
+    assert torch.equal(video.visual_tokens, same.visual_tokens)
+    assert torch.equal(video.token_events, same.token_events)

@@ -29,9 +29,10 @@ from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure, see_frequencies
-from longvlm.training.examples import ComposedVideos, collate
+from longvlm.training.examples import ComposedBatches
 from longvlm.training.run import StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank, plan_blocks
+from longvlm.training.watching import WatchingSchool
 from longvlm.world.wordings import vocabulary
 
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -79,6 +80,7 @@ class ModelShape:
     tokens_per_segment: int
     merged_share: float  # of the tokens left, that one level of merging removes
     global_layers: int
+    watching_layer: int  # of the language model; here it tells, in training, what it has seen so far
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,17 @@ class BankSettings:
 
 
 @dataclass(frozen=True)
+class FrameStage(StageSettings):
+    """A stage on single frames."""
+
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class VideoStage(StageSettings):
     """A stage on conversations about videos of `segments` (least, most) segments, short ones first or not."""
 
+    tokens_per_batch: int
     questions_per_video: int
     segments: tuple[int, int]
     opening_range: float
@@ -101,7 +111,7 @@ class Recipe:
     seed: int
     threads: int
     model: ModelShape
-    encoder: StageSettings
+    encoder: FrameStage
     bank: BankSettings
     blocks: VideoStage
     videos: VideoStage
@@ -112,7 +122,7 @@ def load_recipe(path: Path) -> Recipe:
     content = yaml.safe_load(path.read_text())
     rooms = {
         "model": ModelShape,
-        "encoder": StageSettings,
+        "encoder": FrameStage,
         "bank": BankSettings,
         "blocks": VideoStage,
         "videos": VideoStage,
@@ -180,7 +190,7 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
         num_hidden_layers=shape.text_layers,
         num_attention_heads=shape.text_heads,
         max_position_embeddings=CONTEXT_TOKENS,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -190,7 +200,7 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
         text_config=text,
         projector_num_layers=2,
         video_token_index=tokenizer.convert_tokens_to_ids("<vid_patch>"),
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         compression={
             "frames_per_segment": shape.frames_per_segment,
             "tokens_per_segment": shape.tokens_per_segment,
@@ -224,6 +234,7 @@ class Course:
         torch.set_num_threads(recipe.threads)
         self.tokenizer = build_tokenizer()
         self.model = build_model(recipe.model, self.tokenizer)
+        self.school = WatchingSchool(self.model, layer=recipe.model.watching_layer)
         self.processor = LongVLMProcessor(
             self.tokenizer,
             image_mean=IMAGE_MEAN,
@@ -246,12 +257,12 @@ class Course:
         if name not in self.log:
             wall, cpu = time.monotonic(), time.process_time()
             report = work() or {}
-            torch.save(self.model.state_dict(), weights)
+            torch.save(self.school.state_dict(), weights)
             spent = {"wall_seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
             self.log[name] = {**report, **{key: round(value, 1) for key, value in spent.items()}}
             self.log_path.write_text(json.dumps(self.log, indent=1))
             print(f"{name}: {self.log[name]}")
-        self.model.load_state_dict(torch.load(weights, weights_only=True))
+        self.school.load_state_dict(torch.load(weights, weights_only=True))
 
     def train_encoder(self) -> dict[str, float]:
         settings, shape = self.recipe.encoder, self.recipe.model
@@ -259,7 +270,8 @@ class Course:
         see_frequencies(self.model.model.vision_tower.embeddings.patch_embedding)
         school = EncoderSchool(self.model.model.vision_tower, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
         frames = CrowdedFrames(settings.steps * settings.batch_size, **size, first_seed=FRAME_SEED)
-        run_stage(school, frames, _stack, settings, self.folder / "encoder", seed=self.recipe.seed)
+        folder, seed = self.folder / "encoder", self.recipe.seed
+        run_stage(school, frames, _stack, settings, folder, seed=seed, batch_size=settings.batch_size)
         return measure(school.eval(), CrowdedFrames(512, **size, first_seed=HELD_OUT_FRAME_SEED))
 
     def make_bank(self) -> None:
@@ -283,18 +295,18 @@ class Course:
         """Train projector and language model; the encoder, whose features the bank holds, stays as it is."""
         bank = SegmentBank.load(self.folder / "bank.safetensors")
         self.model.model.vision_tower.requires_grad_(False)
-        videos = ComposedVideos(
+        batches = ComposedBatches(
             bank,
             self.processor,
-            num_videos=stage.steps * stage.batch_size,
-            batch_size=stage.batch_size,
+            num_batches=stage.steps,
+            tokens_per_batch=stage.tokens_per_batch,
             segments=(stage.segments[0], stage.segments[1]),
             opening_range=stage.opening_range,
             questions_per_video=stage.questions_per_video,
             kinds=KIND_WEIGHTS,
             seed=self.recipe.seed + len(name),
         )
-        run_stage(self.model, videos, collate, stage, self.folder / name, seed=self.recipe.seed)
+        run_stage(self.school, batches, _take_only, stage, self.folder / name, seed=self.recipe.seed)
 
     def export(self, output: Path) -> None:
         """Write model and processor, the weights in bfloat16."""
@@ -306,6 +318,11 @@ class Course:
 
 def _stack(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def _take_only(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    (batch,) = batches
+    return batch
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from longvlm.world.scene import (
     Scene,
     make_scene,
 )
+from longvlm.world.shapes import SYMMETRY_FOLDS
 
 _SCENE_SECONDS = 60.0
 _FRAMES_PER_SCENE = 8  # drawing a new background is the dearest part of a frame
@@ -41,12 +42,15 @@ _LEAST_COVER = 0.1  # of a patch, for the patch to count as showing an object
 ASPECTS = (1.0, 4 / 3, 16 / 9, 3 / 4, 9 / 16)
 _COLOUR_NAMES = tuple(COLOURS)
 NO_OBJECT = -1
+POSE_NUMBERS = 5
+_POSE_WEIGHT = 0.5
 
 
 class CrowdedFrames(Dataset):
     """Frames with up to 16 objects that do not hide one another; item i is always the same frame.
 
-    An item holds pixels (3, R, R) uint8, and colours and shapes (P,) int64: what each patch shows, or -1.
+    An item holds pixels (3, R, R) uint8, and of what each patch shows colours and shapes (P,) int64, -1 where it
+    shows no object, and poses (P, 5): see `describe_pose`.
     """
 
     def __init__(self, num_frames: int, *, image_size: int, patch_size: int, first_seed: int) -> None:
@@ -67,10 +71,12 @@ class CrowdedFrames(Dataset):
         shown = patch_labels(labels, self.patch_size, len(scene.events))
         colours = np.array([_COLOUR_NAMES.index(event.colour) for event in scene.events] + [NO_OBJECT])
         shapes = np.array([SHAPES.index(event.shape) for event in scene.events] + [NO_OBJECT])
+        poses = np.array([describe_pose(event, time_seconds) for event in scene.events] + [(0.0,) * POSE_NUMBERS])
         return {
             "pixels": torch.from_numpy(pixels).permute(2, 0, 1),
             "colours": torch.from_numpy(colours[shown]),
             "shapes": torch.from_numpy(shapes[shown]),
+            "poses": torch.from_numpy(poses[shown].astype(np.float32)),
         }
 
 
@@ -116,6 +122,20 @@ def _place(time_seconds: float, x: float, y: float, cell: float, rng: random.Ran
     )
 
 
+def describe_pose(event: Event, time_seconds: float) -> tuple[float, ...]:
+    """Where the object's centre is (x, y), how big it is, and its angle (cosine, sine), all of about unit variance.
+
+    The angle is counted in turns after which the shape looks the same; a shape without one has zeros.
+    """
+    pose = event.pose(time_seconds)
+    place = (math.sqrt(12) * (pose.x - 0.5), math.sqrt(12) * (pose.y - 0.5))
+    size = 3 * math.log(pose.size / math.sqrt(MIN_SIZE * MAX_SIZE))
+    folds = SYMMETRY_FOLDS[event.shape]
+    turn = folds * pose.angle_radians
+    angle = (math.sqrt(2) * math.cos(turn), math.sqrt(2) * math.sin(turn)) if folds else (0.0, 0.0)
+    return (*place, size, *angle)
+
+
 def patch_labels(labels: np.ndarray, patch_size: int, num_events: int) -> np.ndarray:
     """Pixel labels (R, R) -> the event that covers most of each patch, (P,), or -1 where none covers enough."""
     side = len(labels) // patch_size
@@ -151,8 +171,20 @@ def see_frequencies(patch_embedding: nn.Conv2d) -> None:
         patch_embedding.weight[i] = gain * channels[:, None, None] * waves[u][:, None] * waves[v]
 
 
+class Prediction(NamedTuple):
+    """Logits of colour (B, P, 9), shape (B, P, 11); poses (B, P, 5); logits of presence (B, 80)."""
+
+    colours: torch.Tensor
+    shapes: torch.Tensor
+    poses: torch.Tensor
+    presence: torch.Tensor
+
+
 class EncoderSchool(nn.Module):
-    """The tower with two rows of heads that are thrown away afterwards: patches name colour and shape, [CLS] both."""
+    """The tower with heads that are thrown away afterwards: patches tell an object's kind and pose, [CLS] all kinds.
+
+    Without the pose, features forget where things are, and what moves or turns can't be told from what stays.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -163,24 +195,34 @@ class EncoderSchool(nn.Module):
         width = tower.config.hidden_size
         self.colour_head = nn.Linear(width, len(COLOURS) + 1)
         self.shape_head = nn.Linear(width, len(SHAPES) + 1)
+        self.pose_head = nn.Linear(width, POSE_NUMBERS)
         self.presence_head = nn.Linear(width, len(COLOURS) * len(SHAPES))
         self.register_buffer("mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
 
-    def predict(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """pixels (B, 3, R, R) uint8 -> logits of colour (B, P, 9), shape (B, P, 11) and presence (B, 80)."""
+    def predict(self, pixels: torch.Tensor) -> Prediction:
+        """What the heads say of pixels (B, 3, R, R) uint8."""
         normalised = (pixels / 255 - self.mean) / self.std
         patches, layer_globals = encode_pixels(
             self.tower, normalised, feature_layer=-2, select_strategy="default", global_layers=1
         )
-        return self.colour_head(patches), self.shape_head(patches), self.presence_head(layer_globals[:, 0])
+        return Prediction(
+            self.colour_head(patches),
+            self.shape_head(patches),
+            self.pose_head(patches),
+            self.presence_head(layer_globals[:, 0]),
+        )
 
-    def forward(self, pixels: torch.Tensor, colours: torch.Tensor, shapes: torch.Tensor) -> dict[str, Any]:
-        """Cross entropy over patches (those with an object weigh as much in all as those without), and of [CLS]."""
-        colour_logits, shape_logits, presence_logits = self.predict(pixels)
+    def forward(
+        self, pixels: torch.Tensor, colours: torch.Tensor, shapes: torch.Tensor, poses: torch.Tensor
+    ) -> dict[str, Any]:
+        """Cross entropy of kinds over patches (those with an object weigh three quarters in all) and of [CLS], and the
+        squared error of poses where there is an object."""
+        colour_logits, shape_logits, predicted_poses, presence_logits = self.predict(pixels)
         has_object = shapes != NO_OBJECT
         weights = torch.where(has_object, 0.75 / has_object.sum().clamp(min=1), 0.25 / (~has_object).sum().clamp(min=1))
-        loss = presence_logits.new_zeros(())
+        squared_errors = (predicted_poses - poses).square().mean(-1)
+        loss = _POSE_WEIGHT * (squared_errors * has_object).sum() / has_object.sum().clamp(min=1)
         for logits, targets in ((colour_logits, colours), (shape_logits, shapes)):
             # NO_OBJECT is -1: the last class.
             per_patch = cross_entropy(logits.flatten(0, 1), targets.flatten() % logits.shape[-1], reduction="none")
@@ -194,13 +236,16 @@ class EncoderSchool(nn.Module):
 
 @torch.no_grad()
 def measure(school: EncoderSchool, frames: CrowdedFrames, batch_size: int = 64) -> dict[str, float]:
-    """Share of patches showing an object whose colour and shape are named rightly, and of empty ones known as such."""
+    """Shares of patches with an object whose colour and shape are named rightly and of empty ones known as such, and
+    the mean squared error of poses."""
     right = {"colour": 0, "shape": 0, "empty": 0}
     objects = empties = 0
+    squared_error = 0.0
     for start in range(0, len(frames), batch_size):
         items = [frames[i] for i in range(start, min(start + batch_size, len(frames)))]
         batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
-        colour_logits, shape_logits, _ = school.predict(batch["pixels"])
+        colour_logits, shape_logits, predicted_poses, _ = school.predict(batch["pixels"])
+        squared_error += (predicted_poses - batch["poses"]).square().mean(-1)[batch["shapes"] != NO_OBJECT].sum().item()
         has_object = batch["shapes"] != NO_OBJECT
         right["colour"] += int((colour_logits.argmax(-1) == batch["colours"])[has_object].sum())
         right["shape"] += int((shape_logits.argmax(-1) == batch["shapes"])[has_object].sum())
@@ -211,4 +256,5 @@ def measure(school: EncoderSchool, frames: CrowdedFrames, batch_size: int = 64) 
         "colour": right["colour"] / objects,
         "shape": right["shape"] / objects,
         "empty": right["empty"] / empties,
+        "pose_error": squared_error / objects,
     }

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.segment_bank import SegmentBank
+from longvlm.training.watching import describe_states
 from longvlm.world.questions import Question, make_questions
 
 IGNORED = -100
@@ -38,24 +39,30 @@ def make_example(
 
 
 def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """Pad to the longest on the right; padding is neither seen nor learned. Visual tokens follow one another flat."""
+    """Pad to the longest on the right; padding is neither seen nor learned.
+
+    Visual tokens, and the states known at them if the examples have any, follow one another flat.
+    """
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     input_ids = pad_sequence([example["input_ids"] for example in examples], batch_first=True)
-    return {
+    batch = {
         "input_ids": input_ids,
         "labels": pad_sequence([e["labels"] for e in examples], batch_first=True, padding_value=IGNORED),
         "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
-        "visual_tokens": torch.cat([example["visual_tokens"] for example in examples]),
     }
+    for name in ("visual_tokens", "states"):
+        if name in examples[0]:
+            batch[name] = torch.cat([example[name] for example in examples])
+    return batch
 
 
-class ComposedVideos(Dataset):
-    """Conversations about videos joined from a bank; item i is always the same one.
+class ComposedBatches(Dataset):
+    """Batches of conversations about videos joined from a bank; item i is always the same batch.
 
-    Items of one batch have the same number of segments, from `segments` (least, most), so that little is padded;
-    with `opening_range` below 1, short videos come first, since order is learned sooner, and cheaper, on them: the
-    share of the range of lengths, on a log scale, from which the first videos are drawn; it grows to 1 over the
-    first two thirds. `kinds` maps each kind of question to its weight.
+    The videos of one batch have the same number of segments, from `segments` (least, most), and as many of them are
+    taken as fill about `tokens_per_batch`. With `opening_range` below 1, short videos come first, since order is
+    learned sooner, and cheaper, on them: the share of the range of lengths, on a log scale, from which the first
+    videos are drawn; it grows to 1 over the first two thirds. `kinds` maps each kind of question to its weight.
     """
 
     def __init__(
@@ -63,8 +70,8 @@ class ComposedVideos(Dataset):
         bank: SegmentBank,
         processor: LongVLMProcessor,
         *,
-        num_videos: int,
-        batch_size: int,
+        num_batches: int,
+        tokens_per_batch: int,
         segments: tuple[int, int],
         opening_range: float,
         questions_per_video: int,
@@ -73,8 +80,8 @@ class ComposedVideos(Dataset):
     ) -> None:
         self.bank = bank
         self.processor = processor
-        self.num_videos = num_videos
-        self.batch_size = batch_size
+        self.num_batches = num_batches
+        self.tokens_per_batch = tokens_per_batch
         self.segments = segments
         self.opening_range = opening_range
         self.questions_per_video = questions_per_video
@@ -82,24 +89,32 @@ class ComposedVideos(Dataset):
         self.seed = seed
 
     def __len__(self) -> int:
-        return self.num_videos
+        return self.num_batches
 
     def __getitem__(self, index: int) -> Example:
-        num_segments = self._draw_length(index // self.batch_size)
-        rng = random.Random(f"video {self.seed} {index}")
+        rng = random.Random(f"batch {self.seed} {index}")
+        num_segments = self._draw_length(index, rng)
+        examples, num_tokens = [self._make_video(num_segments, rng)], 0
+        while num_tokens + len(examples[-1]["input_ids"]) <= self.tokens_per_batch:
+            num_tokens += len(examples[-1]["input_ids"])
+            examples.append(self._make_video(num_segments, rng))
+        return collate(examples)
+
+    def _make_video(self, num_segments: int, rng: random.Random) -> Example:
         questions: list[Question] = []
         while not questions:
-            scene, visual_tokens = self.bank.compose(num_segments, rng)
-            if scene.events:
-                questions = make_questions(scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
+            video = self.bank.compose(num_segments, rng)
+            if video.scene.events:
+                questions = make_questions(video.scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
         chosen = _draw_weighted(questions, self.questions_per_video, lambda q: self.kinds[q.kind], rng)
-        return make_example(self.processor, [(q.text, q.answer) for q in chosen], visual_tokens, num_segments)
+        turns = [(question.text, question.answer) for question in chosen]
+        example = make_example(self.processor, turns, video.visual_tokens, num_segments)
+        return {**example, "states": describe_states(video.scene, video.token_events)}
 
-    def _draw_length(self, batch: int) -> int:
+    def _draw_length(self, index: int, rng: random.Random) -> int:
         least, most = self.segments
-        progress = min(1.0, 1.5 * batch * self.batch_size / self.num_videos)
+        progress = min(1.0, 1.5 * index / self.num_batches)
         range_now = self.opening_range + (1 - self.opening_range) * progress
-        rng = random.Random(f"length {self.seed} {batch}")
         return min(most, int(least * ((most + 1) / least) ** (range_now * rng.random())))
 
 

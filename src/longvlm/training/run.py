@@ -18,7 +18,6 @@ class StageSettings:
     """How long and how fast one stage learns."""
 
     steps: int
-    batch_size: int
     learning_rate: float
     warmup_steps: int
 
@@ -31,15 +30,16 @@ def run_stage(
     folder: Path,
     *,
     seed: int,
+    batch_size: int = 1,
 ) -> None:
-    """Train `module` in place; examples are taken in the data set's order.
+    """Train `module` in place; `batch_size` examples a step, taken in the data set's order.
 
     Checkpoints lie in `folder`; the last one is taken up if there is any, so that a stopped run goes on.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=batch_size,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         lr_scheduler_type="cosine",

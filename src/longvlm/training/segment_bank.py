@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -24,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from longvlm.stages.merging import merge_tokens
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.encoder_school import ASPECTS
+from longvlm.training.encoder_school import ASPECTS, patch_labels
 from longvlm.types import Compression, Frames
-from longvlm.world.render import render_frame
+from longvlm.world.render import NO_EVENT, render_labelled
 from longvlm.world.scene import Background, Event, Scene, make_scene, max_events
 
 _NO_EVENT_SHARE = 0.12
@@ -61,15 +62,36 @@ def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, seg
     return plans
 
 
+@dataclass(frozen=True)
+class ComposedVideo:
+    """A video joined from blocks: its scene, its visual tokens (G + S·M, D), and what each shows.
+
+    `token_events` (G + S·M,): the index in `scene.events` of the object that the token shows, or -1.
+    """
+
+    scene: Scene
+    visual_tokens: torch.Tensor
+    token_events: torch.Tensor
+
+
 class SegmentBank:
-    """Encoded blocks and their scenes: local (segments of all blocks, M, D), layer_globals (as many, L, D)."""
+    """Encoded blocks and their scenes: local (segments of all blocks, M, D), layer_globals (as many, L, D).
+
+    `token_events` (segments of all blocks, M): the event of its block that a token shows, or -1.
+    """
 
     def __init__(
-        self, plans: list[BlockPlan], local: torch.Tensor, layer_globals: torch.Tensor, segment_seconds: float
+        self,
+        plans: list[BlockPlan],
+        local: torch.Tensor,
+        layer_globals: torch.Tensor,
+        token_events: torch.Tensor,
+        segment_seconds: float,
     ) -> None:
         self.plans = plans
         self.local = local
         self.layer_globals = layer_globals
+        self.token_events = token_events
         self.segment_seconds = segment_seconds
         self.scenes = [plan.scene(segment_seconds) for plan in plans]
         self._eventful = [i for i, plan in enumerate(plans) if plan.num_events]
@@ -83,10 +105,11 @@ class SegmentBank:
         cls, plans: list[BlockPlan], encoder: VisionEncoder, compression: Compression, *, fps: float = 1.0
     ) -> SegmentBank:
         """Draw every block at `fps` frames a second and send it through the encoder and the merging."""
-        drawn = DataLoader(DrawnBlocks(plans, encoder.image_size, compression, fps), batch_size=None, num_workers=1)
-        local, layer_globals = [], []
+        blocks = DrawnBlocks(plans, encoder.image_size, encoder.tower.config.patch_size, compression, fps)
+        drawn = DataLoader(blocks, batch_size=None, num_workers=1)
+        local, layer_globals, token_events = [], [], []
         for block in track(drawn, "encoding the bank", len(plans), console=Console(stderr=True), transient=True):
-            features = [encoder(frames) for frames in block]
+            features = [encoder(segment.frames) for segment in block]
             merged = merge_tokens(
                 torch.stack([segment.patches.flatten(0, 1) for segment in features]),
                 tokens_per_segment=compression.tokens_per_segment,
@@ -97,24 +120,29 @@ class SegmentBank:
             )
             local.append(merged.features)
             layer_globals += [segment.layer_globals.mean(0) for segment in features]
+            token_events += [
+                name_tokens(assignment, segment.patch_events, compression.tokens_per_segment)
+                for assignment, segment in zip(merged.assignment, block, strict=True)
+            ]
         segment_seconds = compression.frames_per_segment / fps
-        return cls(plans, torch.cat(local), torch.stack(layer_globals), segment_seconds)
+        return cls(plans, torch.cat(local), torch.stack(layer_globals), torch.stack(token_events), segment_seconds)
 
     def save(self, path: Path) -> None:
         plans = json.dumps([dataclasses.astuple(plan) for plan in self.plans])
         metadata = {"plans": plans, "segment_seconds": repr(self.segment_seconds)}
-        save_file({"local": self.local, "layer_globals": self.layer_globals}, str(path), metadata)
+        tensors = {"local": self.local, "layer_globals": self.layer_globals, "token_events": self.token_events}
+        save_file(tensors, str(path), metadata)
 
     @classmethod
     def load(cls, path: Path) -> SegmentBank:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata()
             plans = [BlockPlan(*numbers) for numbers in json.loads(metadata["plans"])]
-            tensors = file.get_tensor("local"), file.get_tensor("layer_globals")
-        return cls(plans, *tensors, float(metadata["segment_seconds"]))
+            tensors = {name: file.get_tensor(name) for name in ("local", "layer_globals", "token_events")}
+        return cls(plans, **tensors, segment_seconds=float(metadata["segment_seconds"]))
 
-    def compose(self, num_segments: int, rng: random.Random) -> tuple[Scene, torch.Tensor]:
-        """A new video of `num_segments` segments: its scene, and its tokens (G + S·M, D).
+    def compose(self, num_segments: int, rng: random.Random) -> ComposedVideo:
+        """A new video of `num_segments` segments.
 
         As in a generated video, no object comes twice, and there may be few events or many, anywhere.
         """
@@ -136,7 +164,22 @@ class SegmentBank:
             shown |= objects
             length += self.plans[block].num_segments
         rng.shuffle(chosen)
-        return self._join_scenes(chosen), self._join_tokens(chosen)
+        return self._join(chosen)
+
+    def _join(self, blocks: list[int]) -> ComposedVideo:
+        rows = torch.cat([torch.arange(self.first_segment[b], self.first_segment[b + 1]) for b in blocks])
+        segment_globals = self.layer_globals[rows]
+        video_globals = average_globals(segment_globals, torch.ones(len(rows), dtype=torch.int64))
+        token_events, earlier = [torch.full((len(video_globals),), NO_EVENT)], 0
+        for block in blocks:
+            shown = self.token_events[self.first_segment[block] : self.first_segment[block + 1]].flatten()
+            token_events.append(torch.where(shown == NO_EVENT, NO_EVENT, shown + earlier))
+            earlier += len(self.scenes[block].events)
+        return ComposedVideo(
+            self._join_scenes(blocks),
+            torch.cat([video_globals, self.local[rows].flatten(0, 1)]),
+            torch.cat(token_events),
+        )
 
     def _join_scenes(self, blocks: list[int]) -> Scene:
         events, backgrounds, now = [], [], 0.0
@@ -149,12 +192,6 @@ class SegmentBank:
             self.scenes[blocks[0]], duration_seconds=now, events=tuple(events), backgrounds=tuple(backgrounds)
         )
 
-    def _join_tokens(self, blocks: list[int]) -> torch.Tensor:
-        rows = torch.cat([torch.arange(self.first_segment[b], self.first_segment[b + 1]) for b in blocks])
-        segment_globals = self.layer_globals[rows]
-        counts = torch.ones(len(rows), dtype=torch.int64)
-        return torch.cat([average_globals(segment_globals, counts), self.local[rows].flatten(0, 1)])
-
 
 Timed = TypeVar("Timed", Event, Background)
 
@@ -166,25 +203,47 @@ def shift(timed: Timed, seconds: float) -> Timed:
     )
 
 
-class DrawnBlocks(Dataset):
-    """The frames of each block, a list of one `Frames` per segment, `fps` frames a second."""
+def name_tokens(assignment: torch.Tensor, patch_events: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The event that most of a token's patches show, or -1: (M,) from assignment and patch_events (N,)."""
+    shown = patch_events + 1  # 0: background
+    votes = torch.zeros(num_tokens, int(shown.max()) + 1)
+    votes.index_put_((assignment, shown), torch.ones(len(shown)), accumulate=True)
+    return votes.argmax(1) - 1
 
-    def __init__(self, plans: list[BlockPlan], image_size: int, compression: Compression, fps: float) -> None:
+
+@dataclass(frozen=True)
+class DrawnSegment:
+    """The frames of a segment, and the event of its block that every patch shows, or -1: (K·P,)."""
+
+    frames: Frames
+    patch_events: torch.Tensor
+
+
+class DrawnBlocks(Dataset):
+    """The segments of each block, drawn at `fps` frames a second."""
+
+    def __init__(
+        self, plans: list[BlockPlan], image_size: int, patch_size: int, compression: Compression, fps: float
+    ) -> None:
         self.plans = plans
         self.image_size = image_size
+        self.patch_size = patch_size
         self.frames_per_segment = compression.frames_per_segment
         self.fps = fps
 
     def __len__(self) -> int:
         return len(self.plans)
 
-    def __getitem__(self, index: int) -> list[Frames]:
-        plan, side, size = self.plans[index], self.image_size, self.frames_per_segment
+    def __getitem__(self, index: int) -> list[DrawnSegment]:
+        plan, size = self.plans[index], self.frames_per_segment
         scene = plan.scene(size / self.fps)
         aspect = random.Random(plan.seed).choice(ASPECTS)
-        segments = []
-        for first in range(0, plan.num_segments * size, size):
-            times = tuple((first + i) / self.fps for i in range(size))
-            pixels = [torch.from_numpy(render_frame(scene, t, side, side, display_aspect=aspect)) for t in times]
-            segments.append(Frames(torch.stack(pixels).permute(0, 3, 1, 2), times, size))
-        return segments
+        return [self._draw(scene, aspect, first) for first in range(0, plan.num_segments * size, size)]
+
+    def _draw(self, scene: Scene, aspect: float, first_frame: int) -> DrawnSegment:
+        side, size = self.image_size, self.frames_per_segment
+        times = tuple((first_frame + i) / self.fps for i in range(size))
+        drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in times]
+        pixels = torch.from_numpy(np.stack([picture for picture, _ in drawn])).permute(0, 3, 1, 2)
+        shown = [patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn]
+        return DrawnSegment(Frames(pixels, times, size), torch.from_numpy(np.concatenate(shown)))

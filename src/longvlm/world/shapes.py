@@ -10,6 +10,20 @@ from PIL import Image
 TABLE_SIDE = 256  # texels
 TABLE_REACH = 2.3  # the table covers [-reach, reach] on both axes; a shape fills about [-1, 1]
 
+# In how many positions of a full turn a shape looks the same; 0: in all.
+SYMMETRY_FOLDS = {
+    "circle": 0,
+    "ring": 0,
+    "square": 4,
+    "cross": 4,
+    "star": 5,
+    "triangle": 3,
+    "diamond": 2,
+    "heart": 1,
+    "crescent": 1,
+    "arrow": 1,
+}
+
 Points = list[tuple[float, float]]
 
 
