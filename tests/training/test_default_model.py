@@ -75,6 +75,7 @@ def test_the_exported_model_encodes_and_answers(course: Course, tmp_path: Path) 
 def compose_batches(course: Course, **settings: Any) -> ComposedBatches:
     bank = SegmentBank.load(course.folder / "bank.safetensors")
     settings = {"num_batches": 8, "segments": (2, 4), "opening_range": 0.5, "questions_per_video": 3, **settings}
+    settings = {"conversation_share": 0.0, "timestamps": False, **settings}
     settings = {"tokens_per_batch": 400, "kinds": {"exists": 1.0, "first": 1.0}, "seed": 3, **settings}
     return ComposedBatches(bank, course.processor, **settings)
 

@@ -53,6 +53,13 @@ def _expected(scene: Scene, question: Question) -> str:
         case "when":
             middle = sum(spans[named[0]]) / 2 / scene.duration_seconds
             return "early" if middle < 1 / 3 else "middle" if middle < 2 / 3 else "late"
+        case "start":
+            minutes, seconds = divmod(int(spans[named[0]][0]), 60)
+            hours, minutes = divmod(minutes, 60)
+            return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        case "duration":
+            start, end = spans[named[0]]
+            return f"{end - start:.0f} seconds"
         case "at":
             digits = re.search(r"(?:(\d+):)?(\d+):(\d\d)", question.text)
             assert digits
@@ -170,6 +177,16 @@ def _question(kind: str, answer: str, subject: str = "") -> Question:
         ("at", "nothing", "Nothing.", True),
         ("at", "nothing", "a red circle", False),
         ("at", "a red circle", "nothing, or a red circle", False),
+        ("start", "1:23", "At 1:20.", True),
+        ("start", "1:23", "1:28", True),
+        ("start", "1:23", "1:29", False),
+        ("start", "1:02:03", "1:02:00", True),
+        ("start", "1:23", "1:20 or 1:25", False),
+        ("start", "1:23", "83", False),
+        ("duration", "12 seconds", "about 15 seconds", True),
+        ("duration", "12 seconds", "8", True),
+        ("duration", "12 seconds", "17 seconds", False),
+        ("duration", "12 seconds", "a while", False),
         ("order", "a red circle, then a blue star", "red circle, blue star", True),
         ("order", "a red circle, then a blue star", "blue star, red circle", False),
         ("describe", "a red circle grows, then a blue star spins", "A red circle, then a blue star.", True),

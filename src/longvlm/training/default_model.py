@@ -43,7 +43,6 @@ CONTEXT_TOKENS = 16384
 FRAME_SEED, HELD_OUT_FRAME_SEED, BLOCK_SEED = 0, 400_000, 500_000
 TRAINING_SEEDS = 1_000_000
 
-# Questions about single moments need written times, which this model is not given.
 KIND_WEIGHTS = {
     "first": 2.0,
     "last": 2.0,
@@ -55,6 +54,9 @@ KIND_WEIGHTS = {
     "action": 1.0,
     "order": 0.7,
     "when": 1.0,
+    "at": 1.0,
+    "start": 0.7,
+    "duration": 0.7,
     "describe": 0.7,
 }
 
@@ -80,6 +82,7 @@ class ModelShape:
     tokens_per_segment: int
     merged_share: float  # of the tokens left, that one level of merging removes
     global_layers: int
+    timestamps: bool  # between the segments' tokens
     watching_layer: int  # of the language model; here it tells, in training, what it has seen so far
 
 
@@ -102,6 +105,7 @@ class VideoStage(StageSettings):
 
     tokens_per_batch: int
     questions_per_video: int
+    conversation_share: float
     segments: tuple[int, int]
     opening_range: float
 
@@ -158,7 +162,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[a-z]+|\d|[^\w\s]"), "isolated")]
     )
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # words apart, punctuation close
+    # Words apart, punctuation close, and the digits of a number or a time together.
+    close_up = decoders.Replace(Regex(r"(?<=[\d:]) (?=[\d:])"), "")
+    tokenizer.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=True), decoders.Fuse(), close_up])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -208,6 +214,7 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
             "merge_order": "temporal",
             "merge_schedule": plan_gently(shape),
         },
+        timestamps=shape.timestamps,
         default_num_frames=None,
         default_fps=FPS,
     )
@@ -303,6 +310,8 @@ class Course:
             segments=(stage.segments[0], stage.segments[1]),
             opening_range=stage.opening_range,
             questions_per_video=stage.questions_per_video,
+            conversation_share=stage.conversation_share,
+            timestamps=self.recipe.model.timestamps,
             kinds=KIND_WEIGHTS,
             seed=self.recipe.seed + len(name),
         )

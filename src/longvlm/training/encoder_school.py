@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from longvlm.stages.vision import encode_pixels
+from longvlm.training.wear import draw_wear
 from longvlm.world.render import render_labelled
 from longvlm.world.scene import (
     COLOURS,
@@ -68,6 +69,7 @@ class CrowdedFrames(Dataset):
         scene = _crowd(_cached_scene(self.first_seed + index // _FRAMES_PER_SCENE), time_seconds, rng)
         aspect = random.Random(scene.seed).choice(ASPECTS)
         pixels, labels = render_labelled(scene, time_seconds, self.image_size, self.image_size, display_aspect=aspect)
+        pixels = draw_wear(rng).apply(pixels)
         shown = patch_labels(labels, self.patch_size, len(scene.events))
         colours = np.array([_COLOUR_NAMES.index(event.colour) for event in scene.events] + [NO_OBJECT])
         shapes = np.array([SHAPES.index(event.shape) for event in scene.events] + [NO_OBJECT])

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.watching import describe_states
-from longvlm.world.questions import Question, make_questions
+from longvlm.world.questions import Question, make_conversation, make_questions
 
 IGNORED = -100
 Example = dict[str, torch.Tensor]
@@ -24,8 +24,11 @@ def make_example(
     questions: Sequence[tuple[str, str]],
     visual_tokens: torch.Tensor,
     num_segments: int,
+    segment_spans: Sequence[tuple[float, float]] | None = None,
 ) -> Example:
     """One conversation of (question, answer) turns about one video, the video before the first question.
+
+    With `segment_spans`, seconds, every segment's time is written before its tokens.
 
     input_ids, labels (T,): only the answers and their end marks are learned; visual_tokens (G + S·M, D).
     """
@@ -34,7 +37,7 @@ def make_example(
         parts = [{"type": "text", "text": question}]
         messages.append({"role": "user", "content": [{"type": "video"}, *parts] if turn == 0 else parts})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    input_ids, labels = processor.training_example(messages, num_segments)
+    input_ids, labels = processor.training_example(messages, num_segments, segment_spans=segment_spans)
     return {"input_ids": input_ids, "labels": labels, "visual_tokens": visual_tokens}
 
 
@@ -62,7 +65,9 @@ class ComposedBatches(Dataset):
     The videos of one batch have the same number of segments, from `segments` (least, most), and as many of them are
     taken as fill about `tokens_per_batch`. With `opening_range` below 1, short videos come first, since order is
     learned sooner, and cheaper, on them: the share of the range of lengths, on a log scale, from which the first
-    videos are drawn; it grows to 1 over the first two thirds. `kinds` maps each kind of question to its weight.
+    videos are drawn; it grows to 1 over the first two thirds. `kinds` maps each kind of question to its weight;
+    `conversation_share` of the videos are also asked in two or three turns that refer back. `timestamps`: whether the
+    segments' times are written between their tokens.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class ComposedBatches(Dataset):
         segments: tuple[int, int],
         opening_range: float,
         questions_per_video: int,
+        conversation_share: float,
+        timestamps: bool,
         kinds: dict[str, float],
         seed: int,
     ) -> None:
@@ -85,6 +92,8 @@ class ComposedBatches(Dataset):
         self.segments = segments
         self.opening_range = opening_range
         self.questions_per_video = questions_per_video
+        self.conversation_share = conversation_share
+        self.timestamps = timestamps
         self.kinds = kinds
         self.seed = seed
 
@@ -107,8 +116,12 @@ class ComposedBatches(Dataset):
             if video.scene.events:
                 questions = make_questions(video.scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
         chosen = _draw_weighted(questions, self.questions_per_video, lambda q: self.kinds[q.kind], rng)
+        if rng.random() < self.conversation_share:
+            chosen += make_conversation(video.scene, seed=rng.randrange(10**9))
         turns = [(question.text, question.answer) for question in chosen]
-        example = make_example(self.processor, turns, video.visual_tokens, num_segments)
+        seconds = self.bank.segment_seconds
+        spans = [(i * seconds, (i + 1) * seconds) for i in range(num_segments)] if self.timestamps else None
+        example = make_example(self.processor, turns, video.visual_tokens, num_segments, spans)
         return {**example, "states": describe_states(video.scene, video.token_events)}
 
     def _draw_length(self, index: int, rng: random.Random) -> int:

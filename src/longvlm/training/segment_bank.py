@@ -26,6 +26,7 @@ from longvlm.stages.merging import merge_tokens
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.encoder_school import ASPECTS, patch_labels
+from longvlm.training.wear import Wear, draw_wear
 from longvlm.types import Compression, Frames
 from longvlm.world.render import NO_EVENT, render_labelled
 from longvlm.world.scene import Background, Event, Scene, make_scene, max_events
@@ -237,13 +238,14 @@ class DrawnBlocks(Dataset):
     def __getitem__(self, index: int) -> list[DrawnSegment]:
         plan, size = self.plans[index], self.frames_per_segment
         scene = plan.scene(size / self.fps)
-        aspect = random.Random(plan.seed).choice(ASPECTS)
-        return [self._draw(scene, aspect, first) for first in range(0, plan.num_segments * size, size)]
+        rng = random.Random(plan.seed)
+        aspect, wear = rng.choice(ASPECTS), draw_wear(rng)
+        return [self._draw(scene, aspect, wear, first) for first in range(0, plan.num_segments * size, size)]
 
-    def _draw(self, scene: Scene, aspect: float, first_frame: int) -> DrawnSegment:
+    def _draw(self, scene: Scene, aspect: float, wear: Wear, first_frame: int) -> DrawnSegment:
         side, size = self.image_size, self.frames_per_segment
         times = tuple((first_frame + i) / self.fps for i in range(size))
         drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in times]
-        pixels = torch.from_numpy(np.stack([picture for picture, _ in drawn])).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
         shown = [patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn]
         return DrawnSegment(Frames(pixels, times, size), torch.from_numpy(np.concatenate(shown)))

@@ -88,6 +88,10 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as markdown.")] = False,
+    reencoded: Annotated[
+        bool,
+        typer.Option("--reencoded", help="Pass the files on: VP9, MPEG-4 at half the size, other rate, logo."),
+    ] = False,
 ) -> None:
     """Render videos, encode them at 1 frame a second, ask, and score by kind of question.
 
@@ -96,7 +100,7 @@ def evaluate(
     from longvlm.world import evaluate as evaluation
 
     shortest, longest = _pair(duration, ":", "--duration", "MIN:MAX in seconds, such as 30:600")
-    plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest)
+    plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest, reencoded=reencoded)
 
     from longvlm.pipeline import LongVLM
 
@@ -110,6 +114,41 @@ def evaluate(
         from rich.console import Console
 
         Console().print(evaluation.as_table(scores, f"{loaded.name} on {len(plans)} videos"))
+
+
+@app.command()
+def lengths(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The heat map to write (.png, .svg, .pdf).")],
+    minutes: Annotated[str, typer.Option(help="Lengths of the videos.")] = "1,5,20,60",
+    videos: Annotated[int, typer.Option(help="How many videos of each length.")] = 10,
+    seed: Annotated[int, typer.Option(help="Chooses the videos; none of them occurs in training.")] = 0,
+    model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Also print the numbers as one JSON object.")] = False,
+) -> None:
+    """Accuracy against the length of the video, and the depth at which an object appears in it.
+
+    Example: python -m longvlm.world lengths --minutes 1,5,20,60 --videos 10 -o lengths.png
+    """
+    from longvlm.world import lengths as study
+
+    wanted = _numbers(minutes, "--minutes", "numbers such as 1,5,20,60")
+    if not output.absolute().parent.is_dir():
+        raise LongVLMError(f"Cannot write {output}: its folder does not exist; create it first.")
+
+    from longvlm.pipeline import LongVLM
+
+    loaded = LongVLM.from_pretrained(model)
+    scores = study.measure_lengths(loaded, wanted, videos=videos, seed=seed)
+    study.plot(scores, output)
+    if as_json:
+        print(json.dumps({"model": loaded.name, "seed": seed, "lengths": study.as_json(scores)}))
+
+
+def _numbers(text: str, option: str, form: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise LongVLMError(f"{option} is {text!r}; write it as {form}.") from error
 
 
 def _pair(text: str, separator: str, option: str, form: str) -> tuple[float, float]:

@@ -23,12 +23,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from longvlm.errors import LongVLMError
-from longvlm.world.questions import KINDS, Question, is_correct, make_questions
+from longvlm.world.questions import KINDS, Question, is_correct, make_conversation, make_questions
+from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
 from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
 from longvlm.world.video import write_video
+from longvlm.world.wordings import TIMED_KINDS
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
+    from longvlm.video_index import VideoIndex
 
 EVALUATION_SEEDS = 10**9  # scenes are evaluated with seeds from here on; training stays below
 SIZES = ((320, 240), (384, 216), (256, 256), (240, 320), (216, 384))
@@ -36,6 +39,8 @@ FRAMES_PER_SECOND = (10, 12, 15, 20, 24, 25)
 ENCODED_FPS = 1.0
 MAX_NEW_TOKENS = 128  # the longest right answer, a story of twelve events, has about a hundred
 RESAMPLES = 2000
+FOLLOW_UP = "follow-up"  # later turns of a conversation, whatever they ask for
+ALL_KINDS = (*KINDS, FOLLOW_UP)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class VideoPlan:
     width: int
     height: int
     fps: int
+    reencoding: Reencoding | None = None  # what is done to the file before a model sees it
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ class Record:
     question: Question
     reply: str
     reply_without_video: str
+
+    @property
+    def kind(self) -> str:
+        return FOLLOW_UP if self.question.turn else self.question.kind
 
     @property
     def correct(self) -> bool:
@@ -81,8 +91,13 @@ class Score:
     without_video: float
 
 
-def plan_videos(count: int, *, seed: int, min_seconds: float, max_seconds: float) -> list[VideoPlan]:
-    """The videos of an evaluation: log-uniform durations, mixed sizes, 10 to 25 frames per second."""
+def plan_videos(
+    count: int, *, seed: int, min_seconds: float, max_seconds: float, reencoded: bool = False
+) -> list[VideoPlan]:
+    """The videos of an evaluation: log-uniform durations, mixed sizes, 10 to 25 frames per second.
+
+    `reencoded`: the same videos, passed on in each of REENCODINGS by turns.
+    """
     if count < 1:
         raise LongVLMError(f"The number of videos is {count}; it must be at least 1.")
     if not MIN_DURATION_SECONDS <= min_seconds <= max_seconds < float("inf"):
@@ -95,7 +110,8 @@ def plan_videos(count: int, *, seed: int, min_seconds: float, max_seconds: float
     for i in range(count):
         duration = round(min_seconds * (max_seconds / min_seconds) ** rng.random(), 2)
         (width, height), fps = rng.choice(SIZES), rng.choice(FRAMES_PER_SECOND)
-        plans.append(VideoPlan(EVALUATION_SEEDS + 10_000 * seed + i, duration, width, height, fps))
+        how = REENCODINGS[i % len(REENCODINGS)] if reencoded else None
+        plans.append(VideoPlan(EVALUATION_SEEDS + 10_000 * seed + i, duration, width, height, fps, how))
     return plans
 
 
@@ -109,8 +125,11 @@ def evaluate(
 ) -> list[Record]:
     """Render every planned video, read it back through the model at 1 frame a second, and ask.
 
-    Videos live in a temporary folder only as long as they are needed. `seed` chooses the questions.
+    Videos live in a temporary folder only as long as they are needed. `seed` chooses the questions. `kinds` are some
+    of ALL_KINDS, those that the model can tell unless given.
     """
+    chosen = tuple(kinds) if kinds is not None else kinds_for(model)
+    single_turn = [kind for kind in chosen if kind != FOLLOW_UP]
     records: list[Record] = []
     blind: dict[str, str] = {}  # the reply without the video depends on the question's text alone
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -118,12 +137,13 @@ def evaluate(
         task = progress.add_task("Videos", total=len(plans))
         for number, path in enumerate(_rendered(plans)):
             plan = plans[number]
-            questions = make_questions(
-                make_scene(plan.seed, plan.duration_seconds), seed=seed, kinds=kinds, per_kind=per_kind
-            )
+            scene = make_scene(plan.seed, plan.duration_seconds)
+            questions = make_questions(scene, seed=seed, kinds=single_turn, per_kind=per_kind)
+            conversation = make_conversation(scene, seed=seed) if FOLLOW_UP in chosen else []
             texts = [question.text for question in questions]
-            if texts:
+            if texts or conversation:
                 index = model.encode(path, fps=ENCODED_FPS)
+            if texts:
                 answers = model.ask([index] * len(texts), texts, max_new_tokens=MAX_NEW_TOKENS)
                 new = sorted(set(texts) - set(blind))
                 guesses = model.ask([None] * len(new), new, max_new_tokens=MAX_NEW_TOKENS)
@@ -132,8 +152,26 @@ def evaluate(
                     Record(number, plan.duration_seconds, question, answer.text, blind[question.text])
                     for question, answer in zip(questions, answers, strict=True)
                 ]
+            if conversation:
+                replies, guesses_in_turn = _converse(model, index, conversation), _converse(model, None, conversation)
+                records += [
+                    Record(number, plan.duration_seconds, question, reply, guess)
+                    for question, reply, guess in zip(conversation, replies, guesses_in_turn, strict=True)
+                    if question.turn
+                ]
             progress.advance(task)
     return records
+
+
+def kinds_for(model: LongVLM) -> tuple[str, ...]:
+    """All kinds of question, but those about times only for a model that is given times."""
+    return tuple(kind for kind in ALL_KINDS if model.config.timestamps or kind not in TIMED_KINDS)
+
+
+def _converse(model: LongVLM, index: VideoIndex | None, conversation: Sequence[Question]) -> list[str]:
+    """The model's replies, turn by turn; each turn sees the model's own earlier replies."""
+    chat = model.chat(index)
+    return [chat.ask(question.text, max_new_tokens=MAX_NEW_TOKENS).text for question in conversation]
 
 
 def _rendered(plans: Sequence[VideoPlan]) -> Iterator[Path]:
@@ -161,12 +199,17 @@ def render_plan(plan: VideoPlan, path: Path) -> Path:
     """Write one planned video; a function of its own, so that another process can run it."""
     scene = make_scene(plan.seed, plan.duration_seconds)
     write_video(scene, path, width=plan.width, height=plan.height, fps=plan.fps, threads=1, show_progress=False)
+    if plan.reencoding is not None:
+        passed_on = path.with_suffix(".mkv")
+        reencode(path, passed_on, plan.reencoding)
+        path.unlink()
+        return passed_on
     return path
 
 
 def score(records: Sequence[Record]) -> list[Score]:
-    """One score per kind that was asked, in the order of KINDS, then one over all questions."""
-    scores = [_score(kind, [r for r in records if r.question.kind == kind]) for kind in KINDS]
+    """One score per kind that was asked, in the order of ALL_KINDS, then one over all questions."""
+    scores = [_score(kind, [r for r in records if r.kind == kind]) for kind in ALL_KINDS]
     return [*(one for one in scores if one.n), _score("all", records)]
 
 

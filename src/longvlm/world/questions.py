@@ -14,7 +14,17 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from longvlm.errors import LongVLMError
-from longvlm.world.scene import COLOURS, DIRECTIONS, SHAPES, Event, Scene, actions_of, max_events
+from longvlm.world.scene import (
+    COLOURS,
+    DIRECTIONS,
+    MAX_EVENT_SECONDS,
+    MIN_EVENT_SECONDS,
+    SHAPES,
+    Event,
+    Scene,
+    actions_of,
+    max_events,
+)
 from longvlm.world.wordings import (
     ACTION_ANSWERS,
     FOLLOW_UPS,
@@ -36,6 +46,8 @@ __all__ = ["KINDS", "Question", "is_correct", "make_conversation", "make_questio
 TELL_APART_SECONDS = 2.0  # starts closer than this have no order
 EDGE_SECONDS = 1.5  # a moment this close to a start or an end is not asked about
 NOTHING_SHARE = 0.2  # of the questions about one moment
+START_TOLERANCE_SECONDS = 5.0  # half a segment at 1 frame a second
+DURATION_TOLERANCE = 0.35  # of the true one
 OBJECT_CHANCE = 1 / (len(COLOURS) * len(SHAPES))
 
 
@@ -171,6 +183,22 @@ def _about_when(scene: Scene, rng: random.Random, event: Event, follow_up: bool 
     return [Question("when", text, TIMES_OF_VIDEO[part], 1 / 3, span, event.object)]
 
 
+def _about_start(scene: Scene, rng: random.Random, event: Event) -> list[Question]:
+    text = fill(_wording("start", rng), x=event.object)
+    span = (event.start_seconds, event.end_seconds)
+    chance = min(1.0, 2 * START_TOLERANCE_SECONDS / scene.duration_seconds)
+    return [Question("start", text, clock(int(event.start_seconds)), chance, span, event.object)]
+
+
+def _about_duration(scene: Scene, rng: random.Random, event: Event) -> list[Question]:
+    """How long it lasts. The best blind guess lies in the middle, on a log scale, of what events may last."""
+    text = fill(_wording("duration", rng), x=event.object)
+    span = (event.start_seconds, event.end_seconds)
+    longest = math.log(MAX_EVENT_SECONDS / MIN_EVENT_SECONDS)
+    chance = min(1.0, 2 * math.log(1 + DURATION_TOLERANCE) / longest)
+    return [Question("duration", text, f"{round(event.duration_seconds)} seconds", chance, span, event.object)]
+
+
 def _about_each(
     about: Callable[..., list[Question]],
 ) -> Callable[[Scene, random.Random, int], list[Question]]:
@@ -276,8 +304,13 @@ _MAKERS: dict[str, Callable[[Scene, random.Random, int], list[Question]]] = {
     "order": _ask_order,
     "when": _about_each(_about_when),
     "at": _ask_at,
+    "start": _about_each(_about_start),
+    "duration": _about_each(_about_duration),
     "describe": _ask_describe,
 }
+
+# A time on a clock ("1:23", "1:02:03"), and a number of seconds.
+_QUANTITIES = {"start": re.compile(r"\d+(?::\d\d)+"), "duration": re.compile(r"\d+")}
 
 # What other words of a reply come down to, beside the plain verbs of the actions.
 _VERBS = {
@@ -298,9 +331,12 @@ _VERBS = {
 def is_correct(question: Question, reply: str) -> bool:
     """Whether a reply says what the answer says, whatever its case, articles, punctuation and digits.
 
-    A reply that names several candidates where one is wanted is wrong. Of `describe`, the objects and their
+    A reply that names several candidates where one is wanted is wrong. Times and durations need not be exact, see
+    START_TOLERANCE_SECONDS and DURATION_TOLERANCE. Of `describe`, the objects and their
     order count; what they do does not.
     """
+    if question.kind in _QUANTITIES:
+        return _is_near_enough(question, reply)
     said = _meaning(question, reply)
     return bool(said) and said == _meaning(question, question.answer)
 
@@ -323,6 +359,21 @@ def _meaning(question: Question, text: str) -> tuple[str, ...]:
     objects = [f"{a} {b}" for a, b in pairwise(words) if a in COLOURS and b in SHAPES]
     nothing = [NOTHING] if NOTHING in words else []
     return tuple([thing for thing in objects if thing != repeated] + nothing)
+
+
+def _is_near_enough(question: Question, reply: str) -> bool:
+    """Whether a reply states one quantity, and one that is close enough to the true one."""
+    pattern = _QUANTITIES[question.kind]
+    (true_value,), said = ([_in_seconds(match) for match in pattern.findall(text)] for text in (question.answer, reply))
+    tolerance = START_TOLERANCE_SECONDS if question.kind == "start" else DURATION_TOLERANCE * true_value
+    return len(said) == 1 and abs(said[0] - true_value) <= tolerance
+
+
+def _in_seconds(written: str) -> int:
+    seconds = 0
+    for part in written.split(":"):
+        seconds = 60 * seconds + int(part)
+    return seconds
 
 
 def _distinct(words: Iterable[str], wanted: Collection[str]) -> tuple[str, ...]:

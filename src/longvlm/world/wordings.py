@@ -104,6 +104,20 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "What does the video show at {time}?",
         "What is on the screen at {time}?",
     ),
+    "start": (
+        "At what time does the {x} appear?",
+        "At what time is the {x} first seen?",
+        "What is the time when the {x} appears?",
+        "From what time on can the {x} be seen?",
+        "At which time does the {x} come?",
+    ),
+    "duration": (
+        "How long is the {x} on the screen?",
+        "For how long can the {x} be seen?",
+        "For how many seconds is the {x} there?",
+        "How many seconds does the video show the {x}?",
+        "How long does the {x} last?",
+    ),
     "describe": (
         "Describe the video.",
         "What happens in the video?",
@@ -113,6 +127,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 KINDS = tuple(QUESTIONS)
+TIMED_KINDS = ("at", "start", "duration")  # only who reads times between the visual tokens can tell
 
 # Later turns of a conversation; "that" and "it" stand for the object of the answer before.
 FOLLOW_UPS: dict[str, tuple[str, ...]] = {
@@ -175,6 +190,7 @@ def vocabulary() -> list[str]:
         *TIMES_OF_VIDEO,
         NOTHING,
         "yes no an a then and the , : . ?",
+        "seconds",
         "0123456789",
     ]
     return sorted(set(split_words(" ".join([*fixed, *COLOURS, *SHAPES, *answers]))))

@@ -1,0 +1,112 @@
+"""Accuracy against the length of a video and the depth at which the event asked about lies in it.
+
+The visual needle in a haystack: an object is on screen for 4 to 24 seconds somewhere in up to an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longvlm.errors import LongVLMError
+from longvlm.world.evaluate import Record, clustered_interval, evaluate, plan_videos
+
+if TYPE_CHECKING:
+    from longvlm.pipeline import LongVLM
+
+FRAMES_PER_SECOND = 2  # drawn; one of them a second is looked at, and an hour is long to draw
+QUESTIONS_PER_KIND = 3
+DEPTHS = 5
+# Questions that name one object, which may lie at any depth.
+NEEDLE_KINDS = ("exists", "after", "before", "direction", "action")
+
+
+@dataclass(frozen=True)
+class LengthScore:
+    """Accuracy at one length: over all questions with its 95 % interval, and by depth; shares of 1.
+
+    `by_depth` holds (accuracy, n) of NEEDLE_KINDS from the start of the video to its end; accuracy is NaN at n = 0.
+    """
+
+    minutes: float
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    by_depth: tuple[tuple[float, int], ...]
+
+
+def measure_lengths(model: LongVLM, minutes: Sequence[float], *, videos: int, seed: int) -> list[LengthScore]:
+    """Write `videos` videos of every length, ask about them, and score."""
+    scores = []
+    for length in minutes:
+        plans = plan_videos(videos, seed=seed, min_seconds=60 * length, max_seconds=60 * length)
+        plans = [replace(plan, fps=FRAMES_PER_SECOND) for plan in plans]
+        records = evaluate(model, plans, seed=seed, per_kind=QUESTIONS_PER_KIND)
+        scores.append(score_length(length, records))
+    return scores
+
+
+def score_length(minutes: float, records: Sequence[Record]) -> LengthScore:
+    """Raises LongVLMError where there is nothing to score."""
+    if not records:
+        raise LongVLMError(f"No question could be asked about videos of {minutes:g} minutes; take more videos.")
+    right = np.array([record.correct for record in records], dtype=float)
+    low, high = clustered_interval(right, np.array([record.video for record in records]))
+    by_depth = []
+    for depth in range(DEPTHS):
+        here = [record.correct for record in records if _depth_of(record) == depth]
+        by_depth.append((float(np.mean(here)) if here else float("nan"), len(here)))
+    return LengthScore(minutes, len(records), float(right.mean()), low, high, tuple(by_depth))
+
+
+def _depth_of(record: Record) -> int | None:
+    span = record.question.span_seconds
+    if span is None or record.kind not in NEEDLE_KINDS:
+        return None
+    return min(DEPTHS - 1, int(DEPTHS * sum(span) / 2 / record.duration_seconds))
+
+
+def as_json(scores: Sequence[LengthScore]) -> list[dict[str, Any]]:
+    return [
+        {
+            "minutes": one.minutes,
+            "n": one.n,
+            "accuracy": round(one.accuracy, 4),
+            "interval_95": [round(one.low, 4), round(one.high, 4)],
+            "by_depth": [{"accuracy": round(share, 4) if n else None, "n": n} for share, n in one.by_depth],
+        }
+        for one in scores
+    ]
+
+
+def plot(scores: Sequence[LengthScore], path: Path) -> None:
+    """The heat map, one column a length and one row a depth, over a line of the accuracy on all questions."""
+    from matplotlib.figure import Figure
+
+    labels = [f"{one.minutes:g} min" for one in scores]
+    figure = Figure(figsize=(1.6 + 1.3 * len(scores), 6.4), layout="constrained")
+    line, heat = figure.subplots(2, 1, height_ratios=[1, 1.5])
+    places = np.arange(len(scores))
+    shares = 100 * np.array([one.accuracy for one in scores])
+    spread = 100 * np.array([[one.accuracy - one.low for one in scores], [one.high - one.accuracy for one in scores]])
+    line.errorbar(places, shares, yerr=spread, marker="o", capsize=4, color="tab:blue")
+    line.set(xticks=places, xticklabels=labels, xlim=(-0.5, len(scores) - 0.5), ylim=(0, 100))
+    line.set(ylabel="right answers, %", title="All questions, with 95 % intervals")
+    line.grid(axis="y", alpha=0.3)
+    table = 100 * np.array([[share for share, _ in one.by_depth] for one in scores]).T
+    image = heat.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    for column, one in enumerate(scores):
+        for row, (share, n) in enumerate(one.by_depth):
+            text = f"{share:.0%}\nn={n}" if n else "–"
+            shade = "black" if n and share > 0.6 else "white"
+            heat.text(column, row, text, ha="center", va="center", color=shade if n else "grey", fontsize=9)
+    rows = [f"{100 * depth // DEPTHS}–{100 * (depth + 1) // DEPTHS} %" for depth in range(DEPTHS)]
+    heat.set(xticks=places, xticklabels=labels, yticks=range(DEPTHS), yticklabels=rows)
+    heat.set(xlabel="length of the video", ylabel="where the object is on screen", title="Questions about one object")
+    figure.colorbar(image, ax=heat, label="right answers, %")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,92 @@
+"""The same video as others would pass it on: another codec, half the size, another frame rate, a logo burnt in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from PIL import Image, ImageDraw
+
+from longvlm.errors import LongVLMError
+
+_LOGO_TEXT = "WORLD TV"
+_LOGO_HEIGHT = 0.06  # of the picture's height
+_LOGO_OPACITY = 0.8
+
+
+@dataclass(frozen=True)
+class Reencoding:
+    """What becomes of a video on its way: `scale` of its sides, `rate` of its frames a second."""
+
+    name: str
+    codec: str = "libx264"
+    scale: float = 1.0
+    rate: float = 1.0
+    logo: bool = False
+
+
+REENCODINGS = (
+    Reencoding("VP9", codec="libvpx-vp9"),
+    Reencoding("MPEG-4, half the size", codec="mpeg4", scale=0.5),
+    Reencoding("0.6 of the frame rate", rate=0.6),
+    Reencoding("a logo burnt in", logo=True),
+)
+
+
+def reencode(source: Path, target: Path, how: Reencoding) -> None:
+    """Write `source` to `target` as `how` says. Raises LongVLMError where that can't be done."""
+    try:
+        with av.open(str(source)) as reader, av.open(str(target), mode="w") as writer:
+            old = reader.streams.video[0]
+            old_rate = old.average_rate
+            if old_rate is None:
+                raise LongVLMError(f"{source} states no frame rate, so it can't be written again at another.")
+            rate = Fraction(float(old_rate) * how.rate).limit_denominator(1001)
+            new = writer.add_stream(how.codec, rate=rate)
+            assert isinstance(new, av.VideoStream)
+            new.width, new.height = (max(2, 2 * round(side * how.scale / 2)) for side in (old.width, old.height))
+            new.pix_fmt = "yuv420p"
+            if how.codec == "libvpx-vp9":
+                new.options = {"deadline": "realtime", "cpu-used": "8", "crf": "36", "b": "0"}
+            elif how.codec == "mpeg4":
+                new.options = {"qscale": "6"}
+                new.codec_context.flags |= av.codec.context.Flags.qscale
+            logo = _draw_logo(new.width, new.height) if how.logo else None
+            for index, frame in enumerate(_at_rate(reader.decode(old), rate)):
+                pixels = frame.to_ndarray(width=new.width, height=new.height, format="rgb24", interpolation="BICUBIC")
+                picture = av.VideoFrame.from_ndarray(pixels if logo is None else _burn_in(pixels, logo), "rgb24")
+                picture.pts, picture.time_base = index, 1 / rate
+                writer.mux(new.encode(picture))
+            writer.mux(new.encode(None))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise LongVLMError(f"Cannot write {target} with codec {how.codec}: {error}.") from error
+
+
+def _at_rate(frames: Iterator[av.VideoFrame], rate: Fraction) -> Iterator[av.VideoFrame]:
+    """At every tick of the new rate, the frame that is on screen then."""
+    wanted, shown = 0, None
+    for frame in frames:
+        while shown is not None and float(wanted / rate) < frame.time - 1e-9:
+            yield shown
+            wanted += 1
+        shown = frame
+    if shown is not None:
+        yield shown
+
+
+def _draw_logo(width: int, height: int) -> np.ndarray:
+    """A text in the upper right corner, (H, W) from 0 to 1."""
+    canvas = Image.new("L", (width, height))
+    size = max(7, round(_LOGO_HEIGHT * height))
+    ImageDraw.Draw(canvas).text((width - size // 2, size // 2), _LOGO_TEXT, fill=255, anchor="ra", font_size=size)
+    return np.asarray(canvas, dtype=np.float32) / 255
+
+
+def _burn_in(pixels: np.ndarray, logo: np.ndarray) -> np.ndarray:
+    cover = _LOGO_OPACITY * logo[..., None]
+    return (pixels + cover * (255 - pixels)).astype(np.uint8)
