@@ -218,11 +218,12 @@ class LongVLMProcessor(ProcessorMixin):
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The template's text, with `video_token` once where a video stands."""
         conversation, reserved = [], self._reserved_words()
+        end_mark = self._missing_end_mark() if any(m["role"] == "assistant" for m in messages) else ""
         for message in messages:
             parts = _parts(message)
             _refuse_words(parts, reserved)
             if message["role"] == "assistant":
-                parts = [*parts[:-1], {"type": "text", "text": parts[-1]["text"] + self._missing_end_mark()}]
+                parts = [*parts[:-1], {"type": "text", "text": parts[-1]["text"] + end_mark}]
             conversation.append({"role": message["role"], "content": self._content(parts)})
         return self._apply(conversation, add_generation_prompt)
 
