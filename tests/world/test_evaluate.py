@@ -149,9 +149,9 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path) -> None:
     assert {record.video for record in records} == {0, 1}
     blind = model.ask(None, expected[0].text, max_new_tokens=8)
     assert split_words(records[0].reply_without_video) == split_words(blind.text)
-    summary = as_json(score(records), plans, model=model.name, seed=1)
+    summary = as_json(score(records), plans, model=model.name, seed=1, duration_seconds=(10, 12))
     assert summary["scores"]["all"]["n"] == len(records)
-    assert summary["videos"] == 2
+    assert (summary["videos"], summary["duration_seconds"]) == (2, [10, 12])
 
 
 def test_render_command_writes_the_video_and_its_truth(tmp_path: Path) -> None:

@@ -269,12 +269,20 @@ def as_markdown(scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
-def as_json(scores: Sequence[Score], plans: Sequence[VideoPlan], *, model: str, seed: int) -> dict[str, Any]:
-    """The same as the table, for machines: shares of 1."""
+def as_json(
+    scores: Sequence[Score],
+    plans: Sequence[VideoPlan],
+    *,
+    model: str,
+    seed: int,
+    duration_seconds: tuple[float, float],
+) -> dict[str, Any]:
+    """The same as the table, for machines: shares of 1. `duration_seconds`: the least and the most that were drawn."""
     return {
         "model": model,
         "videos": len(plans),
         "seed": seed,
+        "duration_seconds": list(duration_seconds),
         "seconds_of_video": round(sum(plan.duration_seconds for plan in plans), 1),
         "encoded_fps": ENCODED_FPS,
         "scores": {
