@@ -11,10 +11,10 @@ from longvlm import LongVLM
 from longvlm.errors import LongVLMError
 from longvlm.training import default_model
 from longvlm.training.default_model import Course, build_tokenizer, load_recipe
-from longvlm.training.examples import IGNORED, ComposedBatches
+from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.world.questions import make_questions
-from longvlm.world.scene import make_scene
+from longvlm.world.scene import COLOURS, SHAPES, make_scene
 from longvlm.world.video import write_video
 
 RECIPE = Path(default_model.__file__).parent / "recipes" / "default_model.yaml"
@@ -25,15 +25,12 @@ def tiny_recipe(folder: Path) -> Path:
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe["threads"] = 1
     recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=1, text_heads=2)
-    recipe["model"].update(global_layers=2)
+    recipe["model"].update(global_layers=2, state_layer=1, recall_layer=1)
     recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2]}
-    recipe["model"].update(watching_layer=1)
-    recipe["encoder"]["batch_size"] = 2
-    for stage in ("encoder", "blocks", "videos"):
-        recipe[stage].update(steps=2, warmup_steps=1)
-    for stage in ("blocks", "videos"):
-        recipe[stage].update(tokens_per_batch=300)
-    recipe["videos"]["segments"] = [2, 3]
+    recipe["encoder"].update(steps=2, warmup_steps=1, batch_size=2)
+    for stage in recipe["lessons"]:
+        stage.update(steps=2, warmup_steps=1)
+        stage["lesson"].update(tokens_per_batch=300, segments=[2, 3])
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -49,7 +46,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 
 def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     log = json.loads(course.log_path.read_text())
-    assert list(log) == ["encoder", "bank", "blocks", "videos"]
+    assert list(log) == ["encoder", "bank", "watching", "names", "videos"]
     assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", "wall_seconds", "cpu_seconds"}
     again = Course(course.recipe, course.folder)
     again.run()
@@ -72,12 +69,33 @@ def test_the_exported_model_encodes_and_answers(course: Course, tmp_path: Path) 
     assert model.ask(index, "What appears first?", max_new_tokens=3).new_tokens >= 1
 
 
-def compose_batches(course: Course, **settings: Any) -> ComposedBatches:
+def compose_batches(course: Course, num_batches: int = 8, **settings: Any) -> ComposedBatches:
     bank = SegmentBank.load(course.folder / "bank.safetensors")
-    settings = {"num_batches": 8, "segments": (2, 4), "opening_range": 0.5, "questions_per_video": 3, **settings}
-    settings = {"conversation_share": 0.0, "timestamps": False, **settings}
-    settings = {"tokens_per_batch": 400, "kinds": {"exists": 1.0, "first": 1.0}, "seed": 3, **settings}
-    return ComposedBatches(bank, course.processor, **settings)
+    settings = {"text": "questions", "segments": (2, 4), "opening_range": 0.5, "questions_per_video": 3, **settings}
+    lesson = Lesson(**{"tokens_per_batch": 400, **settings})
+    kinds = {"exists": 1.0, "first": 1.0}
+    return ComposedBatches(
+        bank, course.processor, lesson, num_batches=num_batches, kinds=kinds, timestamps=False, seed=3
+    )
+
+
+@pytest.mark.parametrize("text", ["nothing", "names"])
+def test_lessons_without_questions_have_no_answers_to_learn(course: Course, text: str) -> None:
+    batch = compose_batches(course, text=text)[0]
+    assert "labels" not in batch
+    assert len(batch["states"]) == len(batch["visual_tokens"])
+    assert ("recalls" in batch) == ("is_name" in batch) == (text == "names")
+    words = course.tokenizer.convert_ids_to_tokens(batch["input_ids"][0][-8:].tolist())
+    if text == "names":
+        assert int(batch["is_name"].sum()) == len(batch["recalls"]) > 0
+        assert set(words) & set(SHAPES) and set(words) & set(COLOURS)
+    else:
+        assert words[-1] == "<vid_end>"
+
+
+def test_what_follows_a_video_must_be_known() -> None:
+    with pytest.raises(LongVLMError, match="'songs'"):
+        Lesson("songs", 100, (1, 2), 1.0)
 
 
 def test_batches_are_the_same_each_time_and_learn_only_answers(course: Course) -> None:
@@ -107,6 +125,8 @@ def test_batches_are_filled_to_the_budget(course: Course) -> None:
 
 def test_the_tokenizer_knows_and_returns_every_question_and_answer() -> None:
     tokenizer = build_tokenizer()
+    for written in ("12 seconds", "1:23", "1:02:03", "a red circle, then a blue star"):
+        assert tokenizer.decode(tokenizer(written, add_special_tokens=False)["input_ids"]) == written
     for seed in range(30):
         for question in make_questions(make_scene(seed, 90.0), seed=seed):
             for text in (question.text, question.answer):
@@ -128,7 +148,7 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
 
 
 def test_short_videos_come_first(course: Course) -> None:
-    settings = {"num_batches": 3000, "segments": (2, 40)}
+    settings: dict[str, Any] = {"num_batches": 3000, "segments": (2, 40)}
     growing = compose_batches(course, opening_range=0.35, **settings)
     steady = compose_batches(course, opening_range=1.0, **settings)
 

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure, see_frequencies
-from longvlm.training.examples import ComposedBatches
+from longvlm.training.examples import ComposedBatches, Lesson
 from longvlm.training.run import StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank, plan_blocks
 from longvlm.training.watching import WatchingSchool
-from longvlm.world.wordings import vocabulary
+from longvlm.world.wordings import TIMED_KINDS, vocabulary
 
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
 FPS = 1.0
@@ -78,12 +79,15 @@ class ModelShape:
     text_width: int
     text_layers: int
     text_heads: int
+    rope_theta: float  # high: names are looked up by content at any distance, in the pairs that hardly turn
     frames_per_segment: int
     tokens_per_segment: int
     merged_share: float  # of the tokens left, that one level of merging removes
     global_layers: int
     timestamps: bool  # between the segments' tokens
-    watching_layer: int  # of the language model; here it tells, in training, what it has seen so far
+    # Of the language model; here it tells, in training, what it has seen so far, and what it knows of a named object.
+    state_layer: int
+    recall_layer: int
 
 
 @dataclass(frozen=True)
@@ -100,14 +104,11 @@ class FrameStage(StageSettings):
 
 
 @dataclass(frozen=True)
-class VideoStage(StageSettings):
-    """A stage on conversations about videos of `segments` (least, most) segments, short ones first or not."""
+class LessonStage(StageSettings):
+    """A stage of projector and language model on videos composed from the bank."""
 
-    tokens_per_batch: int
-    questions_per_video: int
-    conversation_share: float
-    segments: tuple[int, int]
-    opening_range: float
+    name: str
+    lesson: Lesson
 
 
 @dataclass(frozen=True)
@@ -117,27 +118,27 @@ class Recipe:
     model: ModelShape
     encoder: FrameStage
     bank: BankSettings
-    blocks: VideoStage
-    videos: VideoStage
+    lessons: tuple[LessonStage, ...]
 
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises LongVLMError for a missing or unknown key, naming it."""
     content = yaml.safe_load(path.read_text())
-    rooms = {
-        "model": ModelShape,
-        "encoder": FrameStage,
-        "bank": BankSettings,
-        "blocks": VideoStage,
-        "videos": VideoStage,
-    }
-    parts = {name: _build(kind, content.get(name, {}), f"{path.name}: {name}") for name, kind in rooms.items()}
-    return _build(Recipe, {**content, **parts}, path.name)
+    for key, kind in (("model", ModelShape), ("encoder", FrameStage), ("bank", BankSettings)):
+        content[key] = _build(kind, content.get(key, {}), f"{path.name}: {key}")
+    lessons = []
+    for stage in content.get("lessons", []):
+        where = f"{path.name}: {stage.get('name', 'a lesson')}"
+        lesson = _build(Lesson, stage.get("lesson", {}), where)
+        lessons.append(_build(LessonStage, {**stage, "lesson": lesson}, where))
+    return _build(Recipe, {**content, "lessons": tuple(lessons)}, path.name)
 
 
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
-    known = {field.name for field in dataclasses.fields(kind)}
-    for wrong, what in ((sorted(set(values) - known), "unknown"), (sorted(known - set(values)), "missing")):
+    fields = dataclasses.fields(kind)
+    known = {field.name for field in fields}
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    for wrong, what in ((sorted(set(values) - known), "unknown"), (sorted(needed - set(values)), "missing")):
         if wrong:
             raise LongVLMError(f"{where} has the {what} key {wrong[0]!r}; its keys are {', '.join(sorted(known))}.")
     return kind(**values)
@@ -196,6 +197,7 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
         num_hidden_layers=shape.text_layers,
         num_attention_heads=shape.text_heads,
         max_position_embeddings=CONTEXT_TOKENS,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -241,7 +243,9 @@ class Course:
         torch.set_num_threads(recipe.threads)
         self.tokenizer = build_tokenizer()
         self.model = build_model(recipe.model, self.tokenizer)
-        self.school = WatchingSchool(self.model, layer=recipe.model.watching_layer)
+        self.school = WatchingSchool(
+            self.model, state_layer=recipe.model.state_layer, recall_layer=recipe.model.recall_layer
+        )
         self.processor = LongVLMProcessor(
             self.tokenizer,
             image_mean=IMAGE_MEAN,
@@ -255,8 +259,8 @@ class Course:
     def run(self) -> None:
         self._stage("encoder", self.train_encoder)
         self._stage("bank", self.make_bank)
-        self._stage("blocks", lambda: self.train_language("blocks", self.recipe.blocks))
-        self._stage("videos", lambda: self.train_language("videos", self.recipe.videos))
+        for stage in self.recipe.lessons:
+            self._stage(stage.name, partial(self.train_language, stage))
 
     def _stage(self, name: str, work: Callable[[], dict[str, float] | None]) -> None:
         """Run a stage unless it was finished before; then take up its weights."""
@@ -298,24 +302,20 @@ class Course:
         )
         SegmentBank.encode(plans, encoder, compression, fps=FPS).save(self.folder / "bank.safetensors")
 
-    def train_language(self, name: str, stage: VideoStage) -> None:
+    def train_language(self, stage: LessonStage) -> None:
         """Train projector and language model; the encoder, whose features the bank holds, stays as it is."""
-        bank = SegmentBank.load(self.folder / "bank.safetensors")
         self.model.model.vision_tower.requires_grad_(False)
+        timestamps = self.recipe.model.timestamps
         batches = ComposedBatches(
-            bank,
+            SegmentBank.load(self.folder / "bank.safetensors"),
             self.processor,
+            stage.lesson,
             num_batches=stage.steps,
-            tokens_per_batch=stage.tokens_per_batch,
-            segments=(stage.segments[0], stage.segments[1]),
-            opening_range=stage.opening_range,
-            questions_per_video=stage.questions_per_video,
-            conversation_share=stage.conversation_share,
-            timestamps=self.recipe.model.timestamps,
-            kinds=KIND_WEIGHTS,
-            seed=self.recipe.seed + len(name),
+            kinds={kind: w for kind, w in KIND_WEIGHTS.items() if timestamps or kind not in TIMED_KINDS},
+            timestamps=timestamps,
+            seed=self.recipe.seed + len(stage.name),
         )
-        run_stage(self.school, batches, _take_only, stage, self.folder / name, seed=self.recipe.seed)
+        run_stage(self.school, batches, _take_only, stage, self.folder / stage.name, seed=self.recipe.seed)
 
     def export(self, output: Path) -> None:
         """Write model and processor, the weights in bfloat16."""

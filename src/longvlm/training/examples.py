@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from longvlm.errors import LongVLMError
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.segment_bank import SegmentBank
-from longvlm.training.watching import describe_states
+from longvlm.training.watching import NameFinder, describe_recalls, describe_states, list_names
 from longvlm.world.questions import Question, make_conversation, make_questions
+from longvlm.world.scene import Scene
 
 IGNORED = -100
 Example = dict[str, torch.Tensor]
@@ -28,6 +31,8 @@ def make_example(
 ) -> Example:
     """One conversation of (question, answer) turns about one video, the video before the first question.
 
+    A turn with an empty answer ends the conversation: nothing is learned from it.
+
     With `segment_spans`, seconds, every segment's time is written before its tokens.
 
     input_ids, labels (T,): only the answers and their end marks are learned; visual_tokens (G + S·M, D).
@@ -36,7 +41,8 @@ def make_example(
     for turn, (question, answer) in enumerate(questions):
         parts = [{"type": "text", "text": question}]
         messages.append({"role": "user", "content": [{"type": "video"}, *parts] if turn == 0 else parts})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        if answer:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     input_ids, labels = processor.training_example(messages, num_segments, segment_spans=segment_spans)
     return {"input_ids": input_ids, "labels": labels, "visual_tokens": visual_tokens}
 
@@ -44,7 +50,7 @@ def make_example(
 def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Pad to the longest on the right; padding is neither seen nor learned.
 
-    Visual tokens, and the states known at them if the examples have any, follow one another flat.
+    Visual tokens, and what is known at them and at names if the examples tell, follow one another flat.
     """
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     input_ids = pad_sequence([example["input_ids"] for example in examples], batch_first=True)
@@ -53,49 +59,68 @@ def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         "labels": pad_sequence([e["labels"] for e in examples], batch_first=True, padding_value=IGNORED),
         "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
     }
-    for name in ("visual_tokens", "states"):
+    if "is_name" in examples[0]:
+        batch["is_name"] = pad_sequence([example["is_name"] for example in examples], batch_first=True)
+    for name in ("visual_tokens", "states", "recalls"):
         if name in examples[0]:
             batch[name] = torch.cat([example[name] for example in examples])
     return batch
 
 
-class ComposedBatches(Dataset):
-    """Batches of conversations about videos joined from a bank; item i is always the same batch.
+@dataclass(frozen=True)
+class Lesson:
+    """What batches of composed videos are made of.
 
-    The videos of one batch have the same number of segments, from `segments` (least, most), and as many of them are
-    taken as fill about `tokens_per_batch`. With `opening_range` below 1, short videos come first, since order is
-    learned sooner, and cheaper, on them: the share of the range of lengths, on a log scale, from which the first
-    videos are drawn; it grows to 1 over the first two thirds. `kinds` maps each kind of question to its weight;
-    `conversation_share` of the videos are also asked in two or three turns that refer back. `timestamps`: whether the
-    segments' times are written between their tokens.
+    Args:
+        text: what follows a video: "nothing", "names" of objects that are and that are not there, or "questions".
+        tokens_per_batch: about; the videos of one batch have the same number of segments.
+        segments: least and most of a video, drawn log-uniformly.
+        opening_range: below 1, short videos come first, since order is learned sooner, and cheaper, on them: the share
+            of the range of lengths from which the first videos are drawn; it grows to 1 over the first two thirds.
+        questions_per_video: at most.
+        conversation_share: of the videos with questions, that are also asked in two or three turns that refer back.
+        names_share: of the videos with questions, that are followed by names instead.
+    """
+
+    text: str
+    tokens_per_batch: int
+    segments: tuple[int, int]
+    opening_range: float
+    questions_per_video: int = 0
+    conversation_share: float = 0.0
+    names_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.text not in ("nothing", "names", "questions"):
+            raise LongVLMError(f"text is {self.text!r}; what follows a video is nothing, names or questions.")
+
+
+class ComposedBatches(Dataset):
+    """Batches of videos joined from a bank, with what is said about them; item i is always the same batch.
+
+    `kinds` maps each kind of question to its weight. `timestamps`: whether the segments' times are written between
+    their tokens.
     """
 
     def __init__(
         self,
         bank: SegmentBank,
         processor: LongVLMProcessor,
+        lesson: Lesson,
         *,
         num_batches: int,
-        tokens_per_batch: int,
-        segments: tuple[int, int],
-        opening_range: float,
-        questions_per_video: int,
-        conversation_share: float,
-        timestamps: bool,
         kinds: dict[str, float],
+        timestamps: bool,
         seed: int,
     ) -> None:
         self.bank = bank
         self.processor = processor
+        self.lesson = lesson
         self.num_batches = num_batches
-        self.tokens_per_batch = tokens_per_batch
-        self.segments = segments
-        self.opening_range = opening_range
-        self.questions_per_video = questions_per_video
-        self.conversation_share = conversation_share
-        self.timestamps = timestamps
         self.kinds = kinds
+        self.timestamps = timestamps
         self.seed = seed
+        self._names = NameFinder(processor.tokenizer)
 
     def __len__(self) -> int:
         return self.num_batches
@@ -103,31 +128,46 @@ class ComposedBatches(Dataset):
     def __getitem__(self, index: int) -> Example:
         rng = random.Random(f"batch {self.seed} {index}")
         num_segments = self._draw_length(index, rng)
-        examples, num_tokens = [self._make_video(num_segments, rng)], 0
-        while num_tokens + len(examples[-1]["input_ids"]) <= self.tokens_per_batch:
+        examples, num_tokens = [self._make_video(num_segments, rng, self.lesson.text)], 0
+        while num_tokens + len(examples[-1]["input_ids"]) <= self.lesson.tokens_per_batch:
             num_tokens += len(examples[-1]["input_ids"])
-            examples.append(self._make_video(num_segments, rng))
-        return collate(examples)
+            text = "names" if rng.random() < self.lesson.names_share else self.lesson.text
+            examples.append(self._make_video(num_segments, rng, text))
+        batch = collate(examples)
+        if self.lesson.text != "questions":
+            del batch["labels"]  # there are none
+        return batch
 
-    def _make_video(self, num_segments: int, rng: random.Random) -> Example:
-        questions: list[Question] = []
-        while not questions:
+    def _make_video(self, num_segments: int, rng: random.Random, text: str) -> Example:
+        turns: list[tuple[str, str]] = []
+        while not turns:
             video = self.bank.compose(num_segments, rng)
-            if video.scene.events:
-                questions = make_questions(video.scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
-        chosen = _draw_weighted(questions, self.questions_per_video, lambda q: self.kinds[q.kind], rng)
-        if rng.random() < self.conversation_share:
-            chosen += make_conversation(video.scene, seed=rng.randrange(10**9))
-        turns = [(question.text, question.answer) for question in chosen]
+            if video.scene.events or text == "nothing":
+                turns = self._make_turns(video.scene, rng, text)
         seconds = self.bank.segment_seconds
         spans = [(i * seconds, (i + 1) * seconds) for i in range(num_segments)] if self.timestamps else None
         example = make_example(self.processor, turns, video.visual_tokens, num_segments, spans)
-        return {**example, "states": describe_states(video.scene, video.token_events)}
+        example["states"] = describe_states(video.scene, video.token_events)
+        if text != "nothing":
+            example["is_name"], names = self._names.find(example["input_ids"])
+            example["recalls"] = describe_recalls(video.scene, names)
+        return example
+
+    def _make_turns(self, scene: Scene, rng: random.Random, text: str) -> list[tuple[str, str]]:
+        if text == "nothing":
+            return [("", "")]
+        if text == "names":
+            return [(" ".join(list_names(scene, rng)), "")]
+        questions = make_questions(scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
+        chosen = _draw_weighted(questions, self.lesson.questions_per_video, lambda q: self.kinds[q.kind], rng)
+        if rng.random() < self.lesson.conversation_share:
+            chosen += make_conversation(scene, seed=rng.randrange(10**9))
+        return [(question.text, question.answer) for question in chosen]
 
     def _draw_length(self, index: int, rng: random.Random) -> int:
-        least, most = self.segments
+        least, most = self.lesson.segments
         progress = min(1.0, 1.5 * index / self.num_batches)
-        range_now = self.opening_range + (1 - self.opening_range) * progress
+        range_now = self.lesson.opening_range + (1 - self.lesson.opening_range) * progress
         return min(most, int(least * ((most + 1) / least) ** (range_now * rng.random())))
 
 

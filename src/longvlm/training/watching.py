@@ -1,61 +1,171 @@
-"""What the language model learns to know at every visual token while it watches a generated video.
+"""What the language model learns to know while it watches a generated video, and while it reads an object's name.
 
 An answer's few words say little about a long video, and a small model needs very many of them to find out that order,
-number and neighbours matter. The generated world knows all of that at every moment, so it is asked at every visual
-token: a row of heads, thrown away afterwards, reads it from the hidden state of a middle layer.
+number and neighbours matter, or that a name in a question is to be looked up among the visual tokens. The generated
+world knows all of that, so it is asked at every visual token and at every name: rows of heads, thrown away afterwards,
+read it from the hidden states of middle layers.
 """
 
 from __future__ import annotations
 
+import random
 from bisect import insort
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, rms_norm
+from transformers import PreTrainedTokenizerBase
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.world.render import NO_EVENT
-from longvlm.world.scene import ACTIONS, COLOURS, MAX_EVENTS, SHAPES, Scene
+from longvlm.world.scene import ACTIONS, COLOURS, MAX_EVENTS, SHAPES, Event, Scene
 
-# Of four objects, colour and shape or none: the one this token shows, the newest so far, the one before it, the first.
-_OBJECTS = ("shown", "newest", "before newest", "first")
-STATE_SIZES = (len(COLOURS) + 1, len(SHAPES) + 1) * len(_OBJECTS) + (len(ACTIONS) + 1, MAX_EVENTS + 1)
+_COLOURS, _SHAPES = tuple(COLOURS), SHAPES
+_OBJECT_SIZES = (len(_COLOURS) + 1, len(_SHAPES) + 1)  # a colour and a shape, or none
+# At a visual token. Four objects: the one it shows, the newest so far, the one before that, the first; what the shown
+# and the newest one do; how many there were.
+STATE_SIZES = (*_OBJECT_SIZES * 4, len(ACTIONS) + 1, len(ACTIONS) + 1, MAX_EVENTS + 1)
+# At a name. Whether the object appears; the ones right after and right before it; what it does; in which third.
+RECALL_SIZES = (2, *_OBJECT_SIZES * 2, len(ACTIONS) + 1, 4)
+_NO_ACTION, _NO_THIRD = len(ACTIONS), 3
 
 
 def describe_states(scene: Scene, token_events: torch.Tensor) -> torch.Tensor:
-    """What is known at each visual token, (n, 10) int64: an index into each of STATE_SIZES.
+    """What is known at each visual token, (n, 11) int64: an index into each of STATE_SIZES.
 
-    The four objects' colours and shapes, what the newest object does, and how many objects there were; only objects
-    that some token up to here shows count. `scene.events` stand in order of their starts.
+    Only objects that some token up to here shows count. `scene.events` stand in order of their starts.
     """
-    colours, shapes = [*COLOURS], [*SHAPES]
-    things = [(colours.index(e.colour), shapes.index(e.shape)) for e in scene.events] + [(len(colours), len(shapes))]
-    actions = [ACTIONS.index(event.action) for event in scene.events] + [len(ACTIONS)]
     states, seen = [], [NO_EVENT, NO_EVENT]
     for event in token_events.tolist():
         if event not in seen:
             insort(seen, event)
         first = seen[2] if len(seen) > 2 else NO_EVENT
-        objects = (things[event], things[seen[-1]], things[seen[-2]], things[first])
-        states.append([index for thing in objects for index in thing] + [actions[seen[-1]], len(seen) - 2])
+        objects = [index for i in (event, seen[-1], seen[-2], first) for index in _kind(scene.events, i)]
+        actions = [_action(scene.events, i) for i in (event, seen[-1])]
+        states.append([*objects, *actions, len(seen) - 2])
     return torch.tensor(states)
 
 
-class WatchingSchool(nn.Module):
-    """The model with its heads: the loss of the answers, and that of what it knows while it watches."""
+def describe_recalls(scene: Scene, names: Sequence[str]) -> torch.Tensor:
+    """What is known of each named object, (n, 7) int64: an index into each of RECALL_SIZES."""
+    objects = [event.object for event in scene.events]
+    recalls = []
+    for name in names:
+        if name not in objects:
+            recalls.append([0, *_kind((), NO_EVENT) * 2, _NO_ACTION, _NO_THIRD])
+            continue
+        i = objects.index(name)
+        after, before = _kind(scene.events, i + 1), _kind(scene.events, i - 1)
+        recalls.append([1, *after, *before, _action(scene.events, i), _third_of(scene, scene.events[i])])
+    return torch.tensor(recalls, dtype=torch.int64).view(-1, len(RECALL_SIZES))
 
-    def __init__(self, model: LongVLMForConditionalGeneration, *, layer: int) -> None:
+
+def _kind(events: Sequence[Event], index: int) -> tuple[int, int]:
+    """Colour and shape of an event as indices, those of none where there is no such event."""
+    if not 0 <= index < len(events):
+        return len(_COLOURS), len(_SHAPES)
+    return _COLOURS.index(events[index].colour), _SHAPES.index(events[index].shape)
+
+
+def _action(events: Sequence[Event], index: int) -> int:
+    return ACTIONS.index(events[index].action) if index != NO_EVENT else _NO_ACTION
+
+
+def _third_of(scene: Scene, event: Event) -> int:
+    """0, 1 or 2 for an event that lies whole in that third of the video."""
+    third = scene.duration_seconds / 3
+    part = min(2, int(event.start_seconds // third))
+    return part if event.end_seconds <= (part + 1) * third + 1e-6 else _NO_THIRD
+
+
+def list_names(scene: Scene, rng: random.Random) -> list[str]:
+    """Names to look up in random order: those of all objects, and as many of absent ones, half of which share a colour
+    or a shape with one that is there."""
+    names = [event.object for event in scene.events]
+    absent: set[str] = set()
+    while len(absent) < len(names):
+        seen = rng.choice(scene.events)
+        alike = [f"{seen.colour} {rng.choice(_SHAPES)}", f"{rng.choice(_COLOURS)} {seen.shape}"]
+        other = rng.choice([*alike, *[f"{rng.choice(_COLOURS)} {rng.choice(_SHAPES)}"] * 2])
+        if other not in names:
+            absent.add(other)
+    return rng.sample([*names, *sorted(absent)], 2 * len(names))
+
+
+class NameFinder:
+    """Finds the names of objects among a conversation's tokens; the tokenizer has one token a word."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._colours = dict(zip(tokenizer.convert_tokens_to_ids(list(_COLOURS)), _COLOURS, strict=True))
+        self._shapes = dict(zip(tokenizer.convert_tokens_to_ids(list(_SHAPES)), _SHAPES, strict=True))
+
+    def find(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+        """(T,) -> where names end, (T,) bool, and the names."""
+        ids = input_ids.tolist()
+        places = [t for t in range(1, len(ids)) if ids[t] in self._shapes and ids[t - 1] in self._colours]
+        is_name = torch.zeros(len(ids), dtype=torch.bool)
+        is_name[places] = True
+        return is_name, [f"{self._colours[ids[t - 1]]} {self._shapes[ids[t]]}" for t in places]
+
+
+class WatchingSchool(nn.Module):
+    """The model with its heads: the loss of the answers, and that of what it knows at visual tokens and at names."""
+
+    def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
         super().__init__()
         self.model = model
-        self.layer = layer
-        self.heads = nn.Linear(model.config.text_config.hidden_size, sum(STATE_SIZES))
+        self.state_layer, self.recall_layer = state_layer, recall_layer
+        width = model.config.text_config.hidden_size
+        self.state_heads = nn.Linear(width, sum(STATE_SIZES))
+        self.recall_heads = nn.Linear(width, sum(RECALL_SIZES))
 
-    def forward(self, states: torch.Tensor, **batch: Any) -> dict[str, torch.Tensor]:
-        """`states` (sum of visual tokens, 10), see `describe_states`; the rest as the model takes it."""
-        outputs = self.model(**batch, output_hidden_states=True)
+    def forward(
+        self,
+        states: torch.Tensor,
+        is_name: torch.Tensor | None = None,
+        recalls: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **batch: Any,
+    ) -> dict[str, torch.Tensor]:
+        """`states` (visual tokens, 11) and `recalls` (names, 7): see `describe_states` and `describe_recalls`.
+
+        `is_name` (B, T); the rest as the model takes it. Layers that nothing is asked of are not run.
+        """
+        if labels is None:
+            num_layers = self.state_layer if is_name is None else self.recall_layer
+            with _only_first_layers(self.model.model.language_model, num_layers):
+                outputs = self.model.model(**batch, output_hidden_states=True)
+            losses = []
+        else:
+            outputs = self.model(labels=labels, **batch, output_hidden_states=True)
+            losses = [outputs.loss]
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
-        hidden: torch.Tensor = outputs.hidden_states[self.layer][is_visual]
-        logits = self.heads(rms_norm(hidden, hidden.shape[-1:])).split(STATE_SIZES, dim=1)
-        losses = [cross_entropy(row, targets) for row, targets in zip(logits, states.unbind(1), strict=True)]
-        return {"loss": outputs.loss + torch.stack(losses).mean()}
+        known = outputs.hidden_states[self.state_layer][is_visual]
+        losses.append(_read(self.state_heads, known, states, STATE_SIZES))
+        if is_name is not None and recalls is not None:
+            recalled = outputs.hidden_states[self.recall_layer][is_name]
+            losses.append(_read(self.recall_heads, recalled, recalls, RECALL_SIZES))
+        return {"loss": torch.stack(losses).sum()}
+
+
+@contextmanager
+def _only_first_layers(language_model: nn.Module, count: int) -> Iterator[None]:
+    """The language model as if it ended after `count` layers, without its last norm."""
+    layers, norm = language_model.layers, language_model.norm
+    language_model.layers, language_model.norm = layers[:count], nn.Identity()
+    try:
+        yield
+    finally:
+        language_model.layers, language_model.norm = layers, norm
+
+
+def _read(heads: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+    """Mean cross entropy of the heads over the rows of hidden (n, width); 0 without rows."""
+    logits = heads(rms_norm(hidden, hidden.shape[-1:])).split(sizes, dim=1)
+    losses = [
+        cross_entropy(row, column, reduction="sum") for row, column in zip(logits, targets.unbind(1), strict=True)
+    ]
+    return torch.stack(losses).mean() / max(1, len(targets))
