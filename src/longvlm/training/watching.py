@@ -12,6 +12,7 @@ import random
 from bisect import insort
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,6 +122,12 @@ class WatchingSchool(nn.Module):
         width = model.config.text_config.hidden_size
         self.state_heads = nn.Linear(width, sum(STATE_SIZES))
         self.recall_heads = nn.Linear(width, sum(RECALL_SIZES))
+        self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
+        for layer in (state_layer, recall_layer):
+            model.model.language_model.layers[layer - 1].register_forward_hook(partial(self._keep, layer))
+
+    def _keep(self, layer: int, _module: nn.Module, _inputs: Any, hidden: torch.Tensor) -> None:
+        self._hidden[layer] = hidden
 
     def forward(
         self,
@@ -137,17 +144,15 @@ class WatchingSchool(nn.Module):
         if labels is None:
             num_layers = self.state_layer if is_name is None else self.recall_layer
             with _only_first_layers(self.model.model.language_model, num_layers):
-                outputs = self.model.model(**batch, output_hidden_states=True)
+                self.model.model(**batch)
             losses = []
         else:
-            outputs = self.model(labels=labels, **batch, output_hidden_states=True)
-            losses = [outputs.loss]
+            losses = [self.model(labels=labels, **batch).loss]
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
-        known = outputs.hidden_states[self.state_layer][is_visual]
-        losses.append(_read(self.state_heads, known, states, STATE_SIZES))
+        losses.append(_read(self.state_heads, self._hidden[self.state_layer][is_visual], states, STATE_SIZES))
         if is_name is not None and recalls is not None:
-            recalled = outputs.hidden_states[self.recall_layer][is_name]
-            losses.append(_read(self.recall_heads, recalled, recalls, RECALL_SIZES))
+            losses.append(_read(self.recall_heads, self._hidden[self.recall_layer][is_name], recalls, RECALL_SIZES))
+        self._hidden.clear()
         return {"loss": torch.stack(losses).sum()}
 
 

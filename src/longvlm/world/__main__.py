@@ -107,8 +107,8 @@ def evaluate(
     loaded = LongVLM.from_pretrained(model)
     scores = evaluation.score(evaluation.evaluate(loaded, plans, seed=seed))
     if as_json:
-        asked = {"model": loaded.name, "seed": seed, "duration_seconds": (shortest, longest)}
-        print(json.dumps(evaluation.as_json(scores, plans, **asked)))
+        durations = (shortest, longest)
+        print(json.dumps(evaluation.as_json(scores, plans, model=loaded.name, seed=seed, duration_seconds=durations)))
     elif as_markdown:
         print(evaluation.as_markdown(scores))
     else:
