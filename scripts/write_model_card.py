@@ -57,26 +57,35 @@ def gather_numbers(recipe: Recipe, log: dict[str, Any]) -> dict[str, Any]:
     with safe_open(str(weights), "pt") as file:
         names: list[str] = file.keys()
         parameters = sum(file.get_tensor(name).numel() for name in names)
-    stages = ("encoder", "bank", "blocks", "videos")
-    times = {f"{stage}_time": _minutes(log[stage]["wall_seconds"], log[stage]["cpu_seconds"]) for stage in stages}
-    total = [sum(log[stage][key] for stage in stages) for key in ("wall_seconds", "cpu_seconds")]
+    total = [sum(stage[key] for stage in log.values()) for key in ("wall_seconds", "cpu_seconds")]
     return {
         **vars(shape),
-        **times,
+        "stages": "\n".join(_describe_stages(recipe, log)),
         "total_time": _minutes(*total),
         "parameters": f"{parameters / 1e6:.1f}",
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "words": len(vocabulary()),
         "patches": shape.frames_per_segment * (shape.image_size // shape.patch_size) ** 2,
         "levels": len(plan_gently(shape)),
-        "frames": f"{recipe.encoder.steps * recipe.encoder.batch_size:,}",
-        "blocks": f"{recipe.bank.blocks:,}",
-        "block_segments": _range(recipe.bank.segments_per_block),
-        "block_stage_segments": _range(recipe.blocks.segments),
-        "video_stage_segments": _range(recipe.videos.segments),
         "colour": f"{log['encoder']['colour']:.0%}",
         "shape": f"{log['encoder']['shape']:.0%}",
     }
+
+
+def _describe_stages(recipe: Recipe, log: dict[str, Any]) -> list[str]:
+    """The rows of the table: stage, what it learns from, wall and processor time."""
+    frames = recipe.encoder.steps * recipe.encoder.batch_size
+    lessons = {
+        "encoder": f"{frames:,} single frames crowded with objects: colour, shape and pose for every patch",
+        "bank": f"(encodes {recipe.bank.blocks:,} blocks of {_range(recipe.bank.segments_per_block)} segments)",
+    }
+    for stage in recipe.lessons:
+        text = "alone" if stage.lesson.text == "nothing" else f"with {stage.lesson.text}"
+        lessons[stage.name] = f"videos of {_range(stage.lesson.segments)} segments joined from the bank, {text}"
+    return [
+        f"| {name} | {what} | {_minutes(log[name]['wall_seconds'], log[name]['cpu_seconds'])} |"
+        for name, what in lessons.items()
+    ]
 
 
 def _duration(seconds: float) -> str:

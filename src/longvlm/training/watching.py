@@ -13,7 +13,7 @@ from bisect import insort
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -123,8 +123,9 @@ class WatchingSchool(nn.Module):
         self.state_heads = nn.Linear(width, sum(STATE_SIZES))
         self.recall_heads = nn.Linear(width, sum(RECALL_SIZES))
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
+        layers = cast(nn.ModuleList, model.model.language_model.layers)
         for layer in (state_layer, recall_layer):
-            model.model.language_model.layers[layer - 1].register_forward_hook(partial(self._keep, layer))
+            layers[layer - 1].register_forward_hook(partial(self._keep, layer))
 
     def _keep(self, layer: int, _module: nn.Module, _inputs: Any, hidden: torch.Tensor) -> None:
         self._hidden[layer] = hidden
@@ -157,7 +158,7 @@ class WatchingSchool(nn.Module):
 
 
 @contextmanager
-def _only_first_layers(language_model: nn.Module, count: int) -> Iterator[None]:
+def _only_first_layers(language_model: Any, count: int) -> Iterator[None]:
     """The language model as if it ended after `count` layers, without its last norm."""
     layers, norm = language_model.layers, language_model.norm
     language_model.layers, language_model.norm = layers[:count], nn.Identity()

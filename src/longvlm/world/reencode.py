@@ -57,7 +57,7 @@ def reencode(source: Path, target: Path, how: Reencoding) -> None:
                 new.options = {"qscale": "6"}
                 new.codec_context.flags |= av.codec.context.Flags.qscale
             logo = _draw_logo(new.width, new.height) if how.logo else None
-            for index, frame in enumerate(_at_rate(reader.decode(old), rate)):
+            for index, frame in enumerate(_at_rate(reader.decode(old), 1 / old_rate, rate)):
                 pixels = frame.to_ndarray(width=new.width, height=new.height, format="rgb24", interpolation="BICUBIC")
                 picture = av.VideoFrame.from_ndarray(pixels if logo is None else _burn_in(pixels, logo), "rgb24")
                 picture.pts, picture.time_base = index, 1 / rate
@@ -67,15 +67,15 @@ def reencode(source: Path, target: Path, how: Reencoding) -> None:
         raise LongVLMError(f"Cannot write {target} with codec {how.codec}: {error}.") from error
 
 
-def _at_rate(frames: Iterator[av.VideoFrame], rate: Fraction) -> Iterator[av.VideoFrame]:
-    """At every tick of the new rate, the frame that is on screen then."""
+def _at_rate(frames: Iterator[av.VideoFrame], seconds_each: Fraction, rate: Fraction) -> Iterator[av.VideoFrame]:
+    """At every tick of the new rate, the frame that is on screen then; each stays for `seconds_each`."""
     wanted, shown = 0, None
     for frame in frames:
         while shown is not None and float(wanted / rate) < frame.time - 1e-9:
             yield shown
             wanted += 1
         shown = frame
-    if shown is not None:
+    if shown is not None and float(wanted / rate) < shown.time + float(seconds_each) - 1e-9:
         yield shown
 
 
