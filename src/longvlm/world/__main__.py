@@ -138,6 +138,7 @@ def lengths(
 
     from longvlm.pipeline import LongVLM
 
+    study.require_matplotlib()
     loaded = LongVLM.from_pretrained(model)
     scores = study.measure_lengths(loaded, wanted, videos=videos, seed=seed)
     study.plot(scores, output)

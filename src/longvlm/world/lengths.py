@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,12 @@ def as_json(scores: Sequence[LengthScore]) -> list[dict[str, Any]]:
         }
         for one in scores
     ]
+
+
+def require_matplotlib() -> None:
+    """Raise LongVLMError, before any work is done, where plots can't be drawn."""
+    if find_spec("matplotlib") is None:
+        raise LongVLMError("Plots need matplotlib; install it with: pip install 'longvlm[eval]'.")
 
 
 def plot(scores: Sequence[LengthScore], path: Path) -> None:
