@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +22,7 @@ IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 
 
-class PictureSource:
+class PictureSource(ABC):
     """Pictures at equal distances in time, each a keyframe. Subclasses say where the pictures come from."""
 
     lost_seconds = 0.0
@@ -43,15 +44,16 @@ class PictureSource:
             fingerprint=fingerprint,
         )
 
+    @abstractmethod
     def _picture(self, position: int) -> np.ndarray:
-        raise NotImplementedError
+        """The picture at this position, (H, W, 3) uint8 RGB."""
 
     def read(self, positions: Sequence[int]) -> Iterator[tuple[float, np.ndarray]]:
         """Yield (time in seconds, RGB picture (H, W, 3) uint8) for each position."""
         for position in positions:
             yield float(self.times_seconds[position]), self._picture(position)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027: most sources hold nothing open
         """Nothing is held open."""
 
 

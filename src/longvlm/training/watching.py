@@ -60,7 +60,8 @@ def describe_recalls(scene: Scene, names: Sequence[str]) -> torch.Tensor:
             continue
         i = objects.index(name)
         after, before = _kind(scene.events, i + 1), _kind(scene.events, i - 1)
-        recalls.append([1, *after, *before, _action(scene.events, i), _third_of(scene, scene.events[i])])
+        third = scene.third_of(scene.events[i])
+        recalls.append([1, *after, *before, _action(scene.events, i), _NO_THIRD if third is None else third])
     return torch.tensor(recalls, dtype=torch.int64).view(-1, len(RECALL_SIZES))
 
 
@@ -73,13 +74,6 @@ def _kind(events: Sequence[Event], index: int) -> tuple[int, int]:
 
 def _action(events: Sequence[Event], index: int) -> int:
     return ACTIONS.index(events[index].action) if index != NO_EVENT else _NO_ACTION
-
-
-def _third_of(scene: Scene, event: Event) -> int:
-    """0, 1 or 2 for an event that lies whole in that third of the video."""
-    third = scene.duration_seconds / 3
-    part = min(2, int(event.start_seconds // third))
-    return part if event.end_seconds <= (part + 1) * third + 1e-6 else _NO_THIRD
 
 
 def list_names(scene: Scene, rng: random.Random) -> list[str]:

@@ -114,6 +114,10 @@ def plot(scores: Sequence[LengthScore], path: Path) -> None:
             heat.text(column, row, text, ha="center", va="center", color=shade if n else "grey", fontsize=9)
     rows = [f"{100 * depth // DEPTHS}–{100 * (depth + 1) // DEPTHS} %" for depth in range(DEPTHS)]
     heat.set(xticks=places, xticklabels=labels, yticks=range(DEPTHS), yticklabels=rows)
-    heat.set(xlabel="length of the video", ylabel="where the object is on screen", title="Questions about one object")
+    heat.set(
+        xlabel="length of the video",
+        ylabel="when in the video the object is on screen",
+        title="Questions about one object",
+    )
     figure.colorbar(image, ax=heat, label="right answers, %")
     figure.savefig(path, dpi=110)

@@ -174,9 +174,8 @@ def _about_direction(scene: Scene, rng: random.Random, event: Event) -> list[Que
 
 def _about_when(scene: Scene, rng: random.Random, event: Event, follow_up: bool = False) -> list[Question]:
     """Only for events that lie whole in one third of the video."""
-    third = scene.duration_seconds / 3
-    part = min(int(event.start_seconds // third), 2)
-    if event.end_seconds > (part + 1) * third + 1e-6:
+    part = scene.third_of(event)
+    if part is None:
         return []
     text = fill(_wording("when", rng, follow_up), x=event.object)
     span = (event.start_seconds, event.end_seconds)

@@ -172,6 +172,12 @@ class Scene:
     def has_overlap(self) -> bool:
         return any(a.overlaps(b) for a, b in pairwise(self.events))
 
+    def third_of(self, event: Event) -> int | None:
+        """0, 1 or 2 for an event that lies whole in that third of the video, else None."""
+        third = self.duration_seconds / 3
+        part = min(int(event.start_seconds // third), 2)
+        return part if event.end_seconds <= (part + 1) * third + 1e-6 else None
+
     def background_at(self, time_seconds: float) -> Background:
         starts = [background.start_seconds for background in self.backgrounds]
         return self.backgrounds[max(0, bisect_right(starts, time_seconds) - 1)]
