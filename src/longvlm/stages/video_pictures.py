@@ -53,8 +53,8 @@ class PictureSource(ABC):
         for position in positions:
             yield float(self.times_seconds[position]), self._picture(position)
 
-    def close(self) -> None:  # noqa: B027: most sources hold nothing open
-        """Nothing is held open."""
+    def close(self) -> None:  # noqa: B027
+        """Nothing is held open, unless a subclass says so."""
 
 
 class ImageSource(PictureSource):
