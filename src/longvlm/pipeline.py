@@ -320,6 +320,7 @@ class LongVLM:
             heads=settings.merge_heads,
             order=settings.merge_order,
             frames_per_segment=settings.frames_per_segment,
+            frame_code=settings.frame_code,
         )
 
     def _obtain_index(self, asked: Asked) -> VideoIndex | None:

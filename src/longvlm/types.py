@@ -90,6 +90,7 @@ class Compression:
     merge_schedule: tuple[int, ...] | None = None
     merge_heads: int = 16
     merge_order: MergeOrder = "merge"
+    frame_code: float = 0.0  # added to a segment's tokens, see `frame_codes`; only for models trained with it
     fit: Fit = "squash"
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from longvlm.errors import LongVLMError
-from longvlm.stages.merging import merge_tokens, plan_reductions
+from longvlm.stages.merging import frame_codes, merge_tokens, plan_reductions
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN_CASES = json.loads((DATA / "merge.json").read_text())
@@ -129,6 +129,35 @@ def test_temporal_order_sorts_the_same_tokens_by_mean_frame() -> None:
         assert torch.equal(sorted_.features[s], plain.features[s][place])
         assert torch.equal(sorted_.sizes[s], plain.sizes[s][place])
         assert torch.equal(place[sorted_.assignment[s]], plain.assignment[s])
+
+
+def test_frame_codes_are_added_before_the_matching() -> None:
+    patches = correlated_patches(2, frames=5, patches=8, width=32)
+    coded = patches + 0.7 * frame_codes(5, 32).repeat_interleave(8, dim=0)
+    wanted = merge_tokens(coded, tokens_per_segment=6, heads=2)
+    merged = merge_tokens(patches, tokens_per_segment=6, heads=2, frames_per_segment=5, frame_code=0.7)
+    assert torch.equal(merged.assignment, wanted.assignment)
+    torch.testing.assert_close(merged.features, wanted.features)
+
+
+def test_frame_codes_of_different_frames_are_equally_far_apart_and_cancel_over_a_segment() -> None:
+    codes = frame_codes(10, 128)
+    torch.testing.assert_close(codes.sum(0), torch.zeros(128), atol=1e-5, rtol=0)
+    distances = torch.cdist(codes, codes)[~torch.eye(10, dtype=torch.bool)]
+    torch.testing.assert_close(distances, torch.full_like(distances, math.sqrt(20)), atol=1e-4, rtol=0)
+
+
+def test_frame_codes_keep_what_moves_apart() -> None:
+    """The same patch in every frame is one token without codes, and several with them."""
+    still = torch.randn(1, 1, 4, 32, generator=torch.Generator().manual_seed(0)).expand(1, 10, 4, 32).flatten(1, 2)
+    plain = merge_tokens(still, tokens_per_segment=10, heads=1, frames_per_segment=10)
+    coded = merge_tokens(still, tokens_per_segment=10, heads=1, frames_per_segment=10, frame_code=3.0)
+    frame = torch.arange(40) // 4
+
+    def longest(assignment: torch.Tensor) -> int:
+        return max(int((frame[assignment == m].max() - frame[assignment == m].min()) + 1) for m in range(10))
+
+    assert longest(coded.assignment[0]) < longest(plain.assignment[0])
 
 
 @pytest.mark.parametrize("kind", ["different", "equal"])

@@ -99,6 +99,8 @@ def test_composed_videos_have_the_length_asked_for_and_no_object_twice(bank: Seg
         video = bank.compose(num_segments, random.Random(seed))
         scene, tokens = video.scene, video.visual_tokens
         assert len(video.token_events) == len(tokens)
+        numbers = [i + 1 for i in range(num_segments) for _ in range(4)]
+        assert video.token_segments.tolist() == [0] * COMPRESSION.global_layers + numbers
         assert scene.duration_seconds == 10.0 * num_segments
         assert tokens.shape == (2 + 4 * num_segments, 32)
         objects = [event.object for event in scene.events]

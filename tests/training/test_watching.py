@@ -12,8 +12,10 @@ from longvlm.training.watching import (
     STATE_SIZES,
     NameFinder,
     WatchingSchool,
+    describe_names,
     describe_recalls,
     describe_states,
+    find_events,
     list_names,
 )
 from longvlm.world.render import NO_EVENT
@@ -36,14 +38,15 @@ def test_states_are_what_was_shown_so_far(scene: Scene) -> None:
     a, b, c = map(kind_of, scene.events)
     does = [ACTIONS.index(event.action) for event in scene.events]
     # The third object is seen before the second, which began earlier: the third stays the newest.
-    states = describe_states(scene, torch.tensor([NO_EVENT, 0, NO_EVENT, 2, 1, 0]))
+    shown, segments = torch.tensor([NO_EVENT, 0, NO_EVENT, 2, 1, 0]), torch.tensor([0, 1, 2, 3, 7, 10_000])
+    states = describe_states(scene, shown, segments)
     assert [tuple(row) for row in states.tolist()] == [
-        (*NONE, *NONE, *NONE, *NONE, NO_ACTION, NO_ACTION, 0),
-        (*a, *a, *NONE, *a, does[0], does[0], 1),
-        (*NONE, *a, *NONE, *a, NO_ACTION, does[0], 1),
-        (*c, *c, *a, *a, does[2], does[2], 2),
-        (*b, *c, *b, *a, does[1], does[2], 3),
-        (*a, *c, *b, *a, does[0], does[2], 3),
+        (*NONE, *NONE, *NONE, *NONE, NO_ACTION, 0, 0),
+        (*a, *a, *NONE, *a, does[0], 1, 4),
+        (*NONE, *a, *NONE, *a, NO_ACTION, 1, 6),
+        (*c, *c, *a, *a, does[2], 2, 8),
+        (*b, *c, *b, *a, does[1], 3, 12),
+        (*a, *c, *b, *a, does[0], 3, 39),
     ]
     assert all(int(column.max()) < size for column, size in zip(states.unbind(1), STATE_SIZES, strict=True))
 
@@ -67,12 +70,19 @@ def test_recalls_are_what_the_whole_video_says_of_a_name(scene: Scene) -> None:
     assert describe_recalls(scene, []).shape == (0, len(RECALL_SIZES))
 
 
-def test_half_of_the_names_are_of_objects_that_appear(scene: Scene) -> None:
+def test_all_objects_that_appear_are_among_the_names(scene: Scene) -> None:
     there = {event.object for event in scene.events}
     for seed in range(20):
         names = list_names(scene, random.Random(seed))
-        assert len(set(names)) == len(names) == 6
+        assert len(set(names)) == len(names) == 12
         assert there < set(names)
+
+
+def test_names_are_described_by_their_events_colours_and_shapes(scene: Scene) -> None:
+    names = [scene.events[1].object, scene.events[0].object, "no such"]
+    assert find_events(scene, names).tolist() == [1, 0, NO_EVENT]
+    assert describe_names(names[:2]).tolist() == [list(kind_of(scene.events[1])), list(kind_of(scene.events[0]))]
+    assert find_events(scene, []).shape == (0,) and describe_names([]).shape == (0, 2)
 
 
 def test_names_are_found_where_they_end() -> None:
@@ -87,37 +97,56 @@ def test_names_are_found_where_they_end() -> None:
 def tiny_model() -> LongVLMForConditionalGeneration:
     set_seed(0)
     vision = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-    text = LlamaConfig(vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2)
+    text = LlamaConfig(vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2)
     return LongVLMForConditionalGeneration(LongVLMConfig(vision_config=vision, text_config=text, video_token_index=9))
 
 
-def mean_loss(heads: torch.nn.Linear, hidden: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+def mean_loss(
+    heads: torch.nn.Linear, hidden: torch.Tensor, sizes: tuple[int, ...], weights: tuple[float, ...]
+) -> torch.Tensor:
     """Where the last of each head's answers is always the right one."""
     normed = hidden / hidden.square().mean(1, keepdim=True).sqrt()
-    return -torch.stack([row.log_softmax(1)[:, -1].mean() for row in heads(normed).split(sizes, dim=1)]).mean()
+    rows = heads(normed)[:, : sum(sizes)].split(sizes, dim=1)
+    losses = [-weight * row.log_softmax(1)[:, -1].mean() for row, weight in zip(rows, weights, strict=True)]
+    return torch.stack(losses).mean()
 
 
-def test_the_loss_is_that_of_the_answers_the_states_and_the_recalls() -> None:
+def attention_of(model: LongVLMForConditionalGeneration, layer: int, batch: dict) -> torch.Tensor:
+    """The logs of what each head of a layer, counted from 1, attends to: (B, H, T, T)."""
+    model.set_attn_implementation("eager")
+    attentions = model(**batch, output_attentions=True).attentions[layer - 1]
+    model.set_attn_implementation("sdpa")
+    return attentions.log()
+
+
+def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks() -> None:
     model = tiny_model()
-    school = WatchingSchool(model, state_layer=1, recall_layer=2)
+    school = WatchingSchool(model, state_layer=2, recall_layer=3)
     place = model.config.video_token_index
-    input_ids = torch.tensor([[1, place, place, place, 5, 6]])
+    input_ids = torch.tensor([[1, place, place, place, 5, 6, 5]])
     batch = {"input_ids": input_ids, "visual_tokens": torch.randn(3, model.config.visual_width)}
     labels = input_ids.where(input_ids == 6, -100)
-    states = torch.tensor([[size - 1 for size in STATE_SIZES]] * 3)
-    names = {"is_name": input_ids == 5, "recalls": torch.tensor([[size - 1 for size in RECALL_SIZES]])}
     outputs = model(labels=labels, **batch, output_hidden_states=True)
-    known = mean_loss(school.state_heads, outputs.hidden_states[1][0, 1:4], STATE_SIZES)
-    recalled = mean_loss(school.recall_heads, outputs.hidden_states[2][0, 4:5], RECALL_SIZES)
-    for given, expected in (
-        ({}, known),
-        (names, known + recalled),
-        ({"labels": labels}, known + outputs.loss),
-        ({"labels": labels, **names}, known + recalled + outputs.loss),
-    ):
-        torch.testing.assert_close(school(states, **given, **batch)["loss"], expected, rtol=1e-5, atol=1e-5)
-    # What was left out is back, and layers that nothing was asked of have nothing to learn.
-    assert len(model.model.language_model.layers) == 3
-    school(states, **batch)["loss"].backward()
-    learning = [layer.mlp.up_proj.weight.grad is not None for layer in model.model.language_model.layers]
-    assert learning == [True, False, False]
+    visual, names = [1, 2, 3], [4, 6]
+    state_weights, recall_weights = (1.0,) * 8 + (4.0, 2.0, 1.0), (1.0,) * 5 + (2.0, 1.0)
+    known = mean_loss(school.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
+    read = mean_loss(school.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
+    recalled = mean_loss(school.recall_heads, outputs.hidden_states[3][0, names], RECALL_SIZES, recall_weights)
+    # Tokens 1 and 3 show the first object, token 2 the second; the first name is the first object's, the other no one's.
+    before, begun, look_up = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3))
+    followed = -(before[0, 1, 0] + before[0, 2, 0] + before[0, 3, 1]) / 3
+    begins = (begun[0, 1, [0, 1]].mean() + begun[0, 2, [0, 1, 2]].mean() + begun[0, 3, [0, 1, 2]].mean()) / 3
+    itself = (look_up[0, 4, [1, 3]].logsumexp(0) + look_up[0, 6, 0]) / 2
+    the_next = (look_up[1, 4, 2] + look_up[1, 6, 0]) / 2
+    expected = outputs.loss + known + read + recalled + followed - begins - itself - the_next
+    result = school(
+        states=torch.tensor([[size - 1 for size in STATE_SIZES]] * 3),
+        token_events=torch.tensor([0, 1, 0]),
+        is_name=input_ids == 5,
+        recalls=torch.tensor([[size - 1 for size in RECALL_SIZES]] * 2),
+        name_events=torch.tensor([0, NO_EVENT]),
+        named=torch.tensor([[size - 1 for size in STATE_SIZES[:2]]] * 2),
+        labels=labels,
+        **batch,
+    )
+    torch.testing.assert_close(result["loss"], expected, rtol=1e-5, atol=1e-5)

@@ -40,6 +40,16 @@ from longvlm.model.llava_config import (
 )
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
+from longvlm.model.trained_part import (
+    Base,
+    TrainedPart,
+    base_config,
+    base_of,
+    explain_missing_base,
+    lay_over,
+    require_same_base,
+    tower_weights,
+)
 from longvlm.model.weight_files import read_tensors, read_tower_weights, tensor_names, weight_files
 from longvlm.stages.vision import VisionEncoder, count_patches, digest_weights
 from longvlm.types import Compression
@@ -181,6 +191,8 @@ def load_encoder(
     images = read_image_settings(source)
     # float16 loses what the fingerprint reads: rounded to bfloat16 afterwards, values would differ.
     tower = _load_tower(source, config.vision_config, torch.float32 if dtype == torch.float16 else dtype)
+    if base_of(folder) is not None:
+        tower.load_state_dict(tower_weights(TrainedPart.load(folder)), strict=False)
     digests = digest_weights(tower)
     return VisionEncoder(
         tower.to(device=device, dtype=dtype),
@@ -195,7 +207,17 @@ def load_encoder(
 
 
 def _tower_folder(folder: Path, config: LongVLMConfig) -> Path:
-    return folder if config.vision_tower is None else resolve_model(config.vision_tower)
+    base = base_of(folder)
+    if config.vision_tower is not None:
+        return resolve_model(config.vision_tower)
+    return folder if base is None else _base_folder(base, folder)
+
+
+def _base_folder(base: Base, part_folder: Path) -> Path:
+    try:
+        return resolve_model(base.name or None)
+    except LongVLMError as error:
+        raise explain_missing_base(base, part_folder, error) from error
 
 
 def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -256,6 +278,16 @@ def load_model(
 
     Raises LongVLMError where weights are missing, and where 4-bit loading lacks CUDA or bitsandbytes.
     """
+    base = base_of(folder)
+    if base is not None:
+        base_folder = _base_folder(base, folder)
+        require_same_base(base, base_folder, folder)
+        vocabulary = load_config(base_folder).text_config.vocab_size
+        model = load_model(
+            base_folder, base_config(config, vocabulary), device=device, dtype=dtype, load_in_4bit=load_in_4bit
+        )
+        lay_over(model, TrainedPart.load(folder), config.text_config.vocab_size)
+        return model
     files = weight_files(folder)
     for path in files:
         tensor_names(path)  # names a missing or cut-off file before gigabytes are read

@@ -99,6 +99,7 @@ class LongVLMModel(LongVLMPreTrainedModel):
                 heads=settings.merge_heads,
                 order=settings.merge_order,
                 frames_per_segment=size,
+                frame_code=settings.frame_code,
             )
             local_tokens.append(merged.features[0])
             is_first = positions.diff(prepend=positions.new_tensor([-1])) > 0

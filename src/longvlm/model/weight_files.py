@@ -5,8 +5,11 @@ Weights come from safetensors files, or from .bin files read with `weights_only`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -15,6 +18,80 @@ from safetensors import SafetensorError, safe_open
 
 from longvlm.errors import LongVLMError
 from longvlm.model.llava_config import read_json
+
+# The dtypes of safetensors files, as their headers call them.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is read when it is needed; its shape and dtype are known before."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
+
+    @classmethod
+    def held(cls, tensor: torch.Tensor) -> StoredTensor:
+        """One that is in memory already."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def open_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint's weight files by name; of each, only shape and dtype are read yet."""
+    tensors: dict[str, StoredTensor] = {}
+    for path, names in weight_files(folder).items():
+        stored = open_file(path)
+        for name in names:
+            if name not in stored:
+                raise LongVLMError(f"{path} lacks {name}, which the index lists; download the checkpoint again.")
+            tensors[name] = stored[name]
+    return tensors
+
+
+def open_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors or .bin file, as `open_tensors`."""
+    return {
+        name: StoredTensor(shape, dtype, partial(_read_tensor, path, name))
+        for name, (shape, dtype) in _read_outlines(path).items()
+    }
+
+
+def _read_outlines(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    with _readable(path):
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                return {name: (tuple(one.get_shape()), _dtype(path, one.get_dtype())) for name, one in slices.items()}
+        content = torch.load(path, map_location="meta", weights_only=True)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise LongVLMError(f"{path} holds other things than named tensors; give a file of a model's weights.")
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in content.items()}
+
+
+def _dtype(path: Path, name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise LongVLMError(f"{path} has weights of type {name}; give a checkpoint that is not quantised.")
+    return _DTYPES[name]
+
+
+def _read_tensor(path: Path, name: str) -> torch.Tensor:
+    return read_tensors(path, [name])[name]
 
 
 def read_tower_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -212,6 +212,7 @@ def _measure_encoder(model: LongVLM, parameters: int) -> tuple[float, float]:
             heads=settings.merge_heads,
             order=settings.merge_order,
             frames_per_segment=settings.frames_per_segment,
+            frame_code=settings.frame_code,
         )
 
     encode_seconds = _extend(run_tower, config.num_hidden_layers, parameters)

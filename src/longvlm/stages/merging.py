@@ -6,6 +6,7 @@ LongVLM (arXiv 2404.03384). The levels only decide which token a patch goes to; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,7 @@ def merge_tokens(
     heads: int = 16,
     order: MergeOrder = "merge",
     frames_per_segment: int | None = None,
+    frame_code: float = 0.0,
 ) -> MergedSegments:
     """Merge each segment's N patches into M = `tokens_per_segment` tokens.
 
@@ -38,7 +40,9 @@ def merge_tokens(
     M = N returns the patches as they are.
 
     Each feature is the plain average of the patches assigned to it, which is what size-weighted averages at
-    every level come to. Gradients reach the patches; the matching itself has none.
+    every level come to. Gradients reach the patches; the matching itself has none. With a `frame_code`, which
+    also needs `frames_per_segment`, that many times the `frame_codes` are added to the patches first: averages of
+    features alone say what a token shows, but not when, and patches of distant frames then merge less readily.
 
     Raises LongVLMError where M, the schedule, `heads` or `frames_per_segment` do not fit the patches.
     """
@@ -48,16 +52,34 @@ def merge_tokens(
     reductions = plan_reductions(num_patches, tokens_per_segment, schedule)
     # Half precision would tie near-equal similarities and lose patches in large sums.
     precise = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    assignment = _assign_patches(precise.detach(), reductions, heads)
-    if order == "temporal":
+    if order == "temporal" or frame_code:
         if not frames_per_segment or num_patches % frames_per_segment:
             raise LongVLMError(
-                f"order='temporal' needs to know each patch's frame: frames_per_segment is "
+                f"order='temporal' and frame codes need to know each patch's frame: frames_per_segment is "
                 f"{frames_per_segment}, but must divide the segment's {num_patches} patches."
             )
+    if frame_code:
+        codes = frame_codes(frames_per_segment, patches.shape[2]).to(precise)
+        precise = precise + frame_code * codes.repeat_interleave(num_patches // frames_per_segment, dim=0)
+    assignment = _assign_patches(precise.detach(), reductions, heads)
+    if order == "temporal":
         assignment = _sort_by_time(assignment, tokens_per_segment, frames_per_segment)
     features, sizes = _average_assigned(precise, assignment, tokens_per_segment)
     return MergedSegments(features=features.to(patches.dtype), sizes=sizes, assignment=assignment)
+
+
+def frame_codes(num_frames: int, width: int) -> torch.Tensor:
+    """A code for each of a segment's frames, (K, D) float32: cosine waves over time along as many orthonormal directions.
+
+    Averages of codes keep what a token's patches have in common: their mean time, how long they last, and whether
+    they come and go. The waves have no mean over the segment, so a token that lasts throughout has no code.
+    """
+    waves = torch.arange(1, min(num_frames, width))
+    times = (torch.arange(num_frames) + 0.5) / num_frames
+    places = (torch.arange(width) + 0.5) / width
+    over_time = math.sqrt(2) * torch.cos(math.pi * times[:, None] * waves)
+    directions = math.sqrt(2 / width) * torch.cos(math.pi * places * waves[:, None])
+    return over_time @ directions
 
 
 def plan_reductions(num_patches: int, tokens_per_segment: int, schedule: Sequence[int] | None = None) -> list[int]:

@@ -83,6 +83,8 @@ class ModelShape:
     frames_per_segment: int
     tokens_per_segment: int
     merged_share: float  # of the tokens left, that one level of merging removes
+    merge_heads: int
+    frame_code: float  # one that keeps apart what moves: a token then shows 1.4 frames in place of 2.5
     global_layers: int
     timestamps: bool  # between the segments' tokens
     # Of the language model; here it tells, in training, what it has seen so far, and what it knows of a named object.
@@ -213,7 +215,9 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
             "frames_per_segment": shape.frames_per_segment,
             "tokens_per_segment": shape.tokens_per_segment,
             "global_layers": shape.global_layers,
+            "merge_heads": shape.merge_heads,
             "merge_order": "temporal",
+            "frame_code": shape.frame_code,
             "merge_schedule": plan_gently(shape),
         },
         timestamps=shape.timestamps,

@@ -11,10 +11,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from longvlm.errors import LongVLMError
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.segment_bank import SegmentBank
-from longvlm.training.watching import NameFinder, describe_recalls, describe_states, list_names
+from longvlm.training.watching import (
+    NameFinder,
+    describe_names,
+    describe_recalls,
+    describe_states,
+    find_events,
+    list_names,
+)
 from longvlm.world.questions import Question, make_conversation, make_questions
 from longvlm.world.scene import Scene
 
@@ -61,7 +67,7 @@ def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     }
     if "is_name" in examples[0]:
         batch["is_name"] = pad_sequence([example["is_name"] for example in examples], batch_first=True)
-    for name in ("visual_tokens", "states", "recalls"):
+    for name in ("visual_tokens", "token_events", "states", "name_events", "named", "recalls"):
         if name in examples[0]:
             batch[name] = torch.cat([example[name] for example in examples])
     return batch
@@ -72,27 +78,21 @@ class Lesson:
     """What batches of composed videos are made of.
 
     Args:
-        text: what follows a video: "nothing", "names" of objects that are and that are not there, or "questions".
         tokens_per_batch: about; the videos of one batch have the same number of segments.
         segments: least and most of a video, drawn log-uniformly.
         opening_range: below 1, short videos come first, since order is learned sooner, and cheaper, on them: the share
             of the range of lengths from which the first videos are drawn; it grows to 1 over the first two thirds.
         questions_per_video: at most.
         conversation_share: of the videos with questions, that are also asked in two or three turns that refer back.
-        names_share: of the videos with questions, that are followed by names instead.
+        names_share: of the videos, that are followed by names of objects that are and that are not there instead.
     """
 
-    text: str
     tokens_per_batch: int
     segments: tuple[int, int]
     opening_range: float
-    questions_per_video: int = 0
-    conversation_share: float = 0.0
-    names_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.text not in ("nothing", "names", "questions"):
-            raise LongVLMError(f"text is {self.text!r}; what follows a video is nothing, names or questions.")
+    questions_per_video: int
+    conversation_share: float
+    names_share: float
 
 
 class ComposedBatches(Dataset):
@@ -128,36 +128,33 @@ class ComposedBatches(Dataset):
     def __getitem__(self, index: int) -> Example:
         rng = random.Random(f"batch {self.seed} {index}")
         num_segments = self._draw_length(index, rng)
-        examples, num_tokens = [self._make_video(num_segments, rng, self.lesson.text)], 0
+        examples, num_tokens = [self._make_video(num_segments, rng, names=False)], 0
         while num_tokens + len(examples[-1]["input_ids"]) <= self.lesson.tokens_per_batch:
             num_tokens += len(examples[-1]["input_ids"])
-            text = "names" if rng.random() < self.lesson.names_share else self.lesson.text
-            examples.append(self._make_video(num_segments, rng, text))
-        batch = collate(examples)
-        if self.lesson.text != "questions":
-            del batch["labels"]  # there are none
-        return batch
+            examples.append(self._make_video(num_segments, rng, names=rng.random() < self.lesson.names_share))
+        return collate(examples)
 
-    def _make_video(self, num_segments: int, rng: random.Random, text: str) -> Example:
+    def _make_video(self, num_segments: int, rng: random.Random, *, names: bool) -> Example:
         turns: list[tuple[str, str]] = []
         while not turns:
             video = self.bank.compose(num_segments, rng)
-            if video.scene.events or text == "nothing":
-                turns = self._make_turns(video.scene, rng, text)
+            if video.scene.events:
+                turns = [(" ".join(list_names(video.scene, rng)), "")] if names else self._ask(video.scene, rng)
         seconds = self.bank.segment_seconds
         spans = [(i * seconds, (i + 1) * seconds) for i in range(num_segments)] if self.timestamps else None
         example = make_example(self.processor, turns, video.visual_tokens, num_segments, spans)
-        example["states"] = describe_states(video.scene, video.token_events)
-        if text != "nothing":
-            example["is_name"], names = self._names.find(example["input_ids"])
-            example["recalls"] = describe_recalls(video.scene, names)
-        return example
+        is_name, objects = self._names.find(example["input_ids"])
+        return {
+            **example,
+            "token_events": video.token_events,
+            "states": describe_states(video.scene, video.token_events, video.token_segments),
+            "is_name": is_name,
+            "name_events": find_events(video.scene, objects),
+            "named": describe_names(objects),
+            "recalls": describe_recalls(video.scene, objects),
+        }
 
-    def _make_turns(self, scene: Scene, rng: random.Random, text: str) -> list[tuple[str, str]]:
-        if text == "nothing":
-            return [("", "")]
-        if text == "names":
-            return [(" ".join(list_names(scene, rng)), "")]
+    def _ask(self, scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
         questions = make_questions(scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
         chosen = _draw_weighted(questions, self.lesson.questions_per_video, lambda q: self.kinds[q.kind], rng)
         if rng.random() < self.lesson.conversation_share:

@@ -65,14 +65,16 @@ def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, seg
 
 @dataclass(frozen=True)
 class ComposedVideo:
-    """A video joined from blocks: its scene, its visual tokens (G + S·M, D), and what each shows.
+    """A video joined from blocks: its scene, its visual tokens (G + S·M, D), and what and when each shows.
 
     `token_events` (G + S·M,): the index in `scene.events` of the object that the token shows, or -1.
+    `token_segments` (G + S·M,): the segment of each token, counted from 1; 0 for global tokens.
     """
 
     scene: Scene
     visual_tokens: torch.Tensor
     token_events: torch.Tensor
+    token_segments: torch.Tensor
 
 
 class SegmentBank:
@@ -118,6 +120,7 @@ class SegmentBank:
                 heads=compression.merge_heads,
                 order=compression.merge_order,
                 frames_per_segment=compression.frames_per_segment,
+                frame_code=compression.frame_code,
             )
             local.append(merged.features)
             layer_globals += [segment.layer_globals.mean(0) for segment in features]
@@ -176,10 +179,12 @@ class SegmentBank:
             shown = self.token_events[self.first_segment[block] : self.first_segment[block + 1]].flatten()
             token_events.append(torch.where(shown == NO_EVENT, NO_EVENT, shown + earlier))
             earlier += len(self.scenes[block].events)
+        numbers = torch.arange(1, len(rows) + 1).repeat_interleave(self.local.shape[1])
         return ComposedVideo(
             self._join_scenes(blocks),
             torch.cat([video_globals, self.local[rows].flatten(0, 1)]),
             torch.cat(token_events),
+            torch.cat([torch.zeros(len(video_globals)), numbers]).long(),
         )
 
     def _join_scenes(self, blocks: list[int]) -> Scene:

@@ -3,22 +3,25 @@
 An answer's few words say little about a long video, and a small model needs very many of them to find out that order,
 number and neighbours matter, or that a name in a question is to be looked up among the visual tokens. The generated
 world knows all of that, so it is asked at every visual token and at every name: rows of heads, thrown away afterwards,
-read it from the hidden states of middle layers.
+read it from the hidden states of middle layers. And it knows where to look: a few attention heads are told, at a visual
+token, where the same object was before and where each object began, and at a name, where the object is and what comes
+after it.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import insort
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, rms_norm
+from torch.nn.functional import cross_entropy, linear, rms_norm
 from transformers import PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.world.render import NO_EVENT
@@ -26,28 +29,45 @@ from longvlm.world.scene import ACTIONS, COLOURS, MAX_EVENTS, SHAPES, Event, Sce
 
 _COLOURS, _SHAPES = tuple(COLOURS), SHAPES
 _OBJECT_SIZES = (len(_COLOURS) + 1, len(_SHAPES) + 1)  # a colour and a shape, or none
+_PLACES_PER_DOUBLING, _MOST_PLACES = 4, 40
 # At a visual token. Four objects: the one it shows, the newest so far, the one before that, the first; what the shown
-# and the newest one do; how many there were.
-STATE_SIZES = (*_OBJECT_SIZES * 4, len(ACTIONS) + 1, len(ACTIONS) + 1, MAX_EVENTS + 1)
+# one does; how many there were; how many segments, in steps of a quarter of a doubling.
+STATE_SIZES = (*_OBJECT_SIZES * 4, len(ACTIONS) + 1, MAX_EVENTS + 1, _MOST_PLACES)
+_STATE_WEIGHTS = (1.0,) * 8 + (4.0, 2.0, 1.0)  # what is learned last weighs more
 # At a name. Whether the object appears; the ones right after and right before it; what it does; in which third.
 RECALL_SIZES = (2, *_OBJECT_SIZES * 2, len(ACTIONS) + 1, 4)
+_RECALL_WEIGHTS = (1.0,) * 5 + (2.0, 1.0)
 _NO_ACTION, _NO_THIRD = len(ACTIONS), 3
+_LEAST_NAMES = 12  # a list shorter than the video would waste the watching
 
 
-def describe_states(scene: Scene, token_events: torch.Tensor) -> torch.Tensor:
+def describe_states(scene: Scene, token_events: torch.Tensor, token_segments: torch.Tensor) -> torch.Tensor:
     """What is known at each visual token, (n, 11) int64: an index into each of STATE_SIZES.
 
     Only objects that some token up to here shows count. `scene.events` stand in order of their starts.
+    `token_segments` (n,): the segment of each token, counted from 1; 0 for global tokens.
     """
     states, seen = [], [NO_EVENT, NO_EVENT]
-    for event in token_events.tolist():
+    for event, segment in zip(token_events.tolist(), token_segments.tolist(), strict=True):
         if event not in seen:
             insort(seen, event)
         first = seen[2] if len(seen) > 2 else NO_EVENT
         objects = [index for i in (event, seen[-1], seen[-2], first) for index in _kind(scene.events, i)]
-        actions = [_action(scene.events, i) for i in (event, seen[-1])]
-        states.append([*objects, *actions, len(seen) - 2])
+        place = min(_MOST_PLACES - 1, int(_PLACES_PER_DOUBLING * math.log2(segment + 1)))
+        states.append([*objects, _action(scene.events, event), len(seen) - 2, place])
     return torch.tensor(states)
+
+
+def find_events(scene: Scene, names: Sequence[str]) -> torch.Tensor:
+    """The index in `scene.events` of each named object, (n,) int64, or -1."""
+    objects = [event.object for event in scene.events]
+    return torch.tensor([objects.index(name) if name in objects else NO_EVENT for name in names], dtype=torch.int64)
+
+
+def describe_names(names: Sequence[str]) -> torch.Tensor:
+    """Colour and shape of each name, (n, 2) int64."""
+    pairs = [name.split() for name in names]
+    return torch.tensor([(_COLOURS.index(colour), _SHAPES.index(shape)) for colour, shape in pairs]).view(-1, 2)
 
 
 def describe_recalls(scene: Scene, names: Sequence[str]) -> torch.Tensor:
@@ -77,17 +97,18 @@ def _action(events: Sequence[Event], index: int) -> int:
 
 
 def list_names(scene: Scene, rng: random.Random) -> list[str]:
-    """Names to look up in random order: those of all objects, and as many of absent ones, half of which share a colour
-    or a shape with one that is there."""
+    """Names to look up in random order: those of all objects, and as many of absent ones or more, half of which share
+    a colour or a shape with one that is there."""
     names = [event.object for event in scene.events]
+    count = max(2 * len(names), _LEAST_NAMES)
     absent: set[str] = set()
-    while len(absent) < len(names):
+    while len(names) + len(absent) < count:
         seen = rng.choice(scene.events)
         alike = [f"{seen.colour} {rng.choice(_SHAPES)}", f"{rng.choice(_COLOURS)} {seen.shape}"]
         other = rng.choice([*alike, *[f"{rng.choice(_COLOURS)} {rng.choice(_SHAPES)}"] * 2])
         if other not in names:
             absent.add(other)
-    return rng.sample([*names, *sorted(absent)], 2 * len(names))
+    return rng.sample([*names, *sorted(absent)], count)
 
 
 class NameFinder:
@@ -107,7 +128,12 @@ class NameFinder:
 
 
 class WatchingSchool(nn.Module):
-    """The model with its heads: the loss of the answers, and that of what it knows at visual tokens and at names."""
+    """The model with its heads: the loss of the answers, of what it knows at visual tokens and at names, and of where
+    it looks.
+
+    Counted from 1, layer `state_layer` looks where each object began and knows the states; the one before it looks
+    where the same object was, the one after it looks up names, and `recall_layer` knows what is known of them.
+    """
 
     def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
         super().__init__()
@@ -117,55 +143,133 @@ class WatchingSchool(nn.Module):
         self.state_heads = nn.Linear(width, sum(STATE_SIZES))
         self.recall_heads = nn.Linear(width, sum(RECALL_SIZES))
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
+        self._attended: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
         layers = cast(nn.ModuleList, model.model.language_model.layers)
         for layer in (state_layer, recall_layer):
             layers[layer - 1].register_forward_hook(partial(self._keep, layer))
+        for layer in (state_layer - 1, state_layer, state_layer + 1):
+            attention = cast(LlamaAttention, layers[layer - 1].self_attn)
+            attention.register_forward_pre_hook(partial(self._keep_attended, layer), with_kwargs=True)
 
     def _keep(self, layer: int, _module: nn.Module, _inputs: Any, hidden: torch.Tensor) -> None:
         self._hidden[layer] = hidden
 
+    def _keep_attended(self, layer: int, _module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
+        self._attended[layer] = named
+
     def forward(
         self,
         states: torch.Tensor,
-        is_name: torch.Tensor | None = None,
-        recalls: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        token_events: torch.Tensor,
+        is_name: torch.Tensor,
+        recalls: torch.Tensor,
+        name_events: torch.Tensor,
+        named: torch.Tensor,
         **batch: Any,
     ) -> dict[str, torch.Tensor]:
-        """`states` (visual tokens, 11) and `recalls` (names, 7): see `describe_states` and `describe_recalls`.
+        """`states` (visual tokens, 11) and `recalls` (names, 7): see `describe_states` and `describe_recalls`;
+        `token_events` (visual tokens,) and `name_events` (names,): the object of the video that is shown, or named;
+        `named` (names, 2): its colour and shape, which are to be known just as if the object were seen.
 
-        `is_name` (B, T); the rest as the model takes it. Layers that nothing is asked of are not run.
+        `is_name` (B, T); the rest as the model takes it.
         """
-        if labels is None:
-            num_layers = self.state_layer if is_name is None else self.recall_layer
-            with _only_first_layers(self.model.model.language_model, num_layers):
-                self.model.model(**batch)
-            losses = []
-        else:
-            losses = [self.model(labels=labels, **batch).loss]
+        answers = self.model(**batch).loss
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
-        losses.append(_read(self.state_heads, self._hidden[self.state_layer][is_visual], states, STATE_SIZES))
-        if is_name is not None and recalls is not None:
-            losses.append(_read(self.recall_heads, self._hidden[self.recall_layer][is_name], recalls, RECALL_SIZES))
+        losses = [
+            answers,
+            self._know_states(is_visual, states),
+            self._follow_objects(is_visual, _spread(token_events, is_visual)),
+            self._know_names(is_name, named, recalls),
+            self._look_up(is_name, _spread(token_events, is_visual), _spread(name_events, is_name)),
+        ]
         self._hidden.clear()
+        self._attended.clear()
         return {"loss": torch.stack(losses).sum()}
 
+    def _know_states(self, is_visual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        known = self._hidden[self.state_layer][is_visual]
+        return _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS)
 
-@contextmanager
-def _only_first_layers(language_model: Any, count: int) -> Iterator[None]:
-    """The language model as if it ended after `count` layers, without its last norm."""
-    layers, norm = language_model.layers, language_model.norm
-    language_model.layers, language_model.norm = layers[:count], nn.Identity()
-    try:
-        yield
-    finally:
-        language_model.layers, language_model.norm = layers, norm
+    def _know_names(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
+        named_there = self._hidden[self.state_layer][is_name]
+        recalled = self._hidden[self.recall_layer][is_name]
+        size = len(_OBJECT_SIZES)
+        return _read(self.state_heads, named_there, named, STATE_SIZES[:size], _STATE_WEIGHTS[:size]) + _read(
+            self.recall_heads, recalled, recalls, RECALL_SIZES, _RECALL_WEIGHTS
+        )
+
+    def _follow_objects(self, is_visual: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        """Where a token's object was before (the start of the text: nowhere), and where each object so far began."""
+        shows_object = shown >= 0
+        same = ((shown[:, :, None] == shown[:, None]) & shows_object[:, :, None]).tril(-1)
+        is_new = shows_object & ~same.any(2)
+        same[:, :, 0] = is_new
+        beginnings = (is_new[:, None] & is_visual[:, :, None]).tril()
+        beginnings[:, :, 0] = is_visual
+        return self._look(self.state_layer - 1, 0, same, evenly=True) + self._look(
+            self.state_layer, 0, beginnings, evenly=True
+        )
+
+    def _look_up(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Where the named object is, and where the next one; the start of the text where there is none."""
+        losses = []
+        for head in (0, 1):
+            there = ((shown[:, None] == wanted[:, :, None] + head) & (wanted[:, :, None] >= 0)).tril()
+            there[:, :, 0] = is_name & ~there.any(2)
+            losses.append(self._look(self.state_layer + 1, head, there))
+        return torch.stack(losses).sum()
+
+    def _look(self, layer: int, head: int, targets: torch.Tensor, *, evenly: bool = False) -> torch.Tensor:
+        """Minus the mean log of the attention that goes to `targets` (B, T, T), over the tokens that have any: to all
+        of them together, or `evenly` to each.
+        """
+        attention = cast(LlamaAttention, self.model.model.language_model.layers[layer - 1].self_attn)
+        logits = _attention_logits(attention, head, **self._attended[layer])
+        is_later = torch.ones_like(targets[0]).triu(1)
+        rows = targets.any(2)
+        targets = targets[rows]
+        attended = logits.masked_fill(is_later, -math.inf)[rows].logsumexp(1)
+        if evenly:
+            wanted = (logits[rows] * targets).sum(1) / targets.sum(1)
+        else:
+            wanted = logits[rows].masked_fill(~targets, -math.inf).logsumexp(1)
+        return (attended - wanted).sum() / max(1, len(wanted))
 
 
-def _read(heads: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    """Mean cross entropy of the heads over the rows of hidden (n, width); 0 without rows."""
-    logits = heads(rms_norm(hidden, hidden.shape[-1:])).split(sizes, dim=1)
+def _attention_logits(
+    attention: LlamaAttention,
+    head: int,
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    **_others: Any,
+) -> torch.Tensor:
+    """(B, T, T) of one head."""
+    rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+    queries = linear(hidden_states, attention.q_proj.weight[rows])[:, None]
+    keys = linear(hidden_states, attention.k_proj.weight[rows])[:, None]
+    queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
+    return (queries @ keys.transpose(2, 3))[:, 0] * attention.scaling
+
+
+def _spread(events: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Events (n,) at the n `places` (B, T) of a batch; -1 elsewhere."""
+    spread = torch.full(places.shape, NO_EVENT, dtype=torch.int64, device=events.device)
+    return spread.masked_scatter(places, events)
+
+
+def _read(
+    heads: nn.Linear,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    sizes: tuple[int, ...],
+    weights: tuple[float, ...],
+) -> torch.Tensor:
+    """Weighted cross entropies of the first heads, of these sizes, over the rows of hidden (n, width), by the number of
+    heads; 0 without rows.
+    """
+    logits = heads(rms_norm(hidden, hidden.shape[-1:]))[:, : sum(sizes)].split(sizes, dim=1)
     losses = [
-        cross_entropy(row, column, reduction="sum") for row, column in zip(logits, targets.unbind(1), strict=True)
+        weight * cross_entropy(row, column, reduction="sum")
+        for row, column, weight in zip(logits, targets.unbind(1), weights, strict=True)
     ]
     return torch.stack(losses).mean() / max(1, len(targets))

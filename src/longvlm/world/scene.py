@@ -41,7 +41,7 @@ MIN_DURATION_SECONDS = 2 * MIN_SECONDS_PER_EVENT
 MAX_EVENTS = 12
 MIN_SIZE, MAX_SIZE = 0.15, 0.45
 OVERLAP_SHARE = 0.35  # of the scenes with two events or more
-BLINK_SECONDS = 2.0  # about one cycle
+BLINK_SECONDS = 3.2  # about one cycle: one frame a second still catches an object that is gone
 BLINK_SHARE_VISIBLE = 0.6  # of a cycle
 
 
@@ -107,7 +107,7 @@ class Event:
 
     def _blink_is_on(self, done: float) -> bool:
         """Whole cycles, then one more visible part: it is seen at the first moment and at the last."""
-        cycles = max(2, round(self.duration_seconds / BLINK_SECONDS - BLINK_SHARE_VISIBLE)) + BLINK_SHARE_VISIBLE
+        cycles = max(1, round(self.duration_seconds / BLINK_SECONDS - BLINK_SHARE_VISIBLE)) + BLINK_SHARE_VISIBLE
         return (done * cycles) % 1.0 < BLINK_SHARE_VISIBLE
 
 
