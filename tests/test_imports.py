@@ -47,7 +47,7 @@ OPTIONAL = {
     "lmms_eval": {"evaluation"},
     "bitsandbytes": {"model"},
     "torchcodec": {"stages"},
-    "matplotlib": {"report", "world"},
+    "matplotlib": {"evaluation", "report", "world"},
 }
 NEVER = {"decord", "torchvision", "cv2", "skvideo"}
 

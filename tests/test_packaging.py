@@ -20,6 +20,7 @@ ASSETS = [
     *(f"assets/default_model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
     *(f"assets/default_model/{name}" for name in ("processor_config.json", "chat_template.jinja")),
     "training/recipes/default_model.yaml",
+    "evaluation/prompts/qa.txt",
     "report/inspect.html",
 ]
 BUILD = "import sys, setuptools.build_meta as b; out = sys.argv[1]; b.build_wheel(out); b.build_sdist(out)"

@@ -10,8 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from longvlm import __version__
-from longvlm.commands import console
-from longvlm.commands.options import AnswerOptions, IndexOption, ModelOptions, VideoOptions, spread_options
+from longvlm.commands import console, data, features, weights
+from longvlm.commands.options import (
+    AnswerOptions,
+    IndexOption,
+    JudgeOptions,
+    ModelOptions,
+    VideoOptions,
+    spread_options,
+)
 from longvlm.errors import LongVLMError
 
 # typer exports only this child of the class that all its complaints about the command line share
@@ -130,6 +137,48 @@ def encode(
 
 @app.command()
 @spread_options
+def extract(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="VIDEOS", help="A folder, or a text file of names, one a line.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where to write one .longvlm file a video."),
+    ] = None,
+    video_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What the names in a list count from. Default: the list's folder."),
+    ] = None,
+    reference_features: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="LOCAL_DIR MEMORY_DIR",
+            help="Also write the reference's two kinds of pickles; without -o, them alone.",
+            show_default=False,
+        ),
+    ] = None,
+    decoders: Annotated[int, typer.Option(min=1, help="Videos decoded at a time. Default: 2.", show_default=False)] = 2,
+    *,
+    video_options: VideoOptions,
+    model_options: ModelOptions,
+) -> None:
+    """Extract the features of many videos.
+
+    What is there already is skipped, so the same command goes on after a stop. Videos that fail are listed at the
+    end and in DIR/failures.json, with status 1. With --vision-tower and no --model, settings are the paper's.
+
+    \b
+      longvlm extract datasets/anet/v1-2/val -o features --model MODEL
+      longvlm extract video_list_v1_2_val.txt --video-folder datasets/anet/v1-2/val -o features
+    """
+    from longvlm.commands.extract import extract
+
+    extract(source, output, video_folder, reference_features, decoders, video_options, model_options)
+
+
+@app.command()
+@spread_options
 def inspect(
     video: VideoArgument,
     output: Annotated[
@@ -170,6 +219,36 @@ def plan(
 
 
 @app.command()
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML file, or a bundled recipe: paper.yaml, paper-lora.yaml, full.yaml, tiny.yaml.",
+            show_default=False,
+        ),
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, with dots into it.", show_default=False),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Let the libraries speak, too.")] = False,
+) -> None:
+    """Train a model by a recipe.
+
+    Started again after a stop, it goes on from the last checkpoint. The trained model is OUTPUT/model.
+
+    \b
+      longvlm train tiny.yaml
+      longvlm train paper.yaml output=runs/paper schedule.epochs=1 data.0.features=features/train
+      torchrun --nproc-per-node 4 -m longvlm train paper.yaml
+    """
+    from longvlm.commands.train import train
+
+    train(recipe, changes or [], verbose)
+
+
+@app.command()
 @spread_options
 def demo(model_options: ModelOptions) -> None:
     """Ask six questions of a bundled video.
@@ -182,6 +261,74 @@ def demo(model_options: ModelOptions) -> None:
     from longvlm.commands.demo import demo
 
     demo(model_options)
+
+
+app.add_typer(data.app, name="data")
+app.add_typer(features.app, name="features")
+app.add_typer(weights.app, name="weights")
+
+
+@app.command("eval")
+@spread_options
+def evaluate(
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="video-chatgpt, activitynet-qa, msvd-qa, msrvtt-qa, tgif-qa or multiple-choice.",
+            show_default=False,
+        ),
+    ],
+    more_annotations: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE", help="More annotation files.", show_default=False)
+    ] = None,
+    annotations: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE...", help="Questions and answers, as JSON; one or more files.", show_default=False),
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder of the videos, or of their .longvlm files.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Where everything goes. Default: results.", show_default=False
+        ),
+    ] = Path("results"),
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="How many questions are answered at a time. Default: 8.", show_default=False)
+    ] = 8,
+    *,
+    judge_options: JudgeOptions,
+    video_options: VideoOptions,
+    model_options: ModelOptions,
+    answer_options: AnswerOptions,
+) -> None:
+    """Score a model on a benchmark.
+
+    Predictions and judgements are kept as they come: the same command goes on where it stopped. Rows that have
+    a "pred" already are judged as they are. For video-chatgpt, give the generic, temporal and consistency files.
+
+    \b
+      longvlm eval activitynet-qa --videos DIR --annotations test_q.json test_a.json -o DIR
+      longvlm eval video-chatgpt --videos DIR --annotations generic.json temporal.json consistency.json -o DIR \\
+          --judge-model gpt-4o-mini                       (key from the environment: OPENAI_API_KEY)
+      longvlm eval multiple-choice --videos DIR --annotations videomme.json -o DIR
+    """
+    from longvlm.commands.eval import evaluate
+
+    evaluate(
+        task,
+        [*(annotations or []), *(more_annotations or [])],
+        videos,
+        output,
+        batch_size,
+        judge_options,
+        video_options,
+        model_options,
+        answer_options,
+    )
 
 
 def main() -> None:

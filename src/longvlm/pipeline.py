@@ -25,7 +25,7 @@ from longvlm.model.placement import choose_device, choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.prompting import Message, assistant_message, build_prompt, context_length, user_message
 from longvlm.stages.answer import Answerer, AnswerStream, Decoding, Prompt
-from longvlm.stages.merging import merge_tokens
+from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import format_timestamp
 from longvlm.stages.video import VideoSource, open_video, parse_time
 from longvlm.stages.video_access import local_path, source_scheme
@@ -33,8 +33,6 @@ from longvlm.stages.vision import VisionEncoder
 from longvlm.types import (
     Answer,
     Compression,
-    FrameFeatures,
-    MergedSegments,
     Sampling,
     SamplingMode,
     Timings,
@@ -77,6 +75,7 @@ class LongVLM:
         model: str | Path | None = None,
         *,
         vision_tower: str | None = None,
+        projector: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         load_in_4bit: bool = False,
@@ -85,16 +84,18 @@ class LongVLM:
     ) -> LongVLM:
         """Open a LongVLM or LLaVA checkpoint: a folder, a hub id, or None for the bundled default.
 
-        Only configuration and tokenizer are read; weights follow when they are first needed. `device` is CUDA
+        Only configuration and tokenizer are read; weights follow when they are first needed. `vision_tower` (a
+        folder or hub id) takes the place of the checkpoint's own; `projector`, the path of an mm_projector.bin that
+        the reference has trained, is laid over the checkpoint, new tokens included. `device` is CUDA
         where there is any; `dtype` (None or "auto") is bfloat16 where the device multiplies it fast, else
         float32. A mapping as `compression` changes single settings of the checkpoint's, a `Compression`
         replaces them all; `timestamps` decides whether segment times are written between visual tokens.
-        Raises LongVLMError for an unknown model, device, dtype or setting.
+        Raises LongVLMError for an unknown model, device, dtype or setting, and for parts that don't fit.
         """
         chosen_device = choose_device(device)
         chosen_dtype = choose_dtype(dtype, chosen_device)
         folder = resolve_model(model)
-        config = load_config(folder, vision_tower=vision_tower)
+        config = load_config(folder, vision_tower=vision_tower, projector=projector)
         if compression is not None:
             config.compression = _override(config.compression_settings, compression)
         if timestamps is not None:
@@ -180,7 +181,9 @@ class LongVLM:
                     with clock.running("encode_seconds"):
                         features = encoder(frames)
                     with clock.running("merge_seconds"):
-                        merged = self._merge(features)
+                        merged = merge_segments(
+                            features.patches.flatten(0, 1)[None], settings
+                        )  # (K, P, D) -> (S=1, N, D)
                     builder.add(features, merged)
                     if on_progress is not None:
                         on_progress(*_progress(frames.times_seconds[-1], plan, reader.info))
@@ -309,18 +312,6 @@ class LongVLM:
             start_seconds=0.0 if start is None else parse_time(start),
             end_seconds=None if end is None else parse_time(end),
             mode=mode,
-        )
-
-    def _merge(self, features: FrameFeatures) -> MergedSegments:
-        settings = self.compression
-        return merge_tokens(
-            features.patches.flatten(0, 1)[None],  # (K, P, D) -> (S=1, N, D)
-            tokens_per_segment=settings.tokens_per_segment,
-            schedule=settings.merge_schedule,
-            heads=settings.merge_heads,
-            order=settings.merge_order,
-            frames_per_segment=settings.frames_per_segment,
-            frame_code=settings.frame_code,
         )
 
     def _obtain_index(self, asked: Asked) -> VideoIndex | None:

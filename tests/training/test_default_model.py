@@ -14,7 +14,7 @@ from longvlm.training.default_model import Course, build_tokenizer, load_recipe
 from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.world.questions import make_questions
-from longvlm.world.scene import COLOURS, SHAPES, make_scene
+from longvlm.world.scene import SHAPES, make_scene
 from longvlm.world.video import write_video
 
 RECIPE = Path(default_model.__file__).parent / "recipes" / "default_model.yaml"

@@ -132,7 +132,7 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     known = mean_loss(school.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
     read = mean_loss(school.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
     recalled = mean_loss(school.recall_heads, outputs.hidden_states[3][0, names], RECALL_SIZES, recall_weights)
-    # Tokens 1 and 3 show the first object, token 2 the second; the first name is the first object's, the other no one's.
+    # Tokens 1 and 3 show the first object, token 2 the second; the first name is the first object's.
     before, begun, look_up = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3))
     followed = -(before[0, 1, 0] + before[0, 2, 0] + before[0, 3, 1]) / 3
     begins = (begun[0, 1, [0, 1]].mean() + begun[0, 2, [0, 1, 2]].mean() + begun[0, 3, [0, 1, 2]].mean()) / 3

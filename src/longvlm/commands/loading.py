@@ -73,6 +73,7 @@ def load_model(options: ModelOptions) -> LongVLM:
     return LongVLM.from_pretrained(
         options.model,
         vision_tower=options.vision_tower,
+        projector=options.projector,
         device=options.device,
         dtype=options.dtype,
         load_in_4bit=options.load_in_4bit,

@@ -67,6 +67,10 @@ class ModelOptions:
         str | None,
         _option(metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, if the checkpoint has none."),
     ] = None
+    projector: Annotated[
+        Path | None,
+        _option(metavar="FILE", help="Lay this mm_projector.bin of the reference over the checkpoint."),
+    ] = None
     device: Annotated[str | None, _option(help="cpu, cuda, cuda:1, … Default: CUDA if there is any.")] = None
     dtype: Annotated[
         str | None,
@@ -88,6 +92,25 @@ class AnswerOptions:
     max_new_tokens: Annotated[int, _option(min=1, help="Longest answer, in tokens. Default: 256.")] = 256
     temperature: Annotated[float, _option(min=0.0, help="0 (default) always takes the likeliest word.")] = 0.0
     seed: Annotated[int | None, _option(help="Makes answers at a temperature above 0 repeatable.")] = None
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Who judges free answers, besides the offline judge, which always does."""
+
+    judge_model: Annotated[
+        str | None,
+        _option(metavar="NAME", help="Also ask this model for its judgement; the key is read from OPENAI_API_KEY."),
+    ] = None
+    judge_url: Annotated[
+        str | None, _option(metavar="URL", help="Its OpenAI-compatible endpoint. Default: that of OpenAI.")
+    ] = None
+    judge_concurrency: Annotated[
+        int, _option(min=1, help="How many judgements are asked for at a time. Default: 8.")
+    ] = 8
+    prompts: Annotated[
+        Path | None, _option(metavar="DIR", help="Judge with your own prompts: qa.txt, correctness.txt, …")
+    ] = None
 
 
 IndexOption = Annotated[

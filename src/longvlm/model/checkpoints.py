@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from transformers import (
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.llava_config import (
+    VIDEO_TOKENS,
     convert_original,
     is_original_layout,
     load_tokenizer,
@@ -37,9 +37,11 @@ from longvlm.model.llava_config import (
     read_json,
     readable_tokenizer,
     refuse_unknown_family,
+    video_marks,
 )
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
+from longvlm.model.projector import ReferenceProjector
 from longvlm.model.trained_part import (
     Base,
     TrainedPart,
@@ -50,21 +52,14 @@ from longvlm.model.trained_part import (
     require_same_base,
     tower_weights,
 )
-from longvlm.model.weight_files import read_tensors, read_tower_weights, tensor_names, weight_files
+from longvlm.model.weight_files import StoredTensor, open_tensors, read_tower_weights, tensor_names, weight_files
+from longvlm.model.weight_names import is_recomputed, is_tower, module_name
 from longvlm.stages.vision import VisionEncoder, count_patches, digest_weights
 from longvlm.types import Compression
 
 DEFAULT_MODEL_FOLDER = Path(__file__).parents[1] / "assets" / "default_model"
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-
-# From the original LLaVA layout, a LLaMA checkpoint with a projector, to the names of the modules here.
-_ORIGINAL_NAMES = {
-    r"^model\.mm_projector\.(weight|bias)": r"model.multi_modal_projector.linear_1.\1",
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
-}
 
 # Left in full precision in 4-bit loads: small, and read with features that were never quantised.
 _NOT_QUANTISED = ["vision_tower", "multi_modal_projector", "lm_head"]
@@ -124,11 +119,12 @@ def _snapshot(hub_id: str, weights: str) -> str:
     return snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, weights], ignore_patterns="*/*")
 
 
-def load_config(folder: Path, *, vision_tower: str | None = None) -> LongVLMConfig:
+def load_config(folder: Path, *, vision_tower: str | None = None, projector: str | Path | None = None) -> LongVLMConfig:
     """The configuration of a LongVLM or LLaVA checkpoint; the latter gets settings that need no training.
 
     `vision_tower` names a folder or hub id of a tower that replaces the checkpoint's own, or stands in where
-    the checkpoint has none. Raises LongVLMError for checkpoints and towers that can't be read.
+    the checkpoint has none; `projector` an mm_projector.bin of the reference, which is laid over the checkpoint.
+    Raises LongVLMError for checkpoints, towers and projectors that can't be read or don't fit.
     """
     raw = read_json(folder / "config.json")
     if raw.get("model_type") == LongVLMConfig.model_type:
@@ -138,18 +134,22 @@ def load_config(folder: Path, *, vision_tower: str | None = None) -> LongVLMConf
         if is_original_layout(raw):
             vision_tower = vision_tower or raw["mm_vision_tower"]
             tower = resolve_model(vision_tower)
-            config = convert_original(raw, folder, _load_tower_config(tower), read_image_settings(tower).fit)
+            config = convert_original(raw, folder, load_tower_config(tower), read_image_settings(tower).fit)
         else:
             fit = read_image_settings(resolve_model(vision_tower) if vision_tower else folder).fit
             config = LongVLMConfig.from_llava(_read_config(folder), fit=fit)
     if vision_tower is not None:
         _replace_tower(config, vision_tower)
+    if projector is not None:
+        if base_of(folder) is not None:
+            raise LongVLMError(f"{folder} holds the trained part of a model; leave the projector {projector} out.")
+        ReferenceProjector.open(projector).adapt_config(config, load_tokenizer(folder))
     count_patches(config.vision_config, config.vision_feature_select_strategy)  # refuses unknown kinds of towers
     return config
 
 
 def _replace_tower(config: LongVLMConfig, vision_tower: str) -> None:
-    tower_config = _load_tower_config(resolve_model(vision_tower))
+    tower_config = load_tower_config(resolve_model(vision_tower))
     if tower_config.hidden_size != config.vision_config.hidden_size:
         raise LongVLMError(
             f"The vision tower {vision_tower} has features of width {tower_config.hidden_size}, but the "
@@ -158,7 +158,7 @@ def _replace_tower(config: LongVLMConfig, vision_tower: str) -> None:
     config.vision_config, config.vision_tower = tower_config, vision_tower
 
 
-def _load_tower_config(folder: Path) -> PreTrainedConfig:
+def load_tower_config(folder: Path) -> PreTrainedConfig:
     """The vision part of a config: of a tower alone, of a CLIP or SigLIP pair, or of a LLaVA checkpoint."""
     read_json(folder / "config.json")
     config = _read_config(folder)
@@ -220,13 +220,14 @@ def _base_folder(base: Base, part_folder: Path) -> Path:
         raise explain_missing_base(base, part_folder, error) from error
 
 
-def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
     weights = read_tower_weights(folder)
+    dtype = dtype or next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
     tower_class = MODEL_MAPPING[type(vision_config)]
     tower, report = tower_class.from_pretrained(
         None, config=vision_config, state_dict=weights, dtype=dtype, output_loading_info=True
     )
-    _require_complete(report, folder)
+    require_complete(report, folder)
     return tower
 
 
@@ -237,18 +238,26 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
         with readable_tokenizer(folder):
             processor = LongVLMProcessor.from_pretrained(folder, trust_remote_code=False)
         processor.compression = config.compression
+        if config.projector is not None and ReferenceProjector.open(config.projector).adapt_tokenizer(
+            processor.tokenizer
+        ):
+            processor.video_token = VIDEO_TOKENS[0]
+            processor.video_start_token, processor.video_end_token = VIDEO_TOKENS[1:]
         return processor
     tokenizer = load_tokenizer(folder)
+    if config.projector is not None:
+        ReferenceProjector.open(config.projector).adapt_tokenizer(tokenizer)
     video_token = tokenizer.convert_ids_to_tokens(config.video_token_index)
     if video_token is None:
         video_token = "<vid_patch>"
         tokenizer.add_special_tokens({"additional_special_tokens": [video_token]}, replace_extra_special_tokens=False)
     images = read_image_settings(_tower_folder(folder, config))
+    start, end = video_marks(tokenizer, config.video_token_index)
     return LongVLMProcessor(
         tokenizer,
         video_token=video_token,
-        video_start_token=None,
-        video_end_token=None,
+        video_start_token=start,
+        video_end_token=end,
         image_mean=images.mean,
         image_std=images.std,
         image_size=config.vision_config.image_size,
@@ -288,10 +297,11 @@ def load_model(
         )
         lay_over(model, TrainedPart.load(folder), config.text_config.vocab_size)
         return model
-    files = weight_files(folder)
-    for path in files:
+    for path in weight_files(folder):
         tensor_names(path)  # names a missing or cut-off file before gigabytes are read
-    weights = None if config.vision_tower is None else _read_with_other_tower(folder, config, files, dtype)
+    weights = None
+    if config.vision_tower is not None or config.projector is not None:
+        weights = {name: one.read() for name, one in stored_weights(folder, config, tower_dtype=dtype).items()}
     model, report = LongVLMForConditionalGeneration.from_pretrained(
         folder if weights is None else None,
         config=config,
@@ -301,34 +311,30 @@ def load_model(
         quantization_config=_four_bits(dtype) if load_in_4bit else None,
         output_loading_info=True,
     )
-    _require_complete(report, folder)
-    model.config.vision_tower = None  # the weights are the model's own from here on
+    require_complete(report, folder)
+    model.config.vision_tower = model.config.projector = None  # the weights are the model's own from here on
     if weights is not None and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
-def _read_with_other_tower(
-    folder: Path, config: LongVLMConfig, files: dict[Path, list[str]], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights with those of the tower that the config names in place of its own."""
-    weights: dict[str, torch.Tensor] = {}
-    for path, names in files.items():
-        kept = [name for name in names if not name.startswith(("vision_tower.", "model.vision_tower."))]
-        weights |= read_tensors(path, kept)
-    if is_original_layout(read_json(folder / "config.json")):
-        weights = {_rename_original(name): tensor for name, tensor in weights.items()}
-    tower = _load_tower(_tower_folder(folder, config), config.vision_config, dtype)
-    return weights | {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+def stored_weights(
+    folder: Path, config: LongVLMConfig, *, tower_dtype: torch.dtype | None = None
+) -> dict[str, StoredTensor]:
+    """A model's weights by their names here, with the tower and projector that `config` names in place of its own.
+
+    The tower's are in memory, in `tower_dtype` or as stored; all others are read when they are needed.
+    """
+    weights = {name: one for name, one in open_tensors(folder).items() if not is_tower(name)}
+    if config.projector is not None:
+        projector = ReferenceProjector.open(config.projector)
+        weights = projector.lay_over(weights, tied=config.tie_word_embeddings)
+    tower = _load_tower(_tower_folder(folder, config), config.vision_config, tower_dtype)
+    of_tower = {f"model.vision_tower.{name}": StoredTensor.held(one) for name, one in tower.state_dict().items()}
+    return {module_name(name): one for name, one in weights.items() if not is_recomputed(name)} | of_tower
 
 
-def _rename_original(name: str) -> str:
-    for pattern, own_name in _ORIGINAL_NAMES.items():
-        name = re.sub(pattern, own_name, name)
-    return name
-
-
-def _require_complete(report: dict[str, Any], folder: Path) -> None:
+def require_complete(report: dict[str, Any], folder: Path) -> None:
     """Raise unless every weight was found in the right shape."""
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     lacking = sorted({*report["missing_keys"], *mismatched})

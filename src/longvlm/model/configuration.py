@@ -27,6 +27,7 @@ class LongVLMConfig(PreTrainedConfig):
         default_num_frames, default_fps, default_max_frames: how a video is sampled, unless told otherwise.
         timestamps: whether the segments' times are written as text between their visual tokens.
         vision_tower: folder or hub id of a tower to load in place of the checkpoint's; None once loaded.
+        projector: path of a reference's mm_projector.bin to lay over the checkpoint; None once loaded.
     """
 
     model_type = "longvlm"
@@ -63,6 +64,7 @@ class LongVLMConfig(PreTrainedConfig):
     default_max_frames: int | None = None
     timestamps: bool = False
     vision_tower: str | None = None
+    projector: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedConfi
 
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
-from longvlm.types import Fit
+from longvlm.types import Compression, Fit
 
 # LLaVA's relatives that this package does not read, and why.
 REFUSED_FAMILIES = {
@@ -29,6 +30,9 @@ REFUSED_FAMILIES = {
 
 # The original LLaVA layout is a LLaMA checkpoint with extra weights, under any of these names.
 _ORIGINAL_LAYOUT_TYPES = ("llava", "llava_llama", "llama")
+
+# What the reference adds to a tokenizer, in this order.
+VIDEO_TOKENS = ("<vid_patch>", "<vid_start>", "<vid_end>")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def readable_tokenizer(folder: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             reason = "it wants Python code of its own, and LongVLM runs no code from checkpoints"
+        elif (folder / "tokenizer.model").is_file() and importlib.util.find_spec("sentencepiece") is None:
+            reason = "its tokenizer.model needs another library: pip install sentencepiece protobuf"
         raise LongVLMError(f"{folder} has no readable tokenizer ({reason}); give a complete folder.") from error
 
 
@@ -112,21 +118,42 @@ def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
 def convert_original(raw: dict[str, Any], folder: Path, tower_config: PreTrainedConfig, fit: Fit) -> LongVLMConfig:
     """A config of LLaVA's own repository (a LLaMA config with `mm_*` keys), with its tower's config.
 
-    Its tokenizer has no token for a picture, so the first id behind the vocabulary stands for a visual token.
+    The tokenizer of LLaVA's own has no token for a picture, so the first id behind the vocabulary stands for a visual
+    token. One that the reference has trained has the video's tokens, and tells it apart.
     """
     projector = raw.get("mm_projector_type") or "linear"
     if projector not in ("linear", "mlp2x_gelu"):
         raise LongVLMError(f"{folder} has a projector of type {projector!r}; 'linear' and 'mlp2x_gelu' are supported.")
-    text_config_class = type(AutoConfig.for_model("llama"))
+    text_config_class, tokenizer = type(AutoConfig.for_model("llama")), load_tokenizer(folder)
     known = set(text_config_class().to_dict()) | {"rope_theta", "rope_scaling"}
     llava = LlavaConfig(
         vision_config=tower_config,
         text_config=text_config_class(**{key: raw[key] for key in known & set(raw) if key != "model_type"}),
-        image_token_index=len(load_tokenizer(folder)),
+        image_token_index=len(tokenizer),
         vision_feature_layer=raw.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if raw.get("mm_vision_select_feature") == "cls_patch" else "default",
         dtype=raw.get("torch_dtype"),
     )
     config = LongVLMConfig.from_llava(llava, fit="pad" if raw.get("image_aspect_ratio") == "pad" else fit)
     config.projector_num_layers = 1 if projector == "linear" else 2
+    if VIDEO_TOKENS[0] in tokenizer.get_vocab():
+        follow_the_paper(config, tokenizer)
     return config
+
+
+def follow_the_paper(config: LongVLMConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Settings of a model that the reference has trained, whose tokenizer has the video's tokens."""
+    settings = Compression(merge_heads=(config.compression or {}).get("merge_heads", Compression.merge_heads))
+    if isinstance(config.vision_feature_layer, list):  # wider than a [CLS], see LongVLMConfig
+        settings = replace(settings, global_layers=0)
+    config.compression = json.loads(settings.to_json())
+    config.video_token_index = tokenizer.convert_tokens_to_ids(VIDEO_TOKENS[0])
+
+
+def video_marks(tokenizer: PreTrainedTokenizerBase, video_token_id: int) -> tuple[str, str] | tuple[None, None]:
+    """What stands around a video's tokens: the reference's marks, where its tokens are the tokenizer's own."""
+    vocabulary = tokenizer.get_vocab()
+    patch, start, end = VIDEO_TOKENS
+    if vocabulary.get(patch) == video_token_id and start in vocabulary and end in vocabulary:
+        return start, end
+    return None, None

@@ -22,7 +22,7 @@ from transformers.models.llava.modeling_llava import (
 from transformers.utils.generic import can_return_tuple
 
 from longvlm.model.configuration import LongVLMConfig
-from longvlm.stages.merging import merge_tokens
+from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import encode_pixels
 
@@ -92,15 +92,7 @@ class LongVLMModel(LongVLMPreTrainedModel):
                 select_strategy=config.vision_feature_select_strategy,
                 global_layers=settings.global_layers,
             )
-            merged = merge_tokens(
-                patches.flatten(0, 1)[None],
-                tokens_per_segment=settings.tokens_per_segment,
-                schedule=settings.merge_schedule,
-                heads=settings.merge_heads,
-                order=settings.merge_order,
-                frames_per_segment=size,
-                frame_code=settings.frame_code,
-            )
+            merged = merge_segments(patches.flatten(0, 1)[None], settings)
             local_tokens.append(merged.features[0])
             is_first = positions.diff(prepend=positions.new_tensor([-1])) > 0
             segment_globals.append(layer_globals[is_first].mean(0))

@@ -154,6 +154,6 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise LongVLMError(f"{path.parent} lacks the file {path.name}; download the checkpoint again.") from error
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = " ".join(str(error).split())
         raise LongVLMError(f"{path} can't be read ({reason}); download the checkpoint again.") from error

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.pipeline import LongVLM
-from longvlm.stages.merging import merge_tokens
+from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import count_visual_tokens
 from longvlm.stages.video import VideoReader
 from longvlm.stages.vision import count_patches
@@ -205,15 +205,7 @@ def _measure_encoder(model: LongVLM, parameters: int) -> tuple[float, float]:
     )
 
     def merge() -> None:
-        merge_tokens(
-            features,
-            tokens_per_segment=settings.tokens_per_segment,
-            schedule=settings.merge_schedule,
-            heads=settings.merge_heads,
-            order=settings.merge_order,
-            frames_per_segment=settings.frames_per_segment,
-            frame_code=settings.frame_code,
-        )
+        merge_segments(features, settings)
 
     encode_seconds = _extend(run_tower, config.num_hidden_layers, parameters)
     return encode_seconds, _time(merge, model.device)

@@ -13,10 +13,23 @@ import torch
 from torch.nn.functional import normalize
 
 from longvlm.errors import LongVLMError
-from longvlm.types import MergedSegments, MergeOrder
+from longvlm.types import Compression, MergedSegments, MergeOrder
 
 # Similarities held at once: 64 MiB in float32, the paper's ten segments. Larger batches take several turns.
 _MAX_SIMILARITIES = 2**24
+
+
+def merge_segments(patches: torch.Tensor, settings: Compression) -> MergedSegments:
+    """`merge_tokens` of patches (S, N, D) as the compression's settings say."""
+    return merge_tokens(
+        patches,
+        tokens_per_segment=settings.tokens_per_segment,
+        schedule=settings.merge_schedule,
+        heads=settings.merge_heads,
+        order=settings.merge_order,
+        frames_per_segment=settings.frames_per_segment,
+        frame_code=settings.frame_code,
+    )
 
 
 def merge_tokens(
@@ -52,24 +65,24 @@ def merge_tokens(
     reductions = plan_reductions(num_patches, tokens_per_segment, schedule)
     # Half precision would tie near-equal similarities and lose patches in large sums.
     precise = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    if order == "temporal" or frame_code:
-        if not frames_per_segment or num_patches % frames_per_segment:
-            raise LongVLMError(
-                f"order='temporal' and frame codes need to know each patch's frame: frames_per_segment is "
-                f"{frames_per_segment}, but must divide the segment's {num_patches} patches."
-            )
-    if frame_code:
+    needs_frames = order == "temporal" or frame_code != 0
+    if needs_frames and (not frames_per_segment or num_patches % frames_per_segment):
+        raise LongVLMError(
+            f"order='temporal' and frame codes need to know each patch's frame: frames_per_segment is "
+            f"{frames_per_segment}, but must divide the segment's {num_patches} patches."
+        )
+    if frame_code and frames_per_segment:
         codes = frame_codes(frames_per_segment, patches.shape[2]).to(precise)
         precise = precise + frame_code * codes.repeat_interleave(num_patches // frames_per_segment, dim=0)
     assignment = _assign_patches(precise.detach(), reductions, heads)
-    if order == "temporal":
+    if order == "temporal" and frames_per_segment:
         assignment = _sort_by_time(assignment, tokens_per_segment, frames_per_segment)
     features, sizes = _average_assigned(precise, assignment, tokens_per_segment)
     return MergedSegments(features=features.to(patches.dtype), sizes=sizes, assignment=assignment)
 
 
 def frame_codes(num_frames: int, width: int) -> torch.Tensor:
-    """A code for each of a segment's frames, (K, D) float32: cosine waves over time along as many orthonormal directions.
+    """A code for each of a segment's frames, (K, D) float32: cosine waves over time, each along its own direction.
 
     Averages of codes keep what a token's patches have in common: their mean time, how long they last, and whether
     they come and go. The waves have no mean over the segment, so a token that lasts throughout has no code.

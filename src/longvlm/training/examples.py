@@ -78,13 +78,13 @@ class Lesson:
     """What batches of composed videos are made of.
 
     Args:
-        tokens_per_batch: about; the videos of one batch have the same number of segments.
+        tokens_per_batch: with padding, about; the videos of one batch have the same number of segments.
         segments: least and most of a video, drawn log-uniformly.
         opening_range: below 1, short videos come first, since order is learned sooner, and cheaper, on them: the share
             of the range of lengths from which the first videos are drawn; it grows to 1 over the first two thirds.
         questions_per_video: at most.
         conversation_share: of the videos with questions, that are also asked in two or three turns that refer back.
-        names_share: of the videos, that are followed by names of objects that are and that are not there instead.
+        names_share: of the batches, whose videos are followed by names of objects, there or not, instead.
     """
 
     tokens_per_batch: int
@@ -128,11 +128,17 @@ class ComposedBatches(Dataset):
     def __getitem__(self, index: int) -> Example:
         rng = random.Random(f"batch {self.seed} {index}")
         num_segments = self._draw_length(index, rng)
-        examples, num_tokens = [self._make_video(num_segments, rng, names=False)], 0
-        while num_tokens + len(examples[-1]["input_ids"]) <= self.lesson.tokens_per_batch:
-            num_tokens += len(examples[-1]["input_ids"])
-            examples.append(self._make_video(num_segments, rng, names=rng.random() < self.lesson.names_share))
-        return collate(examples)
+        names = rng.random() < self.lesson.names_share
+        examples, longest = [], 0
+        while True:
+            examples.append(self._make_video(num_segments, rng, names=names))
+            longest = max(longest, len(examples[-1]["input_ids"]))
+            if (len(examples) + 1) * longest > self.lesson.tokens_per_batch:
+                break
+        batch = collate(examples)
+        if names:
+            del batch["labels"]  # there is nothing to answer
+        return batch
 
     def _make_video(self, num_segments: int, rng: random.Random, *, names: bool) -> Example:
         turns: list[tuple[str, str]] = []

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from longvlm.stages.merging import merge_tokens
+from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.encoder_school import ASPECTS, patch_labels
@@ -113,15 +113,7 @@ class SegmentBank:
         local, layer_globals, token_events = [], [], []
         for block in track(drawn, "encoding the bank", len(plans), console=Console(stderr=True), transient=True):
             features = [encoder(segment.frames) for segment in block]
-            merged = merge_tokens(
-                torch.stack([segment.patches.flatten(0, 1) for segment in features]),
-                tokens_per_segment=compression.tokens_per_segment,
-                schedule=compression.merge_schedule,
-                heads=compression.merge_heads,
-                order=compression.merge_order,
-                frames_per_segment=compression.frames_per_segment,
-                frame_code=compression.frame_code,
-            )
+            merged = merge_segments(torch.stack([segment.patches.flatten(0, 1) for segment in features]), compression)
             local.append(merged.features)
             layer_globals += [segment.layer_globals.mean(0) for segment in features]
             token_events += [

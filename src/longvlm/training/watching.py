@@ -165,18 +165,22 @@ class WatchingSchool(nn.Module):
         recalls: torch.Tensor,
         name_events: torch.Tensor,
         named: torch.Tensor,
+        labels: torch.Tensor | None = None,
         **batch: Any,
     ) -> dict[str, torch.Tensor]:
         """`states` (visual tokens, 11) and `recalls` (names, 7): see `describe_states` and `describe_recalls`;
         `token_events` (visual tokens,) and `name_events` (names,): the object of the video that is shown, or named;
         `named` (names, 2): its colour and shape, which are to be known just as if the object were seen.
 
-        `is_name` (B, T); the rest as the model takes it.
+        `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
-        answers = self.model(**batch).loss
+        if labels is None:
+            self.model.model(**batch)
+            losses = []
+        else:
+            losses = [self.model(labels=labels, **batch).loss]
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
-        losses = [
-            answers,
+        losses += [
             self._know_states(is_visual, states),
             self._follow_objects(is_visual, _spread(token_events, is_visual)),
             self._know_names(is_name, named, recalls),

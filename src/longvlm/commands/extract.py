@@ -1,0 +1,121 @@
+"""`longvlm extract`: the features of many videos, one file a video."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from longvlm.commands import console
+from longvlm.commands.batch_progress import BatchProgress, describe_pace
+from longvlm.commands.loading import load_model, plan_sampling
+from longvlm.commands.options import ModelOptions, VideoOptions
+from longvlm.index.video_folders import VideoList, find_videos
+
+if TYPE_CHECKING:
+    from longvlm.index.extraction import Failure, FeatureFolders, Progress, Report
+    from longvlm.index.extractor import Extractor
+
+FAILURES_SHOWN = 20
+
+
+def extract(
+    source: Path,
+    output: Path | None,
+    video_folder: Path | None,
+    reference_folders: tuple[Path, Path] | None,
+    num_decoders: int,
+    video_options: VideoOptions,
+    model_options: ModelOptions,
+) -> None:
+    """Extract, tell what came of it, and end with status 1 where a video failed."""
+    found = find_videos(source, video_folder)
+    for repeated in found.repeated:
+        console.note(f"{console.printable(repeated)} is listed more than once; it is extracted once.")
+    with BatchProgress("Loading the model") as progress:
+        if not model_options.verbose:
+            console.silence_libraries()
+        from longvlm.index.extraction import FeatureFolders
+        from longvlm.index.extraction import extract as extract_all
+
+        folders = FeatureFolders(output, *(reference_folders or ()))
+        extractor = open_extractor(model_options, video_options, all_layers=reference_folders is not None)
+
+        def show(state: Progress) -> None:
+            text = describe_pace(
+                state.videos_done, state.videos_total, f"{state.frames_per_second:.1f} frames/s", state.seconds_left
+            )
+            progress.update(state.videos_done, state.videos_total, text)
+
+        report = extract_all(
+            found.videos,
+            extractor,
+            folders,
+            known_failures=_clashes(found),
+            num_decoders=num_decoders,
+            frame_rate=video_options.frame_rate,
+            allow_references=video_options.allow_references,
+            on_progress=show,
+        )
+    _tell(report, folders)
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def open_extractor(model_options: ModelOptions, video_options: VideoOptions, *, all_layers: bool) -> Extractor:
+    """The encoder that the options name: a model's, or a vision tower alone, read as in the paper."""
+    if model_options.model is None and model_options.vision_tower is not None:
+        if not model_options.verbose:
+            console.silence_libraries()
+        from longvlm.index.extractor import extractor_of_tower, plan_paper_sampling
+
+        sampling = plan_paper_sampling(
+            video_options.num_frames,
+            video_options.fps,
+            video_options.max_frames,
+            video_options.start,
+            video_options.end,
+            video_options.sampling,
+        )
+        device, dtype = model_options.device, model_options.dtype
+        return extractor_of_tower(
+            model_options.vision_tower, sampling, device=device, dtype=dtype, all_layers=all_layers
+        )
+    model = load_model(model_options)
+    from longvlm.index.extractor import extractor_of_model
+
+    return extractor_of_model(model, plan_sampling(model, video_options), all_layers=all_layers)
+
+
+def _clashes(found: VideoList) -> list[Failure]:
+    from longvlm.index.extraction import Failure
+
+    return [
+        Failure(video.source, f"its features would go to the same file as those of {earlier.source}; rename one.")
+        for earlier, video in found.clashing
+    ]
+
+
+def _tell(report: Report, folders: FeatureFolders) -> None:
+    from longvlm.index.extraction import FAILURES_FILE
+
+    for source, seconds in report.lost_seconds.items():
+        console.warn(
+            f"the end of {console.printable(source)} is damaged: the last {seconds:.1f} s could not be decoded and "
+            "were left out."
+        )
+    places = " and ".join(map(str, folders.folders))
+    skipped = f", {report.num_skipped} were there already" if report.num_skipped else ""
+    console.note(f"wrote the features of {report.num_written} videos to {places}{skipped}.")
+    if not report.failures:
+        return
+    for failure in report.failures[:FAILURES_SHOWN]:
+        named = failure.reason if failure.video in failure.reason else f"{failure.video}: {failure.reason}"
+        print(console.printable(named), file=sys.stderr)
+    more = len(report.failures) - FAILURES_SHOWN
+    if more > 0:
+        print(f"… and {more} more", file=sys.stderr)
+    count = "1 video" if len(report.failures) == 1 else f"{len(report.failures)} videos"
+    console.error(f"{count} failed; see {folders.folders[0] / FAILURES_FILE}.")

@@ -1,0 +1,20 @@
+"""`longvlm train`: a recipe, with changes to it, to a trained model."""
+
+from __future__ import annotations
+
+import os
+
+from longvlm.commands import console
+
+
+def train(recipe: str, changes: list[str], verbose: bool) -> None:
+    if not verbose:
+        console.silence_libraries()
+    from longvlm.training.recipe import load_recipe
+
+    chosen = load_recipe(recipe, changes)
+    from longvlm.training.finetune import train
+
+    folder = train(chosen, lambda text: print(text, flush=True))
+    if os.environ.get("RANK", "0") == "0":
+        console.note(f'the trained model is {folder}; ask it with `longvlm ask VIDEO "…" --model {folder}`.')

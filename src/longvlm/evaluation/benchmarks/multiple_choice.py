@@ -1,0 +1,151 @@
+"""Multiple choice: Video-MME, MLVU, EgoSchema, LongVideoBench, MVBench, and files like theirs.
+
+The model is shown lettered options and answers with a letter. What counts is the letter alone; a reply that names
+none, or two, is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longvlm.errors import LongVLMError
+from longvlm.evaluation.benchmark import Benchmark
+from longvlm.evaluation.rows import QUESTION_FIELDS, Annotation, Row, read_annotations
+
+NAME = "multiple-choice"
+# The first that a row has counts: Video-MME's `videoID` names its files, its `video_id` is a running number.
+_VIDEO = ("videoID", "video_path", "video_name", "video", "video_idx", "q_uid", "video_id")
+_OPTIONS = ("options", "candidates", "choices", "option")
+_ANSWER = ("answer", "correct_choice", "truth", "A")
+_TASK = ("task_type", "question_category", "question_type", "task")
+_INSTRUCTION = "Answer with the letter of the right option alone."
+_DURATIONS_SECONDS = ((120, "up to 2 min"), (900, "2 to 15 min"), (3600, "15 to 60 min"), (float("inf"), "over 60 min"))
+# In every row of a file with one of these, the letter is written before the text: "A. Apples."
+_LETTERED = re.compile(r"\(?([A-Z])[.):]\s+(.+)", re.DOTALL)
+
+_LETTER = r"\(?(?P<letter>[A-Z])\)?"
+_ANNOUNCED = r"(?:(?:the\s+)?(?:(?:best|correct|right)\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)"
+_REPLIES = (
+    re.compile(rf"(?i:{_ANNOUNCED})?(?i:{_LETTER})\s*[.):]?"),
+    re.compile(rf"(?i:{_ANNOUNCED})?(?:\((?P<letter>[A-Z])\)|(?P<bare>[A-Z])[.):])\s+(?P<text>\S.*)", re.DOTALL),
+)
+
+
+def parse_letter(reply: str, options: Sequence[str]) -> str | None:
+    """The letter that a reply chooses, or None: "B", "(B)", "B.", "Answer: B", "B. a blue star".
+
+    A letter with text behind it counts unless another letter is named there; the bare text of exactly one option
+    counts for its letter.
+    """
+    letters = string.ascii_uppercase[: len(options)]
+    reply = reply.strip().strip("*`\"'").strip()
+    for pattern in _REPLIES:
+        match = pattern.fullmatch(reply)
+        if match is None:
+            continue
+        found = match.groupdict()
+        letter = (found["letter"] or found["bare"]).upper()
+        if letter not in letters:
+            return None
+        rest = found.get("text") or ""
+        others = set(re.findall(rf"\b([{letters}])[.):]", rest)) - {letter}
+        return letter if not others or _plain(rest) == _plain(options[letters.index(letter)]) else None
+    same = [letter for letter, option in zip(letters, options, strict=True) if _plain(option) == _plain(reply)]
+    return same[0] if len(same) == 1 else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def read(files: Sequence[str]) -> list[Row]:
+    """Rows of all files. Raises LongVLMError, naming row and field, where one lacks something."""
+    return [_row(one) for file in files for annotation in read_annotations(Path(file)) for one in _unfold(annotation)]
+
+
+def _unfold(annotation: Annotation) -> list[Annotation]:
+    """A video with a list of questions (Video-MME's own file) as one annotation for each of them."""
+    questions = annotation.fields.get("questions")
+    if not isinstance(questions, list):
+        return [annotation]
+    shared = {name: value for name, value in annotation.fields.items() if name != "questions"}
+    return [
+        Annotation(f"{annotation.place}, question {number}", {**shared, **question})
+        for number, question in enumerate(questions)
+        if isinstance(question, Mapping)
+    ]
+
+
+def _row(annotation: Annotation) -> Row:
+    options = _options(annotation)
+    letter = _true_letter(annotation, options)
+    lines = [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
+    prompt = "\n".join([annotation.text(QUESTION_FIELDS), *lines, _INSTRUCTION])
+    return annotation.make_row(
+        NAME, [prompt], letter, video_name=annotation.text(_VIDEO), groups=_groups(annotation.fields), options=options
+    )
+
+
+def _options(annotation: Annotation) -> tuple[str, ...]:
+    """The options' texts, without their letters."""
+    numbered = [f"option {number}" for number in range(len(string.ascii_uppercase))]  # EgoSchema
+    if numbered[0] in annotation.fields:
+        given: Any = [annotation.fields[name] for name in numbered if name in annotation.fields]
+    else:
+        given = annotation.find(_OPTIONS)
+    if (
+        not isinstance(given, list)
+        or not 2 <= len(given) <= len(numbered)
+        or not all(str(one).strip() for one in given)
+    ):
+        raise LongVLMError(
+            f"{annotation.place}: its options are {str(given)[:60]!r}; a list of 2 to 26 texts is expected."
+        )
+    texts = [str(one).strip() for one in given]
+    matches = [_LETTERED.fullmatch(text) for text in texts]
+    if all(match and match[1] == letter for match, letter in zip(matches, string.ascii_uppercase, strict=False)):
+        return tuple(match[2].strip() for match in matches if match)
+    return tuple(texts)
+
+
+def _true_letter(annotation: Annotation, options: tuple[str, ...]) -> str:
+    """The answer as a letter: from a letter, the place of the option counted from 0, or its text."""
+    answer = annotation.find(_ANSWER)
+    letters = string.ascii_uppercase[: len(options)]
+    plain = str(answer).strip()
+    if isinstance(answer, str):
+        letter = parse_letter(plain, options)
+        if letter is not None:
+            return letter
+    if not isinstance(answer, bool) and plain.isdecimal() and int(plain) < len(options):
+        return letters[int(plain)]
+    raise LongVLMError(
+        f"{annotation.place}: the answer is {plain[:60]!r}; a letter from A to {letters[-1]}, the number of an option "
+        f"from 0 to {len(options) - 1}, or an option's text is expected."
+    )
+
+
+def _groups(fields: Mapping[str, Any]) -> dict[str, str]:
+    groups = {}
+    duration = fields.get("duration_group", fields.get("duration"))
+    if isinstance(duration, str) and duration.strip():
+        groups["duration"] = duration.strip()
+    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+        groups["duration"] = _duration_name(duration, is_group="duration_group" in fields)
+    task = next((str(fields[name]) for name in _TASK if fields.get(name)), None)
+    if task is not None:
+        groups["task"] = task
+    return groups
+
+
+def _duration_name(seconds: float, *, is_group: bool) -> str:
+    if is_group:  # LongVideoBench names its groups by their longest video
+        return f"up to {seconds:g} s"
+    return next(name for limit, name in _DURATIONS_SECONDS if seconds <= limit)
+
+
+MULTIPLE_CHOICE = Benchmark(name=NAME, read=read)

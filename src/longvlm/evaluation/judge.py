@@ -1,0 +1,217 @@
+"""A judge: a language model behind an OpenAI-compatible endpoint, asked many things at once, patiently.
+
+Every judgement is written as soon as it is there, under a hash of what was asked and of whom, so that nothing is
+asked twice. A reply that can't be read is asked for again and then counts as unjudged, never as zero.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from longvlm.errors import LongVLMError
+from longvlm.evaluation.jsonl import JsonLines
+from longvlm.evaluation.judging import Judgement, parse_reply
+from longvlm.evaluation.rows import content_hash
+
+if TYPE_CHECKING:
+    import openai
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+OPENAI_URL = "https://api.openai.com/v1"
+TIMEOUT_SECONDS = 120.0
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 1.0, 60.0
+TRIES = 8  # of one request, before the judge counts as failing: four minutes of delays
+TRIES_TO_CONNECT = 3  # while nothing has been judged yet: the address is wrong, rather than the line bad
+REPLIES = 3  # that can't be read, before a question counts as unjudged
+FAILURES_IN_A_ROW = 3  # of requests, all their tries used up, before the rest is given up
+_HOPELESS = {401: f"check {KEY_VARIABLE}", 403: f"check {KEY_VARIABLE}", 404: "check --judge-url and --judge-model"}
+_REMINDER = "That could not be read. Reply again with the dictionary alone: no other words, no code fence."
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One thing to ask: the messages of a chat completion, about one row and axis."""
+
+    row_key: str
+    axis: str
+    messages: Sequence[dict[str, str]]
+    with_verdict: bool
+
+
+class _GaveUp(Exception):
+    """One request failed for good; the others may still succeed."""
+
+
+class Judge:
+    """A model at an endpoint, and the file of its judgements; one object for one run.
+
+    `unreached` counts requests that failed for good in this run; they are asked again in the next one.
+    Raises LongVLMError where the client isn't installed or there is no key.
+    """
+
+    def __init__(self, model: str, url: str | None, kept: JsonLines, *, concurrency: int = 8) -> None:
+        require_client()
+        self.model = model
+        self.url = (url or OPENAI_URL).rstrip("/")
+        self.concurrency = concurrency
+        self.unreached = 0
+        self._kept = kept
+        self._by_content = {line.get("content_key"): line for line in kept.lines}
+        self._has_judged = False
+        self._failures_in_a_row = 0
+        if not self.url.startswith(("http://", "https://")):
+            raise LongVLMError(f"--judge-url is {url!r}; give an address such as http://localhost:8000/v1.")
+
+    def content_key(self, request: JudgeRequest) -> str:
+        return content_hash([self.url, self.model, list(request.messages)])
+
+    def find(self, request: JudgeRequest) -> Judgement | None:
+        """The judgement there is; None if the request is not asked yet, or its replies could not be read."""
+        line = self._by_content.get(self.content_key(request))
+        if line is None or line.get("score") is None:
+            return None
+        return Judgement(float(line["score"]), line["pred"] == "yes" if request.with_verdict else None)
+
+    def versions(self, requests: Sequence[JudgeRequest]) -> list[str]:
+        """What the endpoint said it is, in the judgements of these requests."""
+        lines = [self._by_content.get(self.content_key(request), {}) for request in requests]
+        return sorted({line["version"] for line in lines if line.get("version")})
+
+    def complete(self, requests: Sequence[JudgeRequest], on_progress: Callable[[float, str], None] | None) -> None:
+        """Ask whatever is not in the file yet. Raises LongVLMError where the judge can't be asked (any more)."""
+        waiting = {self.content_key(request): request for request in requests}
+        waiting = {key: request for key, request in waiting.items() if key not in self._by_content}
+        if waiting:
+            asyncio.run(self._ask_all(waiting, on_progress))
+
+    async def _ask_all(
+        self, waiting: dict[str, JudgeRequest], on_progress: Callable[[float, str], None] | None
+    ) -> None:
+        import openai
+
+        pending, done = iter(waiting.items()), itertools.count(1)
+
+        async def work(items: Iterator[tuple[str, JudgeRequest]]) -> None:
+            for key, request in items:
+                await self._judge(client, key, request)
+                if on_progress is not None:
+                    count = next(done)
+                    on_progress(count / len(waiting), f"Judged {count:,} of {len(waiting):,}")
+
+        async with openai.AsyncOpenAI(
+            api_key=os.environ[KEY_VARIABLE], base_url=self.url, timeout=TIMEOUT_SECONDS, max_retries=0
+        ) as client:
+            # The first one alone: a wrong key or address shows before hundreds of requests do.
+            await work(itertools.islice(pending, 1))
+            workers = [asyncio.ensure_future(work(pending)) for _ in range(self.concurrency)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _judge(self, client: openai.AsyncOpenAI, key: str, request: JudgeRequest) -> None:
+        replies: list[str] = []
+        judgement = None
+        messages = list(request.messages)
+        try:
+            while judgement is None and len(replies) < REPLIES:
+                reply, version = await self._ask(client, messages)
+                replies.append(reply)
+                judgement = parse_reply(reply, with_verdict=request.with_verdict)
+                messages = [*request.messages, *_messages("assistant", reply), *_messages("user", _REMINDER)]
+        except _GaveUp as failure:
+            self.unreached += 1
+            self._failures_in_a_row += 1
+            if not self._has_judged or self._failures_in_a_row >= FAILURES_IN_A_ROW:
+                raise self._stop(str(failure), "run the same command again later") from failure
+            return
+        self._has_judged, self._failures_in_a_row = True, 0
+        line: dict[str, Any] = {"content_key": key, "row_key": request.row_key, "axis": request.axis}
+        line |= {"judge": self.model, "version": version, "score": judgement.score if judgement else None}
+        if request.with_verdict:
+            line["pred"] = None if judgement is None else "yes" if judgement.right else "no"
+        line |= {"replies": replies}
+        self._kept.append(line)
+        self._by_content[key] = line
+
+    async def _ask(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> tuple[str, str]:
+        """The reply, and the model and version that it says it is from. Raises _GaveUp after all tries."""
+        import openai
+
+        for attempt in itertools.count(1):
+            try:
+                answer: Any = await client.chat.completions.create(
+                    model=self.model,
+                    messages=messages,  # type: ignore[arg-type]  # plain dictionaries are what it documents
+                    temperature=0,
+                )
+                return answer.choices[0].message.content or "", _version(answer)
+            except openai.APIStatusError as error:
+                reason, header = _status_reason(error), error.response.headers.get("retry-after")
+                if error.status_code in _HOPELESS or error.code == "insufficient_quota":
+                    raise self._stop(reason, _HOPELESS.get(error.status_code, "see to its quota")) from error
+                if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
+                    raise _GaveUp(reason) from error
+            except openai.APIConnectionError as error:
+                reason, header = f"no answer from it ({_one_line(error.__cause__ or error)})", None
+                if not self._has_judged and attempt >= TRIES_TO_CONNECT:
+                    raise self._stop(reason, "check --judge-url, and that it is running") from error
+            except (openai.APIResponseValidationError, AttributeError, IndexError, TypeError, ValueError) as error:
+                reason, header = f"what it sends is no chat completion ({_one_line(error)})", None
+            if attempt >= TRIES:
+                raise _GaveUp(reason)
+            await asyncio.sleep(_delay(attempt, header))
+        raise AssertionError("unreachable")
+
+    def _stop(self, reason: str, remedy: str) -> LongVLMError:
+        return LongVLMError(
+            f"The judge {self.model} at {self.url} failed: {reason}; {remedy}. What was judged is kept in "
+            f"{self._kept.path}."
+        )
+
+
+def require_client() -> None:
+    """Raise LongVLMError, before any work is done, where the judge's client or its key is missing."""
+    try:
+        import openai  # noqa: F401
+    except ImportError as error:
+        raise LongVLMError("A judge needs the openai client; install it with: pip install 'longvlm[eval]'.") from error
+    if not os.environ.get(KEY_VARIABLE):
+        raise LongVLMError(
+            f"There is no key for the judge: set the environment variable {KEY_VARIABLE} (any word will do for a "
+            "local server that asks for none), or leave --judge-model out."
+        )
+
+
+def _messages(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def _version(answer: Any) -> str:
+    fingerprint = getattr(answer, "system_fingerprint", None)
+    return f"{answer.model} ({fingerprint})" if fingerprint else str(answer.model)
+
+
+def _delay(attempt: int, retry_after: str | None) -> float:
+    """Seconds to wait: as long as the judge asks for, else twice as long each time, a little at random."""
+    if retry_after is not None and retry_after.replace(".", "", 1).isdecimal():
+        return min(float(retry_after), LONGEST_DELAY_SECONDS)
+    return min(FIRST_DELAY_SECONDS * 2 ** (attempt - 1), LONGEST_DELAY_SECONDS) * random.uniform(0.75, 1.0)
+
+
+def _status_reason(error: openai.APIStatusError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    message = body.get("message") or error.message
+    return f"status {error.status_code}, {_one_line(message)}"
+
+
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())[:200].rstrip(".") or type(reason).__name__

@@ -1,0 +1,148 @@
+"""From rows, predictions and judgements to measures: letters compared, the offline judge, a judging model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from longvlm.evaluation.benchmark import Axis, Benchmark
+from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
+from longvlm.evaluation.judging import Judgement
+from longvlm.evaluation.metrics import Estimate, estimate, estimate_mean_of_means, exact_match, token_f1
+from longvlm.evaluation.rows import Row
+
+OFFLINE, LETTERS = "offline", "letters"
+MEAN_OF_AXES = "mean of the axes"
+Predictions = Mapping[str, tuple[str, ...]]  # by row key
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the results. `unit` is "%" or "of 5"; a `group` is named where not all rows count.
+
+    `unjudged` rows have a prediction, but no judgement that could be read; they are not among the value's n.
+    """
+
+    judge: str
+    name: str
+    unit: str
+    value: Estimate
+    unjudged: int = 0
+    group: str | None = None
+    published: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.name if self.group is None else f"{self.name}, {self.group}"
+
+    def show(self, number: float) -> str:
+        if math.isnan(number):
+            return "–"
+        return f"{number:.1f} %" if self.unit == "%" else f"{number:.2f}"
+
+    @property
+    def interval(self) -> str:
+        if not self.value.n:
+            return "–"
+        return f"{self.show(self.value.low).removesuffix(' %')} to {self.show(self.value.high)}"
+
+
+def measure_letters(rows: Sequence[Row], predictions: Predictions) -> list[Measure]:
+    """Accuracy of a multiple choice over all, then by every group; a reply without a letter is wrong."""
+    answered = [row for row in rows if row.key in predictions]
+    letters = {row.key: parse_letter(predictions[row.key][0], row.options) for row in answered}
+
+    def accuracy(some: Sequence[Row], group: str | None) -> Measure:
+        right = [100.0 * (letters[row.key] == row.answer) for row in some]
+        return Measure(LETTERS, "accuracy", "%", estimate(right, _videos(some)), group=group)
+
+    chance = [100.0 / len(row.options) for row in answered]
+    measures = [accuracy(answered, None)]
+    measures += [accuracy(some, group) for group, some in _groups(answered)]
+    return [*measures, Measure(LETTERS, "chance", "%", estimate(chance, _videos(answered)))]
+
+
+def measure_offline(benchmark: Benchmark, rows: Sequence[Row], predictions: Predictions) -> list[Measure]:
+    """Exact match and token F1 for every axis; where a row has two answers, the worse of them counts."""
+    measures = []
+    for axis, asked in _by_axis(benchmark, rows):
+        answered = [row for row in asked if row.key in predictions]
+        prefix = f"{axis.name}: " if len(benchmark.axes) > 1 else ""
+        for name, metric in (("exact match", exact_match), ("token F1", token_f1)):
+            values = [100.0 * min(metric(text, row.answer) for text in predictions[row.key]) for row in answered]
+            measures.append(Measure(OFFLINE, f"{prefix}{name}", "%", estimate(values, _videos(answered))))
+            if name == "token F1":
+                by_key = {row.key: value for row, value in zip(answered, values, strict=True)}
+                measures += [
+                    Measure(OFFLINE, name, "%", estimate([by_key[row.key] for row in some], _videos(some)), 0, group)
+                    for group, some in _groups(answered)
+                ]
+    return measures
+
+
+def measure_judged(
+    benchmark: Benchmark,
+    rows: Sequence[Row],
+    predictions: Predictions,
+    judgements: Mapping[tuple[str, str], Judgement],
+    judge: str,
+) -> list[Measure]:
+    """Scores, and the share of right answers for verdicts; `judgements` by axis name and row key."""
+    measures: list[Measure] = []
+    scored: list[tuple[list[float], list[str]]] = []
+    for axis, asked in _by_axis(benchmark, rows):
+        answered = [row for row in asked if row.key in predictions]
+        found = [(row, judgements[axis.name, row.key]) for row in answered if (axis.name, row.key) in judgements]
+        judged = [row for row, _ in found]
+        unjudged = len(answered) - len(judged)
+        videos, scores = _videos(judged), [one.score for _, one in found]
+        scored.append((scores, videos))
+        if axis.kind == "verdict":
+            right = {row.key: 100.0 * bool(one.right) for row, one in found}
+            value = estimate([right[row.key] for row in judged], videos)
+            measures.append(_measure(benchmark, judge, "accuracy", "%", value, unjudged))
+            measures.append(_measure(benchmark, judge, "score", "of 5", estimate(scores, videos), unjudged))
+            measures += [
+                Measure(judge, "accuracy", "%", estimate([right[row.key] for row in some], _videos(some)), 0, group)
+                for group, some in _groups(judged)
+            ]
+        else:
+            measures.append(_measure(benchmark, judge, axis.name, "of 5", estimate(scores, videos), unjudged))
+    if len(scored) == len(benchmark.axes) > 1 and all(scores for scores, _ in scored):
+        measures.append(_measure(benchmark, judge, MEAN_OF_AXES, "of 5", estimate_mean_of_means(scored), 0))
+    return measures
+
+
+def _measure(benchmark: Benchmark, judge: str, name: str, unit: str, value: Estimate, unjudged: int) -> Measure:
+    published = tuple((model, figures[name]) for model, figures in benchmark.published if name in figures)
+    return Measure(judge, name, unit, value, unjudged, published=published)
+
+
+def _by_axis(benchmark: Benchmark, rows: Sequence[Row]) -> Iterator[tuple[Axis, list[Row]]]:
+    """The axes that are asked about any row, with those rows."""
+    for axis in benchmark.axes:
+        asked = [row for row in rows if row.part == axis.part]
+        if asked:
+            yield axis, asked
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Every group's name and rows, kind by kind ("duration", "task")."""
+    for kind in dict.fromkeys(kind for row in rows for kind in row.groups):
+        for name in sorted({row.groups[kind] for row in rows if kind in row.groups}, key=_group_order):
+            yield f"{kind} {name}", [row for row in rows if row.groups.get(kind) == name]
+
+
+def _group_order(name: str) -> tuple[int, int, str]:
+    """Durations from short to long, by name and then by the longest they name; all else by the alphabet."""
+    durations = ("short", "medium", "long")
+    if name in durations:
+        return durations.index(name), 0, name
+    numbers = re.findall(r"\d+", name) if name.endswith((" s", " min")) else []
+    return len(durations), int(numbers[-1]) + name.startswith("over") if numbers else 0, name
+
+
+def _videos(rows: Iterable[Row]) -> list[str]:
+    return [row.video_name for row in rows]

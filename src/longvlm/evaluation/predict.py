@@ -1,0 +1,157 @@
+"""Predictions: every video is encoded once for all its questions, which are asked in batches.
+
+A prediction is written as soon as it is there. A video that can't be read is recorded, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from longvlm.errors import LongVLMError
+from longvlm.evaluation.benchmark import Benchmark, find_video
+from longvlm.evaluation.jsonl import JsonLines
+from longvlm.evaluation.rows import Row
+from longvlm.pipeline import DamageWarning
+from longvlm.video_index import VideoIndex
+
+if TYPE_CHECKING:
+    from longvlm.pipeline import LongVLM
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How videos are encoded and questions answered: keyword arguments of `LongVLM.encode` and `LongVLM.ask`."""
+
+    encode: Mapping[str, Any] = field(default_factory=dict)
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 8
+
+
+class Predictor:
+    """Answers rows of a benchmark with one model and hands out every prediction.
+
+    What could not be asked, a whole video or one row about it, is a line of `failures`; `damaged` names videos of
+    which the end was missing.
+    """
+
+    def __init__(self, model: LongVLM, benchmark: Benchmark, folder: Path, asking: Asking, failures: JsonLines) -> None:
+        self.model = model
+        self.benchmark = benchmark
+        self.folder = folder
+        self.asking = asking
+        self.failures = failures
+        self.damaged: list[str] = []
+
+    def predict(self, rows: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, ...]]]:
+        """Each row that can be asked with its predictions, batch by batch; a batch may span videos."""
+        asked = self._with_videos(rows)
+        while batch := list(itertools.islice(asked, self.asking.batch_size)):
+            yield from self._answer(batch)
+
+    def _with_videos(self, rows: Sequence[Row]) -> Iterator[tuple[Row, VideoIndex]]:
+        by_video: dict[str, list[Row]] = {}
+        for row in rows:
+            by_video.setdefault(row.video_name, []).append(row)
+        for name, its_rows in by_video.items():
+            try:
+                index = self._index(name)
+            except (LongVLMError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+                self.failures.append({"video": name, "rows": len(its_rows), "reason": _one_line(error)})
+                continue
+            yield from ((row, index) for row in its_rows)
+
+    def _index(self, name: str) -> VideoIndex:
+        path = find_video(self.folder, name, self.benchmark)
+        if path is None:
+            tried = ", ".join(self.benchmark.video_stems(name))
+            raise LongVLMError(
+                f"no file {tried} (.longvlm, {', '.join(self.benchmark.video_suffixes)}) in {self.folder}"
+            )
+        if path.suffix == VideoIndex.SUFFIX:
+            index = VideoIndex.load(path)
+            index.require_same_encoding(self.model.encoder.name, self.model.encoder.fingerprint, self.model.compression)
+            self._require_sampling(index)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DamageWarning)  # counted here, told at the end
+                index = self.model.encode(path, **self.asking.encode)
+        if index.lost_seconds > 0:
+            self.damaged.append(name)
+        return index
+
+    def _require_sampling(self, index: VideoIndex) -> None:
+        """A stored index can't follow a sampling that was asked for, but must not pass for it either."""
+        wanted = self.asking.encode
+        for setting in ("num_frames", "fps", "max_frames"):
+            if wanted.get(setting) is not None and getattr(index.sampling, setting) != wanted[setting]:
+                raise LongVLMError(
+                    f"the stored index was sampled with {setting}={getattr(index.sampling, setting)}, and "
+                    f"{setting}={wanted[setting]} is asked for; encode it again, or leave the option out"
+                )
+
+    def _answer(self, batch: Sequence[tuple[Row, VideoIndex]]) -> Iterator[tuple[Row, tuple[str, ...]]]:
+        questions = [question for row, _ in batch for question in row.questions]
+        indexes = [index for row, index in batch for _ in row.questions]
+        try:
+            if len(questions) == 1:  # alone, a question is answered without being padded
+                texts = iter([self.model.ask(indexes[0], questions[0], **self.asking.answer).text])
+            else:
+                texts = iter([answer.text for answer in self.model.ask(indexes, questions, **self.asking.answer)])
+        except (LongVLMError, MemoryError, torch.OutOfMemoryError) as error:
+            if len(batch) > 1:  # one of them is to blame; the others are not to suffer
+                for one in batch:
+                    yield from self._answer([one])
+                return
+            row = batch[0][0]
+            failure = {"video": row.video_name, "rows": 1, "reason": _one_line(error), "question": row.questions[0]}
+            self.failures.append(failure)
+            return
+        for row, _ in batch:
+            yield row, tuple(itertools.islice(texts, len(row.questions)))
+
+
+def complete_predictions(
+    rows: Sequence[Row],
+    files: Mapping[str, JsonLines],
+    predictor: Predictor | None,
+    on_progress: Progress | None = None,
+) -> dict[str, tuple[str, ...]]:
+    """Predictions by row key: those that rows bring along, those in the files by part, and the rest now.
+
+    `predictor` may be None where no row is left to ask.
+    """
+    done = {row.key: row.predictions for row in rows if row.predictions is not None}
+    done |= kept_predictions(rows, files)
+    waiting = list({row.key: row for row in rows if row.key not in done}.values())
+    if not waiting or predictor is None:
+        return done
+    for count, (row, texts) in enumerate(predictor.predict(waiting), start=1):
+        named = dict(zip(row.prediction_fields, texts, strict=True))
+        files[row.part].append({**row.source, **named, "row_key": row.key})
+        done[row.key] = texts
+        if on_progress is not None:
+            on_progress(count / len(waiting), f"Answered {count:,} of {len(waiting):,} questions")
+    return done
+
+
+def kept_predictions(rows: Sequence[Row], files: Mapping[str, JsonLines]) -> dict[str, tuple[str, ...]]:
+    kept = {line.get("row_key"): line for file in files.values() for line in file.lines}
+    found = {}
+    for row in rows:
+        line = kept.get(row.key)
+        if line is not None and all(isinstance(line.get(name), str) for name in row.prediction_fields):
+            found[row.key] = tuple(line[name] for name in row.prediction_fields)
+    return found
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,291 @@
+"""One evaluation from rows to results, in a folder that can be gone on with.
+
+What is in the folder: settings.json, predictions-PART.jsonl, failures.jsonl, judgements.jsonl, results.{json,md,png}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longvlm.errors import LongVLMError
+from longvlm.evaluation.benchmark import Axis, Benchmark, find_video
+from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
+from longvlm.evaluation.chart import draw_chart
+from longvlm.evaluation.jsonl import JsonLines
+from longvlm.evaluation.judge import Judge, JudgeRequest
+from longvlm.evaluation.judging import Judgement, JudgePrompt
+from longvlm.evaluation.measures import Measure, Predictions, measure_judged, measure_letters, measure_offline
+from longvlm.evaluation.predict import Asking, Predictor, Progress, complete_predictions, kept_predictions
+from longvlm.evaluation.results import Results, judge_name
+from longvlm.evaluation.rows import Row
+
+if TYPE_CHECKING:
+    from longvlm.pipeline import LongVLM
+
+NO_MODEL = "the predictions given"
+_PUBLISHED_NOTE = (
+    "Published figures were given by another judge (GPT-3.5), and LongVLM's are quoted from papers that cite it. The "
+    "judge matters: the same predictions have moved from 35.2 % to 43.6 % on ActivityNet-QA when it changed."
+)
+_OFFLINE_NOTE = (
+    "The offline judge compares words: exact match and token F1 without case, punctuation and articles. It is the "
+    "same everywhere and at any time; it knows no synonyms, and it can't tell axes apart that rest on the same answers."
+)
+_INTERVAL_NOTE = "Intervals are clustered by video: questions about one video stand or fall together."
+
+
+@dataclass(frozen=True)
+class JudgeChoice:
+    """Which judge is asked, and with which prompts, by axis name."""
+
+    model: str
+    url: str | None
+    prompts: Mapping[str, JudgePrompt]
+    concurrency: int = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results, and what went wrong on the way; `stopped` is why a judge could not be asked to the end."""
+
+    results: Results
+    num_failures: int
+    num_unreached: int
+    damaged: Sequence[str]
+    stopped: LongVLMError | None
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    rows: Sequence[Row],
+    output: Path,
+    *,
+    model: LongVLM | None,
+    weights: str,
+    videos: Path | None,
+    asking: Asking,
+    judge: JudgeChoice | None,
+    on_progress: Progress | None = None,
+) -> Outcome:
+    """Ask whatever has no prediction yet, judge whatever has no judgement yet, and write the results.
+
+    `model` and `videos` may be None where all rows bring predictions along. `weights` tells checkpoints of one
+    name apart. Raises LongVLMError where the folder belongs to another evaluation, nothing is found to ask
+    about, or nothing can be written; what was done is kept.
+    """
+    settings = _settings(benchmark, model, weights, asking)
+    _claim(output, settings)
+    with ExitStack() as stack:
+        files = {
+            part: stack.enter_context(JsonLines(output / f"predictions-{part}.jsonl"))
+            for part in dict.fromkeys(row.part for row in rows)
+        }
+        (output / "failures.jsonl").unlink(missing_ok=True)
+        failures = stack.enter_context(JsonLines(output / "failures.jsonl"))
+        predictor = None
+        if model is not None and videos is not None:
+            if not kept_predictions(rows, files):
+                _require_any_video(rows, videos, benchmark)
+            predictor = Predictor(model, benchmark, videos, asking, failures)
+        predictions = complete_predictions(rows, files, predictor, on_progress)
+        damaged = predictor.damaged if predictor else []
+        kept = stack.enter_context(JsonLines(output / "judgements.jsonl"))
+        judged = _JudgePart(benchmark, rows, predictions, judge, kept)
+        if judge is not None:  # the offline part is there even if the judge fails, or takes days
+            _write(output, _results(benchmark, rows, predictions, settings, None, len(damaged)), with_chart=False)
+        judged.complete(on_progress)
+        results = _results(benchmark, rows, predictions, settings, judged, len(damaged))
+        _write(output, results)
+        return Outcome(results, len(failures.lines), judged.num_unreached, damaged, judged.stopped)
+
+
+class _JudgePart:
+    """The judge's part of an evaluation, which may be none, or end early."""
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        rows: Sequence[Row],
+        predictions: Predictions,
+        choice: JudgeChoice | None,
+        kept: JsonLines,
+    ) -> None:
+        self.stopped: LongVLMError | None = None
+        self._requests: dict[tuple[str, str], JudgeRequest] = {}
+        self._judge: Judge | None = None
+        if choice is None:
+            return
+        self._judge = Judge(choice.model, choice.url, kept, concurrency=choice.concurrency)
+        for axis in benchmark.axes:
+            for row in rows:
+                if row.part == axis.part and row.key in predictions:
+                    request = _request(row, axis, choice.prompts[axis.name], predictions[row.key])
+                    self._requests[axis.name, row.key] = request
+
+    @property
+    def num_unreached(self) -> int:
+        return self._judge.unreached if self._judge else 0
+
+    def complete(self, on_progress: Progress | None) -> None:
+        if self._judge is None:
+            return
+        try:
+            self._judge.complete(list(self._requests.values()), on_progress)
+        except LongVLMError as reason:
+            self.stopped = reason
+
+    def describe(self) -> dict[str, Any] | None:
+        if self._judge is None:
+            return None
+        versions = self._judge.versions(list(self._requests.values()))
+        return {"model": self._judge.model, "url": self._judge.url, "versions": versions}
+
+    def judgements(self) -> dict[tuple[str, str], Judgement]:
+        if self._judge is None:
+            return {}
+        found = {place: self._judge.find(request) for place, request in self._requests.items()}
+        return {place: judgement for place, judgement in found.items() if judgement is not None}
+
+
+def _request(row: Row, axis: Axis, prompt: JudgePrompt, texts: tuple[str, ...]) -> JudgeRequest:
+    return JudgeRequest(row.key, axis.name, prompt.fill(row, texts), with_verdict=axis.kind == "verdict")
+
+
+def _settings(benchmark: Benchmark, model: LongVLM | None, weights: str, asking: Asking) -> dict[str, Any]:
+    """All that predictions depend on but the rows themselves."""
+    settings: dict[str, Any] = {"task": benchmark.name, "model": model.name if model else NO_MODEL}
+    if model is not None:
+        settings |= {"weights": weights, "compression": json.loads(model.compression.to_json())}
+        settings |= {"encode": dict(asking.encode), "answer": dict(asking.answer)}
+    return settings
+
+
+def _claim(output: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder this evaluation's own. Raises LongVLMError where it is another one's."""
+    path = output / "settings.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _replace(path, (json.dumps(settings, indent=2) + "\n").encode())
+            return
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LongVLMError(f"Can't write into {output}: {error.strerror or error}; choose another -o.") from error
+    except ValueError as error:
+        raise LongVLMError(f"{path} is not readable; choose another -o, or remove that folder.") from error
+    for name in dict.fromkeys([*settings, *kept]):
+        if kept.get(name) != json.loads(json.dumps(settings.get(name))):
+            raise LongVLMError(
+                f"{output} holds an evaluation with {name} {_short(kept.get(name))}, and now it is "
+                f"{_short(settings.get(name))}; choose another -o, or remove that folder."
+            )
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:80]
+
+
+def _require_any_video(rows: Sequence[Row], videos: Path, benchmark: Benchmark) -> None:
+    names = list(dict.fromkeys(row.video_name for row in rows if row.predictions is None))
+    if names and not any(find_video(videos, name, benchmark) for name in names):
+        stem = benchmark.video_stems(names[0])[-1]
+        raise LongVLMError(
+            f"None of the {len(names)} videos of the annotations is in {videos}: looked, for example, for "
+            f"{stem}{benchmark.video_suffixes[0]}; check --videos."
+        )
+
+
+def _results(
+    benchmark: Benchmark,
+    rows: Sequence[Row],
+    predictions: Predictions,
+    settings: Mapping[str, Any],
+    judged: _JudgePart | None,
+    num_damaged: int,
+) -> Results:
+    unanswered = sum(row.key not in predictions for row in rows)
+    notes = [f"{unanswered} rows have no answer and count to no mean; failures.jsonl says why."] if unanswered else []
+    if num_damaged:
+        notes.append(f"{num_damaged} videos are damaged: what comes after the damage was not looked at.")
+    judge = judged.describe() if judged else None
+    measures: list[Measure] = []
+    if judged is not None and judge is not None:
+        measures = measure_judged(benchmark, rows, predictions, judged.judgements(), judge_name(judge))
+        if any(measure.unjudged for measure in measures):
+            notes.append(
+                "Where n is less than the answers, the judge sent no reply that could be read; they count to no mean."
+            )
+    explanations = [_INTERVAL_NOTE]
+    if benchmark.axes:
+        measures += measure_offline(benchmark, rows, predictions)
+        explanations.append(_OFFLINE_NOTE)
+    else:
+        measures += measure_letters(rows, predictions)
+        answered = [row for row in rows if row.key in predictions]
+        unread = sum(parse_letter(predictions[row.key][0], row.options) is None for row in answered)
+        notes += [f"{unread} of {len(answered)} replies name no letter; they count as wrong."] if unread else []
+    if any(measure.published for measure in measures):
+        explanations.append(_PUBLISHED_NOTE)
+    return Results(
+        task=benchmark.name,
+        model=settings["model"],
+        num_rows=len(rows),
+        num_videos=len({row.video_name for row in rows}),
+        num_unanswered=unanswered,
+        measures=tuple(measures),
+        settings=settings,
+        judge=judge,
+        notes=tuple(notes),
+        explanations=tuple(explanations),
+    )
+
+
+def _write(output: Path, results: Results, *, with_chart: bool = True) -> None:
+    """Write the three files, each of them whole or not at all."""
+    content = json.dumps(results.as_json(), indent=2, ensure_ascii=False) + "\n"
+    try:
+        _replace(output / "results.json", content.encode("utf-8", "replace"))
+        _replace(output / "results.md", results.as_markdown().encode("utf-8", "replace"))
+        if not with_chart:
+            return
+        with tempfile.TemporaryDirectory(dir=output, prefix=".drawing-") as folder:
+            drawn = Path(folder) / "results.png"
+            draw_chart(results, drawn)
+            drawn.replace(output / drawn.name)
+    except OSError as error:
+        raise LongVLMError(
+            f"Can't write the results into {output}: {error.strerror or error}. Make room and run the same command "
+            "again; predictions and judgements are kept."
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    half = path.with_name(f".{path.name}.part")
+    half.write_bytes(content)
+    half.replace(path)
+
+
+def hash_weights(
+    folder: Path, others: Sequence[Path] = (), on_progress: Callable[[float, str], None] | None = None
+) -> str:
+    """A hash of a checkpoint's weight files, and of `others` laid over them: it tells trained states apart."""
+    digest = hashlib.sha256()
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    for number, path in enumerate([*files, *others]):
+        if on_progress is not None:
+            on_progress(number / (len(files) + len(others)), f"Reading {path.name}")
+        digest.update(path.name.encode())
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+        except OSError as error:
+            raise LongVLMError(f"Can't read the weights {path}: {error.strerror or error}.") from error
+    return digest.hexdigest()[:16]

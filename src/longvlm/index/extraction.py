@@ -1,0 +1,238 @@
+"""Extraction: many videos in, one feature file a video out; what is done is skipped, what fails is listed.
+
+Videos are decoded ahead of the encoder, but encoded segment by segment, not in larger batches across videos: a
+segment's K frames always fill a batch of one fixed shape (a short one is filled up), and on one shape alone
+are the features the very ones that `LongVLM.encode` gives, to the last bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from longvlm.errors import LongVLMError
+from longvlm.index.decoding_ahead import DecodingVideo, VideoFailed, decode_ahead
+from longvlm.index.extractor import Extractor
+from longvlm.index.reference_features import write_reference_features
+from longvlm.index.video_folders import ListedVideo
+from longvlm.index.whole_files import make_folder, write_whole
+from longvlm.stages.video import VideoReader, open_video
+from longvlm.video_index import VideoIndex
+
+FAILURES_FILE = "failures.json"
+DEFAULT_DECODERS = 2
+
+
+@dataclass(frozen=True)
+class FeatureFolders:
+    """Where features go: `.longvlm` files, and the reference's two kinds of pickles; at least one kind.
+
+    Raises LongVLMError where none is given, only one of the two for pickles, or one for both of them.
+    """
+
+    indexes: Path | None = None
+    local_pickles: Path | None = None
+    memory_pickles: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.local_pickles is None) != (self.memory_pickles is None):
+            raise LongVLMError("Reference features need two folders, for local and for memory features; give both.")
+        if self.local_pickles is not None and self.local_pickles == self.memory_pickles:
+            raise LongVLMError(
+                f"Local and memory features can't both go to {self.local_pickles}: their files have the same names."
+            )
+        if not self.folders:
+            raise LongVLMError("There is nowhere to write to; give a folder for indexes, or two for pickles.")
+
+    @property
+    def folders(self) -> list[Path]:
+        return [path for path in (self.indexes, self.local_pickles, self.memory_pickles) if path is not None]
+
+    def index_file(self, video_id: str) -> Path | None:
+        return None if self.indexes is None else self.indexes / f"{video_id}{VideoIndex.SUFFIX}"
+
+    def pickle_files(self, video_id: str) -> tuple[Path, Path] | None:
+        if self.local_pickles is None or self.memory_pickles is None:
+            return None
+        return self.local_pickles / f"{video_id}.pkl", self.memory_pickles / f"{video_id}.pkl"
+
+    def hold(self, video_id: str, extractor: Extractor) -> bool:
+        """Whether all files of a video are there; a damaged index counts as missing and is made again.
+
+        Raises LongVLMError where its index was made with other settings than the `extractor`'s.
+        """
+        index_file, pickles = self.index_file(video_id), self.pickle_files(video_id)
+        if pickles is not None and not all(path.is_file() for path in pickles):
+            return False
+        if index_file is None:
+            return True
+        if not index_file.is_file():
+            return False
+        try:
+            index = VideoIndex.load(index_file)
+        except LongVLMError:
+            return False
+        _require_same_extraction(index_file, index, extractor)
+        return True
+
+    def save(self, video_id: str, index: VideoIndex, extractor: Extractor) -> None:
+        """Write a video's files, the index last. Raises LongVLMError where there is no room."""
+        index_file, pickles = self.index_file(video_id), self.pickle_files(video_id)
+        if pickles is not None:
+            write_reference_features(index, *pickles)
+        if index_file is not None:
+            narrow_globals(index, extractor.compression.global_layers).save(index_file)
+
+
+def _require_same_extraction(path: Path, index: VideoIndex, extractor: Extractor) -> None:
+    remedy = "Write to another folder, or remove that file."
+    if index.sampling != extractor.sampling:
+        raise LongVLMError(
+            f"{path} is there already, but of other frames ({index.sampling}, and {extractor.sampling} is wanted). "
+            f"{remedy}"
+        )
+    try:
+        index.require_same_encoding(extractor.encoder.name, extractor.encoder.fingerprint, extractor.compression)
+    except LongVLMError as misfit:
+        raise LongVLMError(f"{path} is there already. {misfit} {remedy}") from misfit
+
+
+def narrow_globals(index: VideoIndex, global_layers: int) -> VideoIndex:
+    """The same index with the [CLS] of only the last `global_layers` layers."""
+    first = index.compression.global_layers - global_layers
+    return dataclasses.replace(
+        index,
+        segment_globals=index.segment_globals[:, first:].contiguous(),
+        compression=dataclasses.replace(index.compression, global_layers=global_layers),
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that gave no features, and why."""
+
+    video: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an extraction is; videos that were done before don't count."""
+
+    videos_done: int
+    videos_total: int
+    frames_encoded: int
+    elapsed_seconds: float
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames_encoded / self.elapsed_seconds if self.elapsed_seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the mean time of a video so far; None before the first one is done."""
+        if self.videos_done == 0:
+            return None
+        return self.elapsed_seconds / self.videos_done * (self.videos_total - self.videos_done)
+
+
+@dataclass
+class Report:
+    """What came of an extraction: counts, failures in order, and seconds lost at damaged ends by video."""
+
+    num_written: int = 0
+    num_skipped: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    lost_seconds: dict[str, float] = field(default_factory=dict)
+
+
+def extract(
+    videos: Sequence[ListedVideo],
+    extractor: Extractor,
+    folders: FeatureFolders,
+    *,
+    known_failures: Sequence[Failure] = (),
+    num_decoders: int = DEFAULT_DECODERS,
+    frame_rate: float | None = None,
+    allow_references: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Write the features of each video, unless they are there already; a video that fails stops no other.
+
+    The videos' ids must be distinct (`find_videos`). Failures, with those `known` before, are also written to
+    `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`; there is no such file
+    where nothing failed. `frame_rate` and `allow_references` are those of `open_video`.
+    Raises LongVLMError where a folder can't be written to, what is written stays whole, and where features are
+    there that were made in another way.
+    """
+    for folder in folders.folders:
+        make_folder(folder)
+    report = Report(failures=list(known_failures))
+    waiting = [video for video in videos if not folders.hold(video.id, extractor)]
+    report.num_skipped = len(videos) - len(waiting)
+    pace = _Pace(len(waiting), on_progress)
+
+    def open_reader(video: ListedVideo) -> VideoReader:
+        return open_video(video.source, fps=frame_rate, allow_references=allow_references)
+
+    decoding_videos = decode_ahead(waiting, open_reader, extractor.read, num_threads=num_decoders)
+    try:
+        for decoding in decoding_videos:
+            try:
+                index = _encode(decoding, extractor, pace)
+            except VideoFailed as failure:
+                report.failures.append(Failure(decoding.video.source, str(failure)))
+            else:
+                folders.save(decoding.video.id, index, extractor)
+                report.num_written += 1
+                if index.lost_seconds > 0:
+                    report.lost_seconds[decoding.video.source] = index.lost_seconds
+            pace.count_video()
+    finally:
+        decoding_videos.close()
+    write_failures(folders.folders[0] / FAILURES_FILE, report.failures)
+    return report
+
+
+def _encode(decoding: DecodingVideo, extractor: Extractor, pace: _Pace) -> VideoIndex:
+    building = extractor.start()
+    for frames in decoding:
+        building.add(frames)
+        pace.count_frames(frames.num_distinct)
+    return building.finish(decoding.info, decoding.lost_seconds)
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Write the list of failures; where there are none, remove that of an earlier run."""
+    if failures:
+        rows = [dataclasses.asdict(failure) for failure in failures]
+        text = json.dumps(rows, indent=1, ensure_ascii=False)
+        write_whole(path, text.encode("utf-8", "replace"))
+    else:
+        path.unlink(missing_ok=True)
+
+
+class _Pace:
+    """Counts what is done, and tells it."""
+
+    def __init__(self, videos_total: int, tell: Callable[[Progress], None] | None) -> None:
+        self._videos_total, self._tell_progress = videos_total, tell
+        self._videos_done = self._frames_encoded = 0
+        self._began = time.perf_counter()
+
+    def count_frames(self, count: int) -> None:
+        self._frames_encoded += count
+        self._tell()
+
+    def count_video(self) -> None:
+        self._videos_done += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._tell_progress is not None:
+            elapsed = time.perf_counter() - self._began
+            self._tell_progress(Progress(self._videos_done, self._videos_total, self._frames_encoded, elapsed))

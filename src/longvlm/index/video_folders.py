@@ -1,0 +1,119 @@
+"""Folders and lists of videos: which files are videos, what their ids are, and where a listed one lies.
+
+A video's id is the name of its file without the suffix. Free of heavy imports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from longvlm.errors import LongVLMError
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
+FEATURE_SUFFIXES = (".longvlm", ".pkl")
+
+
+@dataclass(frozen=True)
+class ListedVideo:
+    """A video to work on: its id, and the path or address of it."""
+
+    id: str
+    source: str
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """Videos of distinct ids, in order; the entries that repeat one, and those whose id another file has."""
+
+    videos: tuple[ListedVideo, ...]
+    repeated: tuple[str, ...]
+    clashing: tuple[tuple[ListedVideo, ListedVideo], ...]
+
+
+def video_id(name: str) -> str:
+    """The id in a file's name or address: "val/v_1.mp4", "v_1.pkl" and "v_1" are all of "v_1"."""
+    last = PurePath(name).name
+    suffix = PurePath(last).suffix
+    return last.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES + FEATURE_SUFFIXES else last
+
+
+def list_videos(folder: Path) -> list[Path]:
+    """The video files right in a folder, by name. Raises LongVLMError where the folder can't be read."""
+    try:
+        entries = sorted(folder.iterdir())
+        return [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    except OSError as error:
+        raise LongVLMError(f"Can't read the folder {folder}: {error.strerror or error}.") from error
+
+
+def list_ids(folder: Path) -> set[str]:
+    """The ids of all videos and feature files in a folder and the folders below it."""
+    if not folder.is_dir():
+        raise LongVLMError(f"{folder} is not a folder; give one with videos or feature files.")
+    known = VIDEO_SUFFIXES + FEATURE_SUFFIXES
+    return {video_id(path.name) for path in folder.rglob("*") if path.suffix.lower() in known}
+
+
+def read_list(path: Path) -> list[str]:
+    """The entries of a list file, one a line; blank lines don't count. Raises LongVLMError, naming the file."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise LongVLMError(f"Can't read the list {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise LongVLMError(f"{path} is not a text file; a list has one file name a line, and no more.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def find_videos(source: Path, video_folder: Path | None = None) -> VideoList:
+    """The videos of a folder, or of a list file whose names count from `video_folder` (default: beside it).
+
+    A listed video that is not there may be there in another container, as v_1.mkv for v_1.mp4. One that is
+    missing altogether is in the list all the same; who opens it will hear of it. Raises LongVLMError where
+    there is nothing at `source`, or no video in it.
+    """
+    if source.is_dir():
+        if video_folder is not None:
+            raise LongVLMError(f"{source} is a folder itself, so a folder for listed names has no use; leave it out.")
+        found = [ListedVideo(video_id(path.name), str(path)) for path in list_videos(source)]
+        if not found:
+            raise LongVLMError(f"There is no video file right in {source}; known are {', '.join(VIDEO_SUFFIXES)}.")
+    elif source.is_file():
+        if source.suffix.lower() in VIDEO_SUFFIXES:
+            raise LongVLMError(f"{source} is a single video; give a folder, or a text file that lists videos.")
+        folder = source.parent if video_folder is None else video_folder
+        if not folder.is_dir():
+            raise LongVLMError(f"{folder} is not a folder; give the one that the names in {source} count from.")
+        found = [_locate(name, folder) for name in read_list(source)]
+        if not found:
+            raise LongVLMError(f"The list {source} is empty; write one file name a line into it.")
+    else:
+        raise LongVLMError(f"No such folder or list file: {source}.")
+    return _separate(found)
+
+
+def _locate(name: str, folder: Path) -> ListedVideo:
+    if "://" in name:
+        return ListedVideo(video_id(name), name)
+    path = folder / name
+    if not path.is_file():
+        stem = path.with_name(video_id(path.name))
+        others = (stem.with_name(stem.name + suffix) for suffix in VIDEO_SUFFIXES)
+        path = next((other for other in others if other.is_file()), path)
+    return ListedVideo(video_id(name), str(path))
+
+
+def _separate(found: Iterable[ListedVideo]) -> VideoList:
+    first: dict[str, ListedVideo] = {}
+    repeated, clashing = [], []
+    for video in found:
+        earlier = first.setdefault(video.id, video)
+        if earlier is video:
+            continue
+        if earlier == video:
+            repeated.append(video.source)
+        else:
+            clashing.append((earlier, video))
+    return VideoList(tuple(first.values()), tuple(repeated), tuple(clashing))

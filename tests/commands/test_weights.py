@@ -1,0 +1,118 @@
+"""`longvlm weights` and the reference's script for deltas: what they write, and one line where they refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_llava import (
+    make_words,
+    random_llama,
+    random_llava,
+    read_weights,
+    save_checkpoint,
+    save_projector,
+    save_tower,
+)
+
+from longvlm.cli import main
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "apply_delta.py"
+PATIENCE_SECONDS = 400  # importing torch alone can take minutes on a busy machine
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `longvlm weights …`; returns the exit status and stderr. Nothing may be on stdout."""
+
+    def run_main(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["longvlm", "weights", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        return int(end.value.code or 0), printed.err
+
+    return run_main
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A folder with base/, delta/ and tower/."""
+    base, config = random_llama()
+    delta, delta_config = random_llava(base, config)
+    tower = save_tower(tmp_path / "tower")
+    save_checkpoint(tmp_path / "base", base, config, make_words(), files="bin", num_shards=2)
+    tokens = make_words("<a>", "<b>", "<c>")
+    save_checkpoint(tmp_path / "delta", delta, delta_config | {"mm_vision_tower": str(tower)}, tokens)
+    return tmp_path
+
+
+def test_from_a_delta_to_a_model(run: Run, folders: Path) -> None:
+    from longvlm import LongVLM
+
+    places = ["--base", folders / "base", "--target", folders / "llava", "--delta", folders / "delta"]
+    assert run("apply-delta", *places, "--max-shard-size", "50KB")[0] == 0
+    again = ["--base", folders / "base", "--target", folders / "llava", "--delta", folders / "delta again"]
+    status, told = run("make-delta", *again)
+    assert status == 0 and "delta again: 0.00 GB of weights in 1 file." in told
+    assert read_weights(folders / "delta again").keys() == read_weights(folders / "delta").keys()
+
+    save_projector(folders / "mm_projector.bin")
+    assert run("import-llava", folders / "llava", "-o", folders / "own")[0] == 0
+    assert run("consolidate", folders / "llava", "-o", folders / "one file")[0] == 0
+    own = LongVLM.from_pretrained(folders / "own", device="cpu", dtype="float32").language_model
+    assert torch.equal(own.lm_head.weight, read_weights(folders / "one file")["lm_head.weight"].float())
+    assert not list(folders.glob(".*"))
+
+
+def test_a_projector_on_the_command_line(run: Run, folders: Path) -> None:
+    """Its table is of NUM_WORDS + 3 rows, as the delta's: no new tokens for this base."""
+    save_projector(folders / "mm_projector.bin")
+    places = ["--base", folders / "base", "--target", folders / "llava", "--delta", folders / "delta"]
+    assert run("apply-delta", *places)[0] == 0
+    projector = ["--projector", folders / "mm_projector.bin"]
+    assert run("consolidate", folders / "llava", "-o", folders / "merged", *projector)[0] == 0
+    assert run("import-llava", folders / "llava", "-o", folders / "own", *projector)[0] == 0
+    table = torch.load(folders / "mm_projector.bin", weights_only=True)["model.embed_tokens.weight"].half()
+    assert torch.equal(read_weights(folders / "merged")["model.embed_tokens.weight"], table)
+    assert torch.equal(read_weights(folders / "own")["language_model.model.embed_tokens.weight"], table)
+
+
+def test_refusals_are_one_line(run: Run, folders: Path) -> None:
+    places = ["--base", folders / "base", "--target", folders / "llava", "--delta", folders / "delta"]
+    for arguments, words in (
+        (["apply-delta", *places[:4], "--delta", folders / "base" / "nowhere"], "no model folder"),
+        (["apply-delta", *places[:2], "--target", folders / "delta", *places[4:]], "exists already"),
+        (["apply-delta", *places[:4], "--delta", folders / "tower"], "lm_head.weight"),
+        (["apply-delta", *places, "--max-shard-size", "big"], "'big'"),
+        (
+            ["make-delta", *places[:2], "--target", folders / "delta", "--delta", folders / "d", "--dtype", "int8"],
+            "int8",
+        ),
+        (["import-llava", folders / "base", "-o", folders / "own"], "'llama'"),
+        (["consolidate", folders / "tower", "-o", folders / "own", "--projector", "x.bin"], "import-llava"),
+    ):
+        status, told = run(*arguments)
+        assert status == 2 and len(told.splitlines()) == 1 and told.startswith("Error: ") and words in told, told
+    assert {path.name for path in folders.iterdir()} == {"base", "delta", "tower"}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--base", "--target", "--delta"), ("--base-model-path", "--target-model-path", "--delta-path")],
+    ids=["short", "long"],
+)
+def test_the_references_script(folders: Path, flags: tuple[str, str, str]) -> None:
+    places = [folders / "base", folders / "sum", folders / "delta"]
+    arguments = [str(part) for pair in zip(flags, places, strict=True) for part in pair]
+    command = [sys.executable, str(SCRIPT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert len(read_weights(folders / "sum")) == len(read_weights(folders / "delta"))

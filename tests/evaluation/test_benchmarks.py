@@ -1,0 +1,299 @@
+"""Every spelling of the benchmarks' files, and the letters of multiple choices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longvlm import LongVLMError
+from longvlm.commands.eval import TASKS
+from longvlm.evaluation.benchmark import find_video
+from longvlm.evaluation.benchmarks import BENCHMARKS
+from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
+
+WriteJson = Callable[[str, object], str]
+
+
+def read(task: str, *files: str) -> list[Any]:
+    return BENCHMARKS[task].read(files)
+
+
+def test_the_command_line_knows_every_benchmark() -> None:
+    assert tuple(BENCHMARKS) == TASKS
+
+
+# --- Video-ChatGPT ---
+
+
+@pytest.mark.parametrize(
+    ("plain", "double"),
+    [
+        (
+            {"video_name": "v_1", "Q": "What?", "A": "This."},
+            {"video_name": "v_1", "Q1": "What?", "Q2": "Which?", "A": "This."},
+        ),
+        (
+            {"video_id": "v_1", "question": "What?", "answer": "This.", "question_id": 7},
+            {"video_id": "v_1", "question": "What?", "question2": "Which?", "answer": "This.", "question_id": 7},
+        ),
+    ],
+)
+def test_video_chatgpt_in_both_spellings(write_json: WriteJson, plain: Any, double: Any) -> None:
+    files = [
+        write_json("consistency_qa.json", [double]),
+        f"temporal={write_json('b.json', [plain])}",
+        write_json("Generic.json", [plain]),
+    ]
+    consistency, temporal, generic = read("video-chatgpt", *files)
+    assert (consistency.part, temporal.part, generic.part) == ("consistency", "temporal", "generic")
+    assert consistency.questions == ("What?", "Which?") and generic.questions == temporal.questions == ("What?",)
+    assert {row.video_name for row in (consistency, temporal, generic)} == {"v_1"}
+    assert consistency.answer == "This." and generic.source == plain and generic.predictions is None
+    assert consistency.prediction_fields == ("pred1", "pred2") and generic.prediction_fields == ("pred",)
+    assert len({row.key for row in (consistency, temporal, generic)}) == 3
+
+
+def test_predictions_in_the_file_are_taken_up(write_json: WriteJson) -> None:
+    row = {"video_name": "v_1", "Q": "What?", "A": "This."}
+    generic = write_json("generic.json", [{**row, "pred": "That."}, row])
+    double = {"video_name": "v", "Q1": "a", "Q2": "b", "A": "c", "pred1": "d", "pred2": ""}
+    lines = write_json("consistency.jsonl", json.dumps(double) + "\n\n")
+    one, two, three = read("video-chatgpt", generic, lines)
+    assert (one.predictions, two.predictions, three.predictions) == (("That.",), None, ("d", ""))
+    assert one.source == two.source == row and one.key != two.key, "an answer given is of its own"
+
+
+def test_a_file_that_does_not_say_its_part_is_refused(write_json: WriteJson) -> None:
+    rows = [{"video_name": "v", "Q": "q", "A": "a"}]
+    with pytest.raises(LongVLMError, match=r"write generic=.*mine\.json"):
+        read("video-chatgpt", write_json("mine.json", rows))
+    with pytest.raises(LongVLMError, match="are both the generic questions"):
+        read("video-chatgpt", write_json("generic.json", rows), write_json("generic2.json", rows))
+
+
+# --- zero-shot question answering ---
+
+QUESTIONS = [
+    {"question": "Who?", "video_name": "1QIUV7WYKXg", "question_id": "v_1_1"},
+    {"question": "Where?", "video_name": "1QIUV7WYKXg", "question_id": "v_1_2"},
+]
+ANSWERS = [
+    {"answer": "home", "type": 6, "question_id": "v_1_2"},
+    {"answer": "a man", "type": 3, "question_id": "v_1_1"},
+]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_activitynet_qa_is_joined_on_question_id(write_json: WriteJson, swapped: bool) -> None:
+    files = [write_json("q.json", QUESTIONS), write_json("a.json", ANSWERS)]
+    rows = read("activitynet-qa", *(files[::-1] if swapped else files))
+    assert [(row.questions, row.answer, row.groups["type"]) for row in rows] == [
+        (("Who?",), "a man", "yes/no"),
+        (("Where?",), "home", "location"),
+    ]
+    assert rows[0].source == {**QUESTIONS[0], "answer": "a man", "type": 3}
+
+
+def test_activitynet_qa_row_by_row_and_with_id(write_json: WriteJson) -> None:
+    bare = [{name: value for name, value in row.items() if name != "question_id"} for row in (*QUESTIONS, *ANSWERS)]
+    rows = read("activitynet-qa", write_json("q.json", bare[:2]), write_json("a.json", bare[2:]))
+    assert [row.answer for row in rows] == ["home", "a man"]
+    renamed = [{**row, "id": row["question_id"]} for row in (*QUESTIONS, *ANSWERS)]
+    for row in renamed:
+        del row["question_id"]
+    rows = read("activitynet-qa", write_json("q.json", renamed[:2]), write_json("a.json", renamed[2:]))
+    assert [row.answer for row in rows] == ["a man", "home"]
+    joined = [{"id": "v_1_1", "question": "Who?", "answer": "a man", "pred": "A woman"}]
+    (row,) = read("activitynet-qa", write_json("pred.json", joined))
+    assert row.video_name == "v_1", "questions about one video are known as such"
+    assert (row.answer, row.predictions, row.groups) == ("a man", ("A woman",), {})
+
+
+@pytest.mark.parametrize(
+    ("questions", "answers", "words"),
+    [
+        (QUESTIONS, ANSWERS[:1], r"q\.json, row 0 \(question_id v_1_1\) has no answer"),
+        (QUESTIONS, QUESTIONS, "both of the files has questions"),
+        (ANSWERS, ANSWERS, "neither of the files has questions"),
+        (QUESTIONS, [ANSWERS[0], ANSWERS[0]], r"row 1 has the question_id v_1_2 of"),
+        (QUESTIONS, [{"answer": "x"}], "2 questions for 1 answers"),
+        ([{"question": "Who?", "question_id": "v_1_1"}], ANSWERS, r"row 0 lacks the field 'video_name' or 'video_id'"),
+        ([{**QUESTIONS[0], "question": " "}], ANSWERS, r"row 0, field 'question' is \" \"; text is expected"),
+        ([{**QUESTIONS[0], "question": {}}], ANSWERS, r"field 'question' is an object; text"),
+        (["Who?"], ANSWERS, r"q\.json, row 0 is \"Who\?\"; an object"),
+        ([], ANSWERS, r"q\.json holds no annotations"),
+        ({}, ANSWERS, r"q\.json holds an object; a JSON list"),
+        ("[{", ANSWERS, r"q\.json is not readable as JSON"),
+        ("[" * 100_000, ANSWERS, r"q\.json is not readable as JSON"),
+    ],
+)
+def test_bad_files_are_named(write_json: WriteJson, questions: Any, answers: Any, words: str) -> None:
+    with pytest.raises(LongVLMError, match=words) as caught:
+        read("activitynet-qa", write_json("q.json", questions), write_json("a.json", answers))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LongVLMError, match=r"No such annotation file: .*none\.json"):
+        read("msvd-qa", str(tmp_path / "none.json"))
+    with pytest.raises(LongVLMError, match="Can't read the annotations"):
+        read("msvd-qa", str(tmp_path))
+    with pytest.raises(LongVLMError, match="names 3 files"):
+        read("msvd-qa", "a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "files"),
+    [
+        ("activitynet-qa", {"video_name": "x"}, ("x.mp4", "v_x.mkv", "v_x.webm", "x.longvlm", "v_x.longvlm")),
+        ("msvd-qa", {"video_name": "x_1_2"}, ("x_1_2.avi",)),
+        ("msvd-qa", {"video_id": 1301}, ("vid1301.avi", "1301.mp4")),
+        ("msrvtt-qa", {"video_id": 6513, "id": 1, "category_id": 2}, ("video6513.mp4",)),
+        ("msrvtt-qa", {"video": "video6513"}, ("video6513.mp4",)),
+        ("tgif-qa", {"gif_name": "tumblr_1"}, ("tumblr_1.gif", "tumblr_1.mp4")),
+        ("tgif-qa", {"video_name": "tumblr_1.gif"}, ("tumblr_1.gif", "tumblr_1.longvlm", "tumblr_1.mp4")),
+    ],
+)
+def test_videos_are_found(write_json: WriteJson, tmp_path: Path, task: str, row: Any, files: tuple[str, ...]) -> None:
+    (one,) = read(task, write_json("qa.json", [{**row, "question": "Who?", "answer": "he"}]))
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    assert find_video(folder, one.video_name, BENCHMARKS[task]) is None
+    for file in files:
+        (folder / file).touch()
+        assert find_video(folder, one.video_name, BENCHMARKS[task]) == folder / file
+        (folder / file).unlink()
+
+
+def test_a_stored_index_comes_first(tmp_path: Path) -> None:
+    for name in ("v_x.longvlm", "x.mp4"):
+        (tmp_path / name).touch()
+    assert find_video(tmp_path, "x", BENCHMARKS["activitynet-qa"]) == tmp_path / "v_x.longvlm"
+
+
+# --- multiple choice ---
+
+OPTIONS = ["a cat", "a dog", "a cow", "vitamin C."]
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("B", "B"),
+        ("(B)", "B"),
+        ("B.", "B"),
+        (" b\n", "B"),
+        ("B)", "B"),
+        ("**B**", "B"),
+        ("Answer: B", "B"),
+        ("answer: (b).", "B"),
+        ("The answer is B.", "B"),
+        ("The correct option is (B)", "B"),
+        ("B. a dog", "B"),
+        ("(B) a dog, since it barks.", "B"),
+        ("Answer: B. a dog", "B"),
+        ("D. vitamin C.", "D"),
+        ("A dog.", "B"),
+        ("a dog", "B"),
+        ("E", None),
+        ("B or C", None),
+        ("B. or C.", None),
+        ("B, C", None),
+        ("A horse", None),
+        ("Because", None),
+        ("I think it is B", None),
+        ("", None),
+    ],
+)
+def test_letters(reply: str, letter: str | None) -> None:
+    assert parse_letter(reply, OPTIONS) == letter
+
+
+def test_the_text_of_two_equal_options_is_no_answer() -> None:
+    assert parse_letter("yes", ["yes", "Yes.", "no"]) is None
+
+
+BENCHMARK_ROWS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
+    "Video-MME": (
+        {
+            "video_id": "001",
+            "videoID": "film",
+            "duration": "short",
+            "task_type": "Counting Problem",
+            "question_id": "001-1",
+            "options": ["A. one", "B. two", "C. three", "D. four"],
+            "answer": "C",
+        },
+        "C",
+        {"duration": "short", "task": "Counting Problem"},
+    ),
+    "MLVU": (
+        {
+            "video": "film.mp4",
+            "duration": 480.7,
+            "candidates": ["one", "two", "three"],
+            "answer": "three",
+            "question_type": "count",
+        },
+        "C",
+        {"duration": "2 to 15 min", "task": "count"},
+    ),
+    "LongVideoBench": (
+        {
+            "video_id": "film",
+            "video_path": "film.mp4",
+            "candidates": ["1", "2", "0"],
+            "correct_choice": 2,
+            "duration": 12.3,
+            "duration_group": 15,
+            "question_category": "T2O",
+        },
+        "C",
+        {"duration": "up to 15 s", "task": "T2O"},
+    ),
+    "EgoSchema": ({"q_uid": "film", **{f"option {i}": f"C does {i}" for i in range(5)}, "answer": "2"}, "C", {}),
+    "EgoSchema on the hub": ({"video_idx": "film", "option": ["C runs", "C sits", "C eats"], "answer": "2"}, "C", {}),
+    "MVBench": ({"video": "film.webm", "candidates": ["up", "down", "left"], "answer": "left"}, "C", {}),
+    "one letter": ({"video_name": "film", "choices": ["C", "A", "B"], "answer": "C"}, "C", {}),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARK_ROWS)
+def test_multiple_choice_in_many_spellings(write_json: WriteJson, name: str) -> None:
+    given, letter, groups = BENCHMARK_ROWS[name]
+    (row,) = read("multiple-choice", write_json("mc.json", [{**given, "question": "How many?"}]))
+    assert (row.answer, row.groups) == (letter, groups)
+    assert row.video_name.split(".")[0] == "film"
+    lines = row.questions[0].splitlines()
+    assert lines[0] == "How many?" and lines[1] == f"A. {row.options[0]}" and "A. A." not in row.questions[0]
+
+
+def test_video_mme_with_questions_under_each_video(write_json: WriteJson) -> None:
+    questions = [{"question": f"q{i}", "options": ["A. x", "B. y"], "answer": "B", "task_type": "t"} for i in range(2)]
+    rows = read(
+        "multiple-choice", write_json("mc.json", [{"video_id": "1", "duration": "long", "questions": questions}])
+    )
+    assert [row.questions[0].splitlines()[0] for row in rows] == ["q0", "q1"]
+    assert rows[0].groups == {"duration": "long", "task": "t"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"answer": "E"}, "the answer is 'E'; a letter from A to B"),
+        ({"answer": 2}, "the answer is '2'"),
+        ({"answer": True}, "the answer is 'True'"),
+        ({"options": ["A. x"]}, "a list of 2 to 26 texts"),
+        ({"options": "x, y"}, "a list of 2 to 26 texts"),
+        ({"options": None}, "lacks the field 'options' or 'candidates'"),
+    ],
+)
+def test_bad_choices_are_named(write_json: WriteJson, change: Any, words: str) -> None:
+    row = {"video": "v", "question": "q", "options": ["A. x", "B. y"], "answer": "A", **change}
+    with pytest.raises(LongVLMError, match=words) as caught:
+        read("multiple-choice", write_json("mc.json", [row]))
+    assert "mc.json, row 0" in str(caught.value)

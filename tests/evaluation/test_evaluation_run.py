@@ -1,0 +1,327 @@
+"""Whole evaluations with the bundled model: resumed, half failing, judged, and reported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stub_judge import StubJudge
+
+from longvlm import LongVLM, LongVLMError
+from longvlm.cli import main
+from longvlm.evaluation.benchmarks import BENCHMARKS
+from longvlm.evaluation.judging import load_prompts
+from longvlm.evaluation.predict import Asking
+from longvlm.evaluation.run import JudgeChoice, Outcome, hash_weights, run_benchmark
+
+WriteJson = Callable[[str, object], str]
+SHORT = Asking(answer={"max_new_tokens": 12}, batch_size=3)
+QUESTIONS = [
+    ("one", "What appears first?", "a red circle"),
+    ("one", "Does a red circle appear?", "yes"),
+    ("two", "Does a blue star appear?", "no"),
+    ("one", "Does a green ring appear?", "no"),
+    ("two", "What appears last?", "a pink square"),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> LongVLM:
+    return LongVLM.from_pretrained(device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def qa_file(write_json: WriteJson) -> str:
+    return write_json("qa.json", [{"video_name": v, "question": q, "answer": a, "type": 3} for v, q, a in QUESTIONS])
+
+
+@pytest.fixture
+def no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts take the longest; a few tests draw them."""
+    monkeypatch.setattr("longvlm.evaluation.run.draw_chart", lambda results, path: path.touch())
+
+
+def run(model: LongVLM | None, files: list[str], films: Path, output: Path, task: str, **more: Any) -> Outcome:
+    benchmark = BENCHMARKS[task]
+    settings = {"weights": "w", "asking": SHORT, "judge": None, **more}
+    return run_benchmark(benchmark, benchmark.read(files), output, model=model, videos=films, **settings)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Counted:
+    """A model that counts what it is asked to do, and stops when told to."""
+
+    def __init__(self, model: LongVLM, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> None:
+        self.encoded: list[str] = []
+        self.asked: list[list[str]] = []
+        encode, ask = model.encode, model.ask
+
+        def counting_encode(video: Any, **more: Any) -> Any:
+            self.encoded.append(Path(video).name)
+            return encode(video, **more)
+
+        def counting_ask(index: Any, question: Any, **more: Any) -> Any:
+            if stop_after is not None and len(self.asked) == stop_after:
+                raise KeyboardInterrupt
+            self.asked.append([question] if isinstance(question, str) else question)
+            return ask(index, question, **more)
+
+        monkeypatch.setattr(model, "encode", counting_encode)
+        monkeypatch.setattr(model, "ask", counting_ask)
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_videos_are_encoded_once_and_a_stopped_run_goes_on(
+    model: LongVLM, films: Path, qa_file: str, tmp_path: Path
+) -> None:
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    with pytest.MonkeyPatch.context() as patch:
+        counted = Counted(model, patch)
+        outcome = run(model, [qa_file], films, whole, "activitynet-qa")
+    assert counted.encoded == ["v_one.mp4", "two.mkv"] and [len(batch) for batch in counted.asked] == [3, 2]
+    assert outcome.num_failures == 0 and outcome.stopped is None
+    lines = lines_of(whole / "predictions-activitynet-qa.jsonl")
+    assert {line["question"] for line in lines} == {question for _, question, _ in QUESTIONS}
+    assert all(line["pred"] and line["answer"] and line["type"] == 3 for line in lines)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Counted(model, patch, stop_after=1)
+        run(model, [qa_file], films, halved, "activitynet-qa")
+    with (halved / "predictions-activitynet-qa.jsonl").open("a") as file:
+        file.write('{"question": "broken o')  # as a kill while writing leaves it
+    with pytest.MonkeyPatch.context() as patch:
+        counted = Counted(model, patch)
+        run(model, [qa_file], films, halved, "activitynet-qa")
+        assert counted.encoded == ["two.mkv"] and [len(batch) for batch in counted.asked] == [2]
+        run(model, [qa_file], films, halved, "activitynet-qa")
+        assert len(counted.asked) == 1, "a second run asks nothing"
+    assert lines_of(halved / "predictions-activitynet-qa.jsonl") == lines
+    assert (halved / "results.json").read_text() == (whole / "results.json").read_text()
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_what_fails_is_recorded_and_tried_again(
+    model: LongVLM, films: Path, write_json: WriteJson, tmp_path: Path
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "one.mp4").symlink_to(films / "v_one.mp4")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "index.longvlm").write_bytes(b"no index")
+    rows = [{"video_name": name, "question": "What?", "answer": "x"} for name in ("one", "broken", "gone", "index")]
+    rows.append({"video_name": "one", "question": "Why <vid_patch>?", "answer": "x"})
+    outcome = run(model, [write_json("qa.json", rows)], folder, tmp_path / "out", "msvd-qa")
+    reasons = {
+        (line["video"], line.get("question", "")[:4]): line for line in lines_of(tmp_path / "out/failures.jsonl")
+    }
+    assert set(reasons) == {("broken", ""), ("gone", ""), ("index", ""), ("one", "Why ")}
+    assert "no file gone, vidgone" in reasons["gone", ""]["reason"]
+    assert outcome.num_failures == outcome.results.num_unanswered == 4
+    assert outcome.results.measures[0].value.n == 1
+    assert "4 rows have no answer" in (tmp_path / "out/results.md").read_text()
+    (folder / "gone.mkv").symlink_to(films / "two.mkv")
+    assert run(model, [write_json("qa.json", rows)], folder, tmp_path / "out", "msvd-qa").num_failures == 3
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_stored_indexes_answer_like_their_videos(model: LongVLM, films: Path, qa_file: str, tmp_path: Path) -> None:
+    folder = tmp_path / "indexes"
+    folder.mkdir()
+    for name in ("v_one.mp4", "two.mkv"):
+        model.encode(films / name).save(folder / Path(name).with_suffix(".longvlm").name)
+    run(model, [qa_file], films, tmp_path / "direct", "activitynet-qa")
+    run(model, [qa_file], folder, tmp_path / "stored", "activitynet-qa")
+    name = "predictions-activitynet-qa.jsonl"
+    assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "stored" / name).read_bytes()
+    asking = Asking({"num_frames": 4}, SHORT.answer)
+    run(model, [qa_file], folder, tmp_path / "other", "activitynet-qa", asking=asking)
+    assert "num_frames=4 is asked for" in lines_of(tmp_path / "other/failures.jsonl")[0]["reason"]
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_a_folder_belongs_to_one_evaluation(model: LongVLM, films: Path, qa_file: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(model, [qa_file], films, output, "activitynet-qa")
+    with pytest.raises(LongVLMError, match='with weights "w", and now it is "trained"; choose another -o'):
+        run(model, [qa_file], films, output, "activitynet-qa", weights="trained")
+    with pytest.raises(LongVLMError, match="with task"):
+        run(model, [qa_file], films, output, "msvd-qa")
+    with pytest.raises(LongVLMError, match=r"None of the 2 videos .* v_one\.mp4; check --videos"):
+        run(model, [qa_file], tmp_path, tmp_path / "new", "activitynet-qa")
+
+
+def test_weights_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    before = hash_weights(tmp_path)
+    (tmp_path / "README.md").write_text("?")
+    assert hash_weights(tmp_path) == before
+    (tmp_path / "mm_projector.bin").write_bytes(b"1")
+    assert hash_weights(tmp_path) != before
+
+
+def rate(prompt: str, attempt: int) -> str:
+    if "<first_question>" in prompt:
+        return "{'score': 3}"
+    return (
+        "{'score': 5}"
+        if "<answer>\nright\n</answer>" in prompt
+        else "no dictionary"
+        if "odd" in prompt
+        else "{'score': 1}"
+    )
+
+
+def test_five_axes_of_given_predictions(stub: StubJudge, write_json: WriteJson, tmp_path: Path) -> None:
+    stub.script = rate
+    row = {"video_name": "a", "Q": "What?", "A": "right"}
+    generic = [{**row, "pred": "right"}, {**row, "pred": "wrong", "video_name": "b"}, {**row, "Q": "odd", "pred": "x"}]
+    double = [{"video_name": "a", "Q1": "What?", "Q2": "Which?", "A": "right", "pred1": "right", "pred2": "wrong"}]
+    files = [
+        write_json("generic.json", generic),
+        write_json("temporal.json", generic[:1]),
+        write_json("consistency.json", double),
+    ]
+    benchmark = BENCHMARKS["video-chatgpt"]
+    judge = JudgeChoice("stub", stub.url, load_prompts(benchmark.axes, None))
+    outcome = run(None, files, tmp_path, tmp_path / "out", "video-chatgpt", judge=judge)
+    judged = {one.name: one for one in outcome.results.measures if one.judge != "offline"}
+    shown = {name: (one.value.n, one.unjudged, one.value.mean) for name, one in judged.items()}
+    assert shown == {
+        "correctness": (2, 1, 3.0),
+        "detail": (2, 1, 3.0),
+        "context": (2, 1, 3.0),
+        "temporal": (1, 0, 5.0),
+        "consistency": (1, 0, 3.0),
+        "mean of the axes": (8, 0, pytest.approx(3.4)),
+    }
+    assert dict(judged["detail"].published) == {"LongVLM": 2.86, "Video-ChatGPT": 2.52}
+    offline = {one.name: one.value.mean for one in outcome.results.measures if one.judge == "offline"}
+    assert offline["correctness: exact match"] == pytest.approx(100 / 3)
+    assert offline["consistency: token F1"] == 0.0, "the worse of two answers"
+    assert outcome.results.judge == {"model": "stub", "url": stub.url, "versions": ["stub-2026-01-01"]}
+    before = len(stub.prompts)
+    again = run(None, files, tmp_path, tmp_path / "out", "video-chatgpt", judge=judge)
+    assert len(stub.prompts) == before and again.results == outcome.results
+    text = (tmp_path / "out/results.md").read_text()
+    assert "| correctness | 2 of 3 | 3.00 | 1.00 to 5.00 | 2.76 | 2.40 |" in text
+    assert (tmp_path / "out/results.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_a_judge_that_fails_leaves_the_offline_results(stub: StubJudge, write_json: WriteJson, tmp_path: Path) -> None:
+    stub.script = lambda prompt, attempt: (401, "{}")
+    rows = [{"video_name": "a", "question": "What?", "answer": "x", "pred": "x"}]
+    judge = JudgeChoice("stub", stub.url, load_prompts(BENCHMARKS["msvd-qa"].axes, None))
+    outcome = run(None, [write_json("qa.json", rows)], tmp_path, tmp_path / "out", "msvd-qa", judge=judge)
+    assert "check OPENAI_API_KEY" in str(outcome.stopped)
+    measures = json.loads((tmp_path / "out/results.json").read_text())["measures"]
+    assert {(one["judge"], one["measure"], one["n"], one["mean"]) for one in measures} == {
+        ("stub", "accuracy", 0, None),
+        ("stub", "score", 0, None),
+        ("offline", "exact match", 1, 100.0),
+        ("offline", "token F1", 1, 100.0),
+    }
+
+
+def test_multiple_choice_by_duration_and_task(write_json: WriteJson, tmp_path: Path) -> None:
+    row = {"question": "?", "options": ["A. x", "B. y"], "answer": "A"}
+    rows = [
+        {**row, "video": "a", "duration": "short", "task_type": "count", "pred": "A"},
+        {**row, "video": "b", "duration": "long", "task_type": "count", "pred": "(B)"},
+        {**row, "video": "c", "duration": "long", "task_type": "$ order $", "pred": "Answer: A"},
+        {**row, "video": "c", "duration": "long", "task_type": "$ order $", "pred": "I don't know"},
+    ]
+    outcome = run(None, [write_json("mc.json", rows)], tmp_path, tmp_path / "out", "multiple-choice")
+    shown = {(one.name, one.group): (one.value.n, one.value.mean) for one in outcome.results.measures}
+    assert shown == {
+        ("accuracy", None): (4, 50.0),
+        ("accuracy", "duration short"): (1, 100.0),
+        ("accuracy", "duration long"): (3, pytest.approx(100 / 3)),
+        ("accuracy", "task count"): (2, 50.0),
+        ("accuracy", "task $ order $"): (2, 50.0),
+        ("chance", None): (4, 50.0),
+    }
+    assert "1 of 4 replies name no letter; they count as wrong." in outcome.results.notes
+
+
+# --- the command ---
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["longvlm", "eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_the_command_from_end_to_end(
+    films: Path,
+    stub: StubJudge,
+    write_json: WriteJson,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    questions = [{"question": q, "video_name": v, "question_id": i} for i, (v, q, _) in enumerate(QUESTIONS)]
+    answers = [{"answer": a, "type": 3, "question_id": i} for i, (_, _, a) in enumerate(QUESTIONS)]
+    questions.append({"question": "Who?", "video_name": "gone", "question_id": 9})
+    answers.append({"answer": "he", "type": 8, "question_id": 9})
+    arguments = ["activitynet-qa", "--videos", films, "--annotations", write_json("q.json", questions)]
+    arguments += [write_json("a.json", answers), "-o", tmp_path / "out", "--max-new-tokens", "12"]
+    arguments += ["--judge-model", "stub", "--judge-url", stub.url]
+    assert command(monkeypatch, *arguments) == 1
+    printed = capsys.readouterr()
+    assert "accuracy" in printed.out and "47.6 %" in printed.out and "Traceback" not in printed.err
+    assert "1 of 6 rows could not be asked" in printed.err
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {
+        "settings.json",
+        "predictions-activitynet-qa.jsonl",
+        "failures.jsonl",
+        "judgements.jsonl",
+        *(f"results.{suffix}" for suffix in ("json", "md", "png")),
+    }
+    assert command(monkeypatch, *arguments[:2], films, *arguments[3:]) == 1
+    assert len(stub.prompts) == 5, "nothing is judged twice"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dance"], "There is no task 'dance'; choose one of video-chatgpt"),
+        (["msvd-qa"], "name the files with --annotations"),
+        (["msvd-qa", "--annotations", "none.json"], "No such annotation file: none.json"),
+        (["msvd-qa", "--annotations", "qa.json"], "name the folder of their videos with --videos"),
+        (["msvd-qa", "--annotations", "qa.json", "--videos", "nowhere"], "--videos nowhere is not a folder"),
+        (["msvd-qa", "--annotations", "qa.json", "--judge-url", "http://x"], "name it with --judge-model"),
+        (["msvd-qa", "--annotations", "qa.json", "--judge-model", "x"], "set the environment variable OPENAI_API_KEY"),
+        (
+            ["msvd-qa", "--annotations", "qa.json", "--judge-model", "x", "--prompts", "no"],
+            "--prompts no is not a folder",
+        ),
+        (["multiple-choice", "--annotations", "qa.json", "--judge-model", "x"], "leave out --judge-model"),
+        (["msvd-qa", "--annotations", "qa.json", "--frame-rate", "2"], "leave it out"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    write_json: WriteJson,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_json("qa.json", [{"video_name": "a", "question": "q", "answer": "a"}])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert command(monkeypatch, *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and words in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["qa.json"]

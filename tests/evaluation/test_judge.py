@@ -1,0 +1,185 @@
+"""The official client against an endpoint that is slow, refuses, breaks off and talks nonsense: nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stub_judge import Outcome, StubJudge
+
+from longvlm import LongVLMError
+from longvlm.evaluation import judge as judge_module
+from longvlm.evaluation.jsonl import JsonLines
+from longvlm.evaluation.judge import Judge, JudgeRequest
+from longvlm.evaluation.judging import Judgement
+
+LIMIT = (429, json.dumps({"error": {"message": "slow down", "code": "rate_limit"}}))
+BROKEN = (500, "<html>oops</html>")
+TROUBLES: tuple[tuple[Outcome, ...], ...] = (
+    (),
+    (LIMIT, LIMIT),
+    (BROKEN, (503, "{}"), BROKEN),
+    ("I would say 4.",),
+    ("", "{'score': 9, 'pred': 'yes'}"),
+    ((200, "no json"), (200, "{}"), (200, '{"choices": []}')),
+    (None, None),
+    (0.4,),
+    (LIMIT, "garbage", None, BROKEN, "{'score'"),
+)
+
+
+def requests(count: int) -> list[JudgeRequest]:
+    messages = [[{"role": "user", "content": f"prompt {number}"}] for number in range(count)]
+    return [JudgeRequest(f"row{number}", "answer", one, with_verdict=True) for number, one in enumerate(messages)]
+
+
+def truth(number: int) -> Judgement:
+    return Judgement(float(number % 6), number % 2 == 0)
+
+
+def good_reply(prompt: str) -> str:
+    one = truth(int(prompt.split()[-1]))
+    return str({"pred": "yes" if one.right else "no", "score": int(one.score)})
+
+
+def troubled(prompt: str, attempt: int) -> Outcome:
+    troubles = TROUBLES[int(prompt.split()[-1]) % len(TROUBLES)]
+    return troubles[attempt] if attempt < len(troubles) else good_reply(prompt)
+
+
+def open_judge(stub: StubJudge, path: Path) -> Judge:
+    return Judge("stub", stub.url, JsonLines(path), concurrency=6)
+
+
+def test_no_judgement_is_lost_and_none_is_asked_for_twice(
+    stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_module, "TIMEOUT_SECONDS", 0.2)
+    stub.script = troubled
+    asked, path, told = requests(45), tmp_path / "judgements.jsonl", []
+    judge = open_judge(stub, path)
+    judge.complete(asked, lambda fraction, words: told.append((fraction, words)))
+    assert [judge.find(one) for one in asked] == [truth(number) for number in range(45)]
+    assert judge.unreached == 0 and 2 <= stub.most_at_once <= 6
+    assert told[-1] == (1.0, "Judged 45 of 45")
+    assert all(body["temperature"] == 0 and body["model"] == "stub" for body in stub.bodies)
+    assert judge.versions(asked) == ["stub-2026-01-01"]
+
+    before = len(stub.prompts)
+    again = open_judge(stub, path)
+    again.complete(asked, None)
+    assert len(stub.prompts) == before, "a second run asks nothing"
+    assert [again.find(one) for one in asked] == [judge.find(one) for one in asked]
+    changed = JudgeRequest("row0", "answer", [{"role": "user", "content": "another prompt 0"}], True)
+    again.complete([changed, *asked], None)
+    assert stub.prompts[before:] == ["another prompt 0"]
+
+
+def test_an_unreadable_reply_is_asked_again_and_then_counts_as_unjudged(stub: StubJudge, tmp_path: Path) -> None:
+    stub.script = lambda prompt, attempt: "No idea." if prompt.endswith("1") else good_reply(prompt)
+    asked = requests(3)
+    judge = open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(asked, None)
+    assert [judge.find(one) for one in asked] == [truth(0), None, truth(2)]
+    assert stub.prompts.count("prompt 1") == judge_module.REPLIES
+    reminded = [body["messages"] for body in stub.bodies if len(body["messages"]) > 1]
+    assert [message["role"] for message in reminded[0]] == ["user", "assistant", "user"]
+    assert judge.unreached == 0
+    open_judge(stub, tmp_path / "j.jsonl").complete(asked, None)
+    assert stub.prompts.count("prompt 1") == judge_module.REPLIES, "it is not asked for ever"
+
+
+def test_one_hopeless_request_does_not_stop_the_others(stub: StubJudge, tmp_path: Path) -> None:
+    stub.script = lambda prompt, attempt: (
+        (400, '{"error": {"message": "too long"}}') if prompt.endswith("2") else good_reply(prompt)
+    )
+    asked = requests(8)
+    judge = open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(asked, None)
+    assert judge.unreached == 1 and stub.prompts.count("prompt 2") == 1
+    assert sum(judge.find(one) is not None for one in asked) == 7
+    stub.script = lambda prompt, attempt: good_reply(prompt)
+    judge = open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(asked, None)
+    assert judge.find(asked[2]) == truth(2), "a request that failed is asked in the next run"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words", "most_requests"),
+    [
+        ((401, '{"error": {"message": "bad key"}}'), "status 401, bad key; check OPENAI_API_KEY", 1),
+        ((404, '{"error": {"message": "no model stub"}}'), "no model stub; check --judge-url and --judge-model", 1),
+        ((429, '{"error": {"message": "paid up?", "code": "insufficient_quota"}}'), "see to its quota", 1),
+        ((400, '{"error": {"message": "temperature"}}'), "status 400, temperature", 1),
+        (None, "check --judge-url, and that it is running", judge_module.TRIES_TO_CONNECT),
+        (BROKEN, "status 500", judge_module.TRIES),
+    ],
+)
+def test_a_judge_that_never_works_is_one_clear_line(
+    stub: StubJudge, tmp_path: Path, outcome: Outcome, words: str, most_requests: int
+) -> None:
+    stub.script = lambda prompt, attempt: outcome
+    with pytest.raises(LongVLMError) as caught:
+        open_judge(stub, tmp_path / "j.jsonl").complete(requests(20), None)
+    assert words in str(caught.value) and stub.url in str(caught.value) and "\n" not in str(caught.value)
+    assert len(stub.prompts) == most_requests, "not a request more than needed to know"
+
+
+def test_a_judge_that_dies_is_given_up_and_what_it_said_kept(stub: StubJudge, tmp_path: Path) -> None:
+    stub.script = lambda prompt, attempt: good_reply(prompt) if len(stub.prompts) <= 10 else BROKEN
+    asked = requests(60)
+    with pytest.raises(LongVLMError, match=r"status 500.* kept in .*j\.jsonl"):
+        open_judge(stub, tmp_path / "j.jsonl").complete(asked, None)
+    kept = len(JsonLines(tmp_path / "j.jsonl").lines)
+    assert 5 <= kept <= 10 and len(stub.prompts) < 60 * judge_module.TRIES / 4
+    stub.script = lambda prompt, attempt: good_reply(prompt)
+    before = len(stub.prompts)
+    judge = open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(asked, None)
+    assert len(stub.prompts) - before == 60 - kept
+    assert [judge.find(one) for one in asked] == [truth(number) for number in range(60)]
+
+
+def test_no_key_and_wrong_addresses_are_refused(
+    stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LongVLMError, match="give an address such as"):
+        Judge("stub", "localhost:8000", JsonLines(tmp_path / "j.jsonl"))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(LongVLMError, match="set the environment variable OPENAI_API_KEY"):
+        open_judge(stub, tmp_path / "j.jsonl")
+
+
+JUDGE_IN_ANOTHER_PROCESS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_judge import Judge, JsonLines, requests
+Judge("stub", sys.argv[1], JsonLines(Path(sys.argv[2])), concurrency=6).complete(requests(60), None)
+"""
+
+
+def test_killed_half_way_it_goes_on_where_it_was(stub: StubJudge, tmp_path: Path) -> None:
+    stub.script = lambda prompt, attempt: good_reply(prompt) if len(stub.prompts) <= 30 else 5.0
+    path = tmp_path / "j.jsonl"
+    command = [sys.executable, "-c", JUDGE_IN_ANOTHER_PROCESS, stub.url, str(path), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, env={**os.environ, "OPENAI_API_KEY": "any"})
+    deadline = time.monotonic() + 60
+    while len(stub.prompts) <= 30 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = path.read_bytes().count(b"\n")
+    assert 20 <= kept <= 30, "only what was in flight is lost"
+    stub.script = lambda prompt, attempt: good_reply(prompt)
+    before = len(stub.prompts)
+    judge = open_judge(stub, path)
+    judge.complete(requests(60), None)
+    assert len(stub.prompts) - before == 60 - kept
+    assert [judge.find(one) for one in requests(60)] == [truth(number) for number in range(60)]

@@ -1,0 +1,257 @@
+"""Extraction: the same features as encoding directly, whatever fails, is there already, or listed twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from longvlm import LongVLM, VideoIndex
+from longvlm.errors import LongVLMError
+from longvlm.index import extraction
+from longvlm.index.decoding_ahead import SEGMENTS_AHEAD, decode_ahead
+from longvlm.index.extraction import FeatureFolders, Progress, Report, extract
+from longvlm.index.extractor import Extractor, extractor_of_model, extractor_of_tower
+from longvlm.index.video_folders import ListedVideo, find_videos
+from longvlm.stages.video import open_video
+from longvlm.types import Compression, Sampling
+
+
+@pytest.fixture
+def extractor(model: LongVLM) -> Extractor:
+    return extractor_of_model(model, model.plan_sampling(None, None, None, None, None, "exact"))
+
+
+Run = Callable[..., Report]
+
+
+@pytest.fixture
+def run(extractor: Extractor, tmp_path: Path) -> Run:
+    def run_extraction(source: Path, **options: object) -> Report:
+        folders = FeatureFolders(tmp_path / "features")
+        return extract(find_videos(source).videos, extractor, folders, **options)  # type: ignore[arg-type]
+
+    return run_extraction
+
+
+class TestFeatures:
+    @pytest.mark.parametrize("num_decoders", [1, 3])
+    def test_stored_equals_direct_to_the_last_bit(
+        self, model: LongVLM, films: Path, run: Run, tmp_path: Path, num_decoders: int
+    ) -> None:
+        assert run(films, num_decoders=num_decoders) == Report(num_written=3)
+        for video in sorted(films.iterdir()):
+            assert VideoIndex.load(tmp_path / "features" / f"{video.stem}.longvlm") == model.encode(video)
+        assert len(list((tmp_path / "features").iterdir())) == 3
+
+    def test_every_setting_counts_as_in_direct_encoding(self, model: LongVLM, films: Path, tmp_path: Path) -> None:
+        """Settings that differ from the defaults in all fields, so that none can be forgotten."""
+        settings = Compression(
+            frames_per_segment=3,
+            tokens_per_segment=5,
+            global_layers=1,
+            merge_schedule=(24, 12, 6, 1),
+            merge_heads=2,
+            merge_order="temporal",
+            frame_code=0.5,
+            fit="pad",
+        )
+        for setting in dataclasses.fields(Compression):
+            assert getattr(settings, setting.name) != setting.default
+        other = LongVLM.from_pretrained(model.name, device="cpu", compression=settings)
+        sampling = other.plan_sampling(None, 10, 8, 0.1, 0.9, "keyframe")
+        made = extractor_of_model(other, sampling)
+        extract([ListedVideo("v", str(films / "v_0.mp4"))], made, FeatureFolders(tmp_path))
+        direct = other.encode(films / "v_0.mp4", fps=10, max_frames=8, start=0.1, end=0.9, sampling="keyframe")
+        assert VideoIndex.load(tmp_path / "v.longvlm") == direct
+
+    def test_a_model_answers_from_them(self, model: LongVLM, films: Path, run: Run, tmp_path: Path) -> None:
+        run(films)
+        question = "What happens?"
+        stored = model.ask(VideoIndex.load(tmp_path / "features" / "v_0.longvlm"), question, max_new_tokens=4)
+        assert stored.text == model.ask(films / "v_0.mp4", question, max_new_tokens=4).text
+
+    def test_a_tower_alone_is_read_as_the_paper_reads_its_own(self, tower: Path, films: Path, tmp_path: Path) -> None:
+        made = extractor_of_tower(str(tower), Sampling(), device="cpu")
+        extract([ListedVideo("v", str(films / "v_0.mp4"))], made, FeatureFolders(tmp_path))
+        index = VideoIndex.load(tmp_path / "v.longvlm")
+        assert index.compression == Compression()
+        assert index.local_features.shape == (10, 30, 32) and index.segment_globals.shape == (10, 5, 32)
+
+
+class TestFailures:
+    def test_a_broken_video_among_good_ones_is_listed_and_stops_none(
+        self, videos: Path, run: Run, tmp_path: Path
+    ) -> None:
+        (videos / "v_1.mp4").write_bytes((videos / "v_1.mp4").read_bytes()[:700])
+        (videos / "v_3.mp4").write_bytes(b"")
+        report = run(videos)
+        assert report.num_written == 2
+        assert [Path(failure.video).name for failure in report.failures] == ["v_1.mp4", "v_3.mp4"]
+        assert "moov" in report.failures[0].reason and "0 bytes" in report.failures[1].reason
+        listed = json.loads((tmp_path / "features" / "failures.json").read_text())
+        assert listed == [dataclasses.asdict(failure) for failure in report.failures]
+        assert sorted(path.stem for path in (tmp_path / "features").glob("*.longvlm")) == ["v_0", "v_2"]
+
+    def test_a_mended_video_is_made_up_for_and_the_list_goes(
+        self, videos: Path, films: Path, run: Run, tmp_path: Path
+    ) -> None:
+        (videos / "v_1.mp4").write_bytes(b"")
+        run(videos)
+        (videos / "v_1.mp4").write_bytes((films / "v_1.mp4").read_bytes())
+        assert run(videos) == Report(num_written=1, num_skipped=2)
+        assert not (tmp_path / "features" / "failures.json").exists()
+
+    def test_an_unexpected_error_of_the_decoder_is_told_with_its_kind(
+        self, films: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def crash(source: str, **_: object) -> None:
+            raise ValueError(f"odd {Path(source).name}")
+
+        monkeypatch.setattr(extraction, "open_video", crash)
+        reasons = [failure.reason for failure in run(films).failures]
+        assert reasons == [f"ValueError: odd v_{number}.mp4" for number in range(3)]
+
+    def test_a_damaged_end_is_told(self, videos: Path, run: Run) -> None:
+        from media import write_video
+
+        path = write_video(videos / "v_9.mkv", 200, keyframe_distance=10)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        report = run(videos)
+        assert report.num_written == 4 and list(report.lost_seconds) == [str(path)]
+        assert report.lost_seconds[str(path)] > 1
+
+    def test_no_room_ends_with_one_line_and_keeps_what_is_done(
+        self, films: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import longvlm.video_index
+
+        real, calls = longvlm.video_index.save_file, itertools.count()
+
+        def save_until_full(tensors: object, path: Path, metadata: object) -> None:
+            if next(calls) == 1:
+                path.write_bytes(b"half")
+                raise OSError(28, "No space left on device")
+            real(tensors, path, metadata)
+
+        monkeypatch.setattr(longvlm.video_index, "save_file", save_until_full)
+        with pytest.raises(LongVLMError, match=r"Can't write .*v_1\.longvlm .*No space left"):
+            run(films)
+        assert [path.name for path in (tmp_path / "features").iterdir()] == ["v_0.longvlm"]
+        monkeypatch.undo()
+        assert run(films) == Report(num_written=2, num_skipped=1)
+
+    def test_a_defect_of_the_encoder_is_not_blamed_on_videos(self, films: Path, model: LongVLM, tmp_path: Path) -> None:
+        too_many = dataclasses.replace(model.compression, tokens_per_segment=1000)
+        made = Extractor(model.encoder, too_many, Sampling(num_frames=8))
+        with pytest.raises(LongVLMError, match="tokens_per_segment is 1000"):
+            extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "features"))
+        assert not list((tmp_path / "features").iterdir())
+
+
+class TestResuming:
+    def test_what_is_done_is_not_opened_again(
+        self, films: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run(films)
+        (tmp_path / "features" / "v_1.longvlm").unlink()
+        opened: list[str] = []
+
+        def note_and_open(source: str, **options: object) -> object:
+            opened.append(Path(source).name)
+            return open_video(source, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(extraction, "open_video", note_and_open)
+        assert run(films) == Report(num_written=1, num_skipped=2)
+        assert opened == ["v_1.mp4"]
+
+    def test_a_damaged_file_is_made_again(self, model: LongVLM, films: Path, run: Run, tmp_path: Path) -> None:
+        run(films)
+        path = tmp_path / "features" / "v_1.longvlm"
+        path.write_bytes(path.read_bytes()[:-5])
+        assert run(films) == Report(num_written=1, num_skipped=2)
+        assert VideoIndex.load(path) == model.encode(films / "v_1.mp4")
+
+    def test_features_of_other_frames_settings_or_encoders_are_not_mixed(
+        self, films: Path, run: Run, extractor: Extractor, tower: Path, tmp_path: Path
+    ) -> None:
+        run(films)
+        folders = FeatureFolders(tmp_path / "features")
+        compression = dataclasses.replace(extractor.compression, tokens_per_segment=5)
+        of_tower = dataclasses.replace(extractor_of_tower(str(tower), Sampling()), sampling=extractor.sampling)
+        for other, words in (
+            (dataclasses.replace(extractor, sampling=Sampling(num_frames=4)), "num_frames=8.*num_frames=4"),
+            (dataclasses.replace(extractor, compression=compression), "tokens_per_segment=6.*tokens_per_segment=5"),
+            (of_tower, "made by encoder .*tiny"),
+        ):
+            with pytest.raises(LongVLMError, match=rf"v_0\.longvlm is there already.*{words}.*another folder"):
+                extract(find_videos(films).videos, other, folders)
+
+
+def test_progress_counts_videos_and_frames_and_foretells_the_end(videos: Path, run: Run) -> None:
+    (videos / "v_1.mp4").write_bytes(b"")
+    told: list[Progress] = []
+    run(videos, on_progress=told.append)
+    assert (told[-1].videos_done, told[-1].videos_total, told[-1].frames_encoded) == (3, 3, 8 + 5)
+    assert told[0].seconds_left is None and told[-1].seconds_left == 0
+    half = Progress(videos_done=2, videos_total=8, frames_encoded=200, elapsed_seconds=10)
+    assert half.frames_per_second == 20 and half.seconds_left == 30
+
+
+class TestDecodingAhead:
+    def test_is_bounded_and_ends_with_its_consumer(self, films: Path) -> None:
+        """Segments wait in a short queue, and threads don't stay behind an iterator that is left."""
+        produced = 0
+
+        def read_forever(reader: object) -> object:
+            nonlocal produced
+            segment = next(reader.segments(Sampling(), frames_per_segment=1, image_size=8, fit="squash"))  # type: ignore[attr-defined]
+            while True:
+                produced += 1
+                yield segment
+
+        videos = find_videos(films).videos
+        decoding = decode_ahead(videos, lambda video: open_video(video.source), read_forever, num_threads=1)  # type: ignore[arg-type]
+        next(iter(next(decoding)))
+        time.sleep(0.3)
+        assert SEGMENTS_AHEAD <= produced <= SEGMENTS_AHEAD + 2
+        decoding.close()
+        deadline = time.monotonic() + 10
+        while any(thread.name == "longvlm-decode" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline, "a decoding thread is left behind"
+            time.sleep(0.05)
+
+    def test_videos_come_in_their_order_with_the_next_ones_open(self, films: Path) -> None:
+        opened: list[str] = []
+
+        def note_and_open(video: ListedVideo) -> object:
+            opened.append(video.id)
+            return open_video(video.source)
+
+        def read(reader: object) -> object:
+            return reader.segments(Sampling(num_frames=2), frames_per_segment=1, image_size=8, fit="squash")  # type: ignore[attr-defined]
+
+        taken = []
+        for decoding in decode_ahead(find_videos(films).videos, note_and_open, read, num_threads=2):  # type: ignore[arg-type]
+            segments = list(decoding)
+            assert torch.is_tensor(segments[0].pixels) and len(segments) == 2
+            assert decoding.info.name == Path(decoding.video.source).name and decoding.lost_seconds == 0
+            taken.append(decoding.video.id)
+        assert taken == ["v_0", "v_1", "v_2"] and set(opened) == set(taken)
+
+
+def test_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    for folders, words in (
+        ((None, None, None), "nowhere to write"),
+        ((tmp_path, tmp_path, None), "two folders"),
+        ((None, tmp_path, tmp_path), "same names"),
+    ):
+        with pytest.raises(LongVLMError, match=words):
+            FeatureFolders(*folders)

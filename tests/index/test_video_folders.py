@@ -1,0 +1,83 @@
+"""Folders and lists of videos: ids, order, containers, and what is listed twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longvlm.errors import LongVLMError
+from longvlm.index.video_folders import ListedVideo, find_videos, list_ids, list_videos, read_list, video_id
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two videos and other files; their content is of no interest here."""
+    folder = tmp_path / "videos"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("v_b.MP4", "v_a.mkv", "notes.txt", "v_a.pkl", "deeper/v_c.webm", "deeper/v_d.longvlm"):
+        (folder / name).touch()
+    return folder
+
+
+def test_ids_are_names_without_the_suffix_of_a_video_or_of_features() -> None:
+    names = ["v_1.mp4", "val/v_1.MKV", "v_1.pkl", "v_1.longvlm", "v_1", "https://a.org/v_1.mp4"]
+    assert {video_id(name) for name in names} == {"v_1"}
+    assert video_id("clip.003") == "clip.003"
+
+
+def test_a_folder_gives_its_videos_by_name(folder: Path) -> None:
+    assert [path.name for path in list_videos(folder)] == ["v_a.mkv", "v_b.MP4"]
+    assert [video.id for video in find_videos(folder).videos] == ["v_a", "v_b"]
+    assert list_ids(folder) == {"v_a", "v_b", "v_c", "v_d"}
+
+
+def test_a_list_gives_its_videos_in_its_order_missing_ones_included(folder: Path, tmp_path: Path) -> None:
+    names = tmp_path / "list.txt"
+    names.write_bytes("\ufeffv_b.MP4\r\n\r\n  v_gone.mp4 \r\nv_a.mp4\r\nhttp://a.org/v_x.mp4\r\n".encode())
+    assert read_list(names) == ["v_b.MP4", "v_gone.mp4", "v_a.mp4", "http://a.org/v_x.mp4"]
+    assert find_videos(names, folder).videos == (
+        ListedVideo("v_b", str(folder / "v_b.MP4")),
+        ListedVideo("v_gone", str(folder / "v_gone.mp4")),
+        ListedVideo("v_a", str(folder / "v_a.mkv")),  # there in another container
+        ListedVideo("v_x", "http://a.org/v_x.mp4"),
+    )
+
+
+def test_names_count_from_the_lists_own_folder_by_default(folder: Path) -> None:
+    (folder / "list.txt").write_text("deeper/v_c.webm")
+    assert find_videos(folder / "list.txt").videos == (ListedVideo("v_c", str(folder / "deeper" / "v_c.webm")),)
+
+
+def test_what_is_listed_twice_is_there_once_and_clashing_ids_are_told(folder: Path) -> None:
+    (folder / "v_a.mp4").touch()
+    (folder / "list.txt").write_text("v_a.mkv\nv_b.MP4\nv_a.mkv\nv_a.mp4\n")
+    found = find_videos(folder / "list.txt")
+    assert [video.id for video in found.videos] == ["v_a", "v_b"]
+    assert found.repeated == (str(folder / "v_a.mkv"),)
+    assert [(one.source, other.source) for one, other in found.clashing] == [
+        (str(folder / "v_a.mkv"), str(folder / "v_a.mp4"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "video_folder", "words"),
+    [
+        ("none", None, "No such folder or list file"),
+        ("videos/deeper", "videos", "folder itself"),
+        ("empty", None, "no video file right in"),
+        ("empty.txt", None, "is empty"),
+        ("binary.txt", None, "not a text file"),
+        ("videos/v_a.mkv", None, "single video"),
+        ("list.txt", "none", "is not a folder"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    folder: Path, tmp_path: Path, source: str, video_folder: str | None, words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "list.txt").write_text("v_a.mkv\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(LongVLMError, match=words):
+        find_videos(tmp_path / source, None if video_folder is None else tmp_path / video_folder)

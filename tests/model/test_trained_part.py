@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoint import save_tiny_checkpoint
+
+from longvlm.errors import LongVLMError
+from longvlm.model.checkpoints import load_config, load_processor
+from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart, base_of, digest_checkpoint
+from longvlm.pipeline import LongVLM
+
+LAYER = "model.language_model.layers.1.mlp.up_proj"
+BIAS = "model.multi_modal_projector.linear_1.bias"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_tiny_checkpoint(tmp_path / "base")
+
+
+def save_part(folder: Path, base: Path, vocabulary: int | None = None, **content: object) -> Path:
+    folder.mkdir()
+    TrainedPart(Base(str(base), digest_checkpoint(base)), **content).save(folder)  # type: ignore[arg-type]
+    config = load_config(base)
+    load_processor(base, config).save_pretrained(folder)
+    config.text_config.vocab_size = vocabulary or config.text_config.vocab_size
+    config.save_pretrained(folder)
+    return folder
+
+
+def open_model(folder: Path) -> LongVLM:
+    return LongVLM.from_pretrained(folder, device="cpu", dtype="float32")
+
+
+def test_it_is_laid_over_its_base(base: Path, tmp_path: Path) -> None:
+    a, b, bias = torch.randn(3, 32), torch.randn(64, 3), torch.randn(32)
+    size = load_config(base).text_config.vocab_size
+    rows, head = torch.randn(2, 32), torch.randn(2, 32)
+    folder = save_part(
+        tmp_path / "part",
+        base,
+        size + 1,
+        weights={BIAS: bias},
+        token_ids=(4, size),
+        input_rows=rows,
+        output_rows=head,
+        low_rank={LAYER: (a, b)},
+        low_rank_scale=0.5,
+    )
+    changed, plain = (dict(open_model(path).language_model.named_parameters()) for path in (folder, base))
+    assert torch.equal(changed[BIAS], bias)
+    torch.testing.assert_close(changed[f"{LAYER}.weight"], plain[f"{LAYER}.weight"] + 0.5 * b @ a)
+    for name, own in (("model.language_model.embed_tokens.weight", rows), ("lm_head.weight", head)):
+        assert torch.equal(changed[name][[4, size]], own)
+        others = [i for i in range(size) if i != 4]
+        assert torch.equal(changed[name][others], plain[name][others])
+
+
+def test_a_part_can_be_a_base(base: Path, tmp_path: Path) -> None:
+    first = save_part(tmp_path / "first", base, weights={BIAS: torch.ones(32)})
+    second = save_part(tmp_path / "second", first, low_rank={LAYER: (torch.ones(1, 32), torch.ones(64, 1))})
+    weights = dict(open_model(second).language_model.named_parameters())
+    assert torch.equal(weights[BIAS], torch.ones(32))
+    before = dict(open_model(base).language_model.named_parameters())[f"{LAYER}.weight"]
+    torch.testing.assert_close(weights[f"{LAYER}.weight"], before + 1)
+
+
+def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(32)})
+    assert base_of(folder) == Base(str(base), digest_checkpoint(base))
+    assert base_of(base) is None
+    save_tiny_checkpoint(base, seed=1)
+    with pytest.raises(LongVLMError, match=r"was trained on a base with digest .* but .*base has"):
+        _ = open_model(folder).language_model
+
+
+def test_a_missing_base_is_named(base: Path, tmp_path: Path) -> None:
+    folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(32)})
+    base.rename(tmp_path / "moved")
+    with pytest.raises(LongVLMError, match=r"part holds the trained part of a model alone, and its base can't be had"):
+        _ = open_model(folder).language_model
+
+
+def test_a_weight_that_does_not_fit_is_named(base: Path, tmp_path: Path) -> None:
+    folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(31)})
+    with pytest.raises(LongVLMError, match=r"has model.multi_modal_projector.linear_1.bias of shape \(31,\), its base"):
+        _ = open_model(folder).language_model
+
+
+def test_a_damaged_file_is_named(base: Path, tmp_path: Path) -> None:
+    folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(32)})
+    (folder / FILE_NAME).write_bytes(b"{}")
+    with pytest.raises(LongVLMError, match=r"trained_part.safetensors can't be read"):
+        _ = open_model(folder).language_model
+
+
+def test_a_digest_is_that_of_the_weights(base: Path, tmp_path: Path) -> None:
+    assert digest_checkpoint(base) == digest_checkpoint(save_tiny_checkpoint(tmp_path / "same"))
+    assert digest_checkpoint(base) != digest_checkpoint(save_tiny_checkpoint(tmp_path / "other", seed=1))
+
+
+def test_low_rank_beside_weights_that_are_too_coarse() -> None:
+    """Of weights in 4 bits; here integers stand for them, since those need CUDA."""
+    from longvlm.model.trained_part import _add_low_rank
+
+    linear = torch.nn.Linear(4, 3, bias=False)
+    linear.weight = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.int8), requires_grad=False)
+    linear.forward = lambda x: x @ torch.ones(4, 3)  # type: ignore[method-assign]
+    a, b, x = torch.randn(2, 4), torch.randn(3, 2), torch.randn(5, 4)
+    _add_low_rank(linear, a, b, 0.5)
+    torch.testing.assert_close(linear(x), x @ torch.ones(4, 3) + 0.5 * x @ a.T @ b.T)
