@@ -27,9 +27,7 @@ README_TABLE = re.compile(r"(?<=<!-- table: default model -->\n).*?(?=<!-- end o
 
 def describe_evaluation(scores: dict[str, Any]) -> str:
     """A sentence that says what was asked, and the table."""
-    low, high = (
-        f"{seconds:g} s" if seconds < 60 else f"{seconds / 60:g} min" for seconds in scores["duration_seconds"]
-    )
+    low, high = (_duration(seconds) for seconds in scores["duration_seconds"])
     command = f"python -m longvlm.world evaluate --videos {scores['videos']} --seed {scores['seed']}"
     command += " --duration {:g}:{:g}".format(*scores["duration_seconds"])
     table = [
@@ -80,8 +78,8 @@ def _describe_stages(recipe: Recipe, log: dict[str, Any]) -> list[str]:
         "bank": f"(encodes {recipe.bank.blocks:,} blocks of {_range(recipe.bank.segments_per_block)} segments)",
     }
     for stage in recipe.lessons:
-        text = "alone" if stage.lesson.text == "nothing" else f"with {stage.lesson.text}"
-        lessons[stage.name] = f"videos of {_range(stage.lesson.segments)} segments joined from the bank, {text}"
+        segments, names = _range(stage.lesson.segments), f"{stage.lesson.names_share:.0%}"
+        lessons[stage.name] = f"videos of {segments} segments joined from the bank, with questions ({names}: names)"
     return [
         f"| {name} | {what} | {_minutes(log[name]['wall_seconds'], log[name]['cpu_seconds'])} |"
         for name, what in lessons.items()

@@ -16,7 +16,7 @@ from longvlm import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HUB_ID = re.compile(r"llava-hf/[\w.-]+")
-SET_UP = ("make", "python3", "pip", ".", "python")  # run by CI itself, or with a test of their own
+SET_UP = ("make", "python3", "pip", ".", "python", "sh")  # run by CI itself, or with a test of their own
 
 
 def code_blocks(language: str) -> list[str]:

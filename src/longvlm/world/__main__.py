@@ -146,6 +146,30 @@ def lengths(
         print(json.dumps({"model": loaded.name, "seed": seed, "lengths": study.as_json(scores)}))
 
 
+@app.command()
+def dataset(
+    folder: Annotated[Path, typer.Argument(help="Where to write; what is there already is kept.")],
+    videos: Annotated[int, typer.Option(help="How many videos to learn from.")] = 100,
+    test_videos: Annotated[int | None, typer.Option(help="How many others to test by; a fifth unless given.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the videos.")] = 0,
+    duration: Annotated[str, typer.Option(help="MIN:MAX in seconds; durations are log-uniform.")] = "20:60",
+) -> None:
+    """Write a folder in ActivityNet's shape: videos, instructions, and the files of the benchmarks.
+
+    Example: python -m longvlm.world dataset datasets/generated
+    """
+    from longvlm.world.dataset import DatasetPlan, write_dataset
+
+    shortest, longest = _pair(duration, ":", "--duration", "MIN:MAX in seconds, such as 20:60")
+    plan = DatasetPlan(videos, max(1, videos // 5) if test_videos is None else test_videos, seed, shortest, longest)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Drawing videos", total=None)
+        write_dataset(folder, plan, lambda done, total: progress.update(task, completed=done, total=total))
+
+
 def _numbers(text: str, option: str, form: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]

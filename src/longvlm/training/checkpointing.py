@@ -1,0 +1,180 @@
+"""The Trainer of a recipe: parts learn at their own rates, and a checkpoint is whole or does not count.
+
+A checkpoint is a model's folder, with what is needed to go on beside it. The mark that it is complete is written last,
+so that a run killed at any moment leaves either a whole checkpoint or one that is thrown away.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from longvlm.errors import LongVLMError
+from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.processing import LongVLMProcessor
+from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart
+from longvlm.model.weight_files import weight_files
+from longvlm.training.parameters import collect_part, is_trained, parameter_groups, restore_part
+from longvlm.training.recipe import LearningRates
+from longvlm.training.sharding import gather_optimizer, gather_weights, is_sharded, scatter_optimizer
+
+COMPLETE = "complete"
+OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"  # transformers' names
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
+
+
+class PartsTrainer(Trainer):
+    """Trains the parts of a prepared model; saves the model whole if its language model learns, else what learns.
+
+    Args:
+        base: what the model was before the training.
+        tower: the `vision_tower` that the base's config names beside its own weights.
+    """
+
+    optimizer: Any  # accelerate's wrapper takes its place
+
+    def __init__(
+        self,
+        *arguments: Any,
+        rates: LearningRates,
+        processor: LongVLMProcessor,
+        base: Base,
+        tower: str | None,
+        checkpoints_kept: int,
+        **settings: Any,
+    ) -> None:
+        self._rates = rates
+        self._processor = processor
+        self._base = base
+        self._tower = tower
+        self._checkpoints_kept = checkpoints_kept
+        super().__init__(*arguments, **settings)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(self.model if model is None else model, self._rates, self.args.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, betas=(self.args.adam_beta1, self.args.adam_beta2))
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **settings: Any) -> Any:
+        # The language model would keep keys and values for a next token that never comes.
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *arguments, **settings)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with naming_what_is_not_written(folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (folder / COMPLETE).touch()
+                for older in complete_checkpoints(Path(self.args.output_dir))[: -self._checkpoints_kept]:
+                    remove_checkpoint(older)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """A folder for `LongVLM.from_pretrained`; every process has to come here."""
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        is_whole = self._rates.language_model is not None
+        state = gather_weights(
+            self.model, lambda name: is_whole or is_trained(name, self._rates), keep=self.args.should_save
+        )
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_whole:
+            # Other tools know LLaVA's names; a run goes on from its own.
+            self.model.save_pretrained(folder, state_dict=state, save_original_format=not self.is_in_train)
+        else:
+            collect_part(state, self.model, self._base).save(folder)
+            config = copy.deepcopy(self.model.config)
+            config.vision_tower = self._tower
+            config.save_pretrained(folder)
+        self._processor.save_pretrained(folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        pass  # `restore_weights` did, before the model was sharded
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gather_optimizer(self.model, self.optimizer.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_FILE, weights_only=True)
+        scatter_optimizer(self.model, self.optimizer.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def restore_weights(model: LongVLMForConditionalGeneration, folder: Path) -> None:
+    """Put a checkpoint's weights into a model that was prepared as the one that was saved."""
+    if (folder / FILE_NAME).is_file():
+        restore_part(model, TrainedPart.load(folder))
+        return
+    differing = set(model.state_dict()) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
+    for path in weight_files(folder):
+        weights = load_file(path)
+        differing = (differing - weights.keys()) | set(model.load_state_dict(weights, strict=False).unexpected_keys)
+    if differing:
+        raise LongVLMError(
+            f"{folder} and the model differ in {min(differing)}; choose another output folder for this recipe."
+        )
+    model.tie_weights()
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, the oldest first."""
+    found = {path: match for path in folder.glob("*") if (match := _CHECKPOINT.match(path.name))}
+    return sorted((p for p in found if (p / COMPLETE).is_file()), key=lambda path: int(found[path][1]))
+
+
+def remove_half_written(folder: Path) -> None:
+    """Throw away the checkpoints that a killed run left unfinished."""
+    whole = complete_checkpoints(folder)
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if path not in whole:
+            shutil.rmtree(path)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    (folder / COMPLETE).unlink()  # first, so that one removed by half is not taken for whole
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def naming_what_is_not_written(folder: Path) -> Iterator[None]:
+    """Turn a full disk, or one that may not be written to, into a message about what could not be written."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save has no exception of its own
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise LongVLMError(
+            f"Can't write {folder} ({reason}); make room and start the same command again: it goes on from the last "
+            "complete checkpoint."
+        ) from error

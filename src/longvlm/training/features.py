@@ -1,0 +1,110 @@
+"""Where the videos of a training come from: stored features, checked against the model, or videos encoded first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from longvlm.errors import LongVLMError
+from longvlm.index.extraction import FAILURES_FILE, FeatureFolders, Progress, extract
+from longvlm.index.extractor import extractor_of_model
+from longvlm.index.video_folders import VIDEO_SUFFIXES, ListedVideo, video_id
+from longvlm.pipeline import LongVLM
+from longvlm.stages.tokens import count_visual_tokens
+from longvlm.types import Compression, Sampling
+from longvlm.video_index import VideoIndex
+
+
+@dataclass(frozen=True)
+class StoredVideo:
+    """The features of one video, on disk, known to be what the model reads."""
+
+    path: Path
+    num_segments: int
+    num_tokens: int
+
+
+def find_features(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
+    """The feature files of those of the videos that have one in `folder`."""
+    if not folder.is_dir():
+        raise LongVLMError(f"There is no folder of features {folder}; make it with `longvlm extract`, or give another.")
+    paths = {video: folder / f"{video}{VideoIndex.SUFFIX}" for video in ids}
+    return {video: path for video, path in paths.items() if path.is_file()}
+
+
+def find_videos(folder: Path, ids: Collection[str]) -> dict[str, Path]:
+    """The files of those of the videos that are in `folder`, or in folders in it."""
+    if not folder.is_dir():
+        raise LongVLMError(f"There is no folder of videos {folder}; give another.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in VIDEO_SUFFIXES and video_id(path.name) in ids:
+            found.setdefault(video_id(path.name), path)
+    return found
+
+
+def inspect_features(path: Path, encoder_name: str, encoder_fingerprint: str, wanted: Compression) -> StoredVideo:
+    """What a feature file holds, from its header alone, since a training has thousands of them.
+
+    Raises LongVLMError, with both sides and the remedy, for features of another encoder or other settings.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            num_segments = file.get_slice("local_features").get_shape()[0]
+            settings = Compression.from_dict(json.loads(metadata["compression"]))
+            found_name, found_fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise LongVLMError(f"{path} can't be read ({' '.join(str(error).split())}); extract it again.") from error
+    if found_fingerprint != encoder_fingerprint:
+        raise LongVLMError(
+            f"{path} was made by the encoder {found_name} ({found_fingerprint[:12]}), but the model has {encoder_name} "
+            f"({encoder_fingerprint[:12]}); extract the features with this model, or train the model that made them."
+        )
+    if settings != wanted:
+        raise _misfit(path, num_segments, settings, wanted)
+    return StoredVideo(path, num_segments, count_visual_tokens(num_segments, wanted))
+
+
+def _misfit(path: Path, num_segments: int, found: Compression, wanted: Compression) -> LongVLMError:
+    """What to say of features that were made with other settings."""
+    if found.tokens_per_segment != wanted.tokens_per_segment:
+        rows = [num_segments * settings.tokens_per_segment for settings in (found, wanted)]
+        return LongVLMError(
+            f"{path} has {rows[0]} rows of local features ({num_segments} segments of {found.tokens_per_segment}), "
+            f"where {rows[1]} ({num_segments} of {wanted.tokens_per_segment}) are expected; set "
+            f"model.compression.tokens_per_segment={found.tokens_per_segment}, or extract the features again."
+        )
+    name = next(name for name in vars(wanted) if getattr(wanted, name) != getattr(found, name))
+    return LongVLMError(
+        f"{path} was made with {name}={getattr(found, name)}, but the model has {name}={getattr(wanted, name)}; "
+        f"set model.compression.{name} to the former, or extract the features again."
+    )
+
+
+def encode_videos(
+    model: LongVLM,
+    videos: dict[str, Path],
+    folder: Path,
+    sampling: Sampling,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Write the features of every video into `folder`; what lies there already is kept.
+
+    Raises LongVLMError in the end for the videos that can't be encoded, when the others are done.
+    """
+    listed = [ListedVideo(video, str(path)) for video, path in sorted(videos.items())]
+    report = extract(
+        listed, extractor_of_model(model, sampling), FeatureFolders(indexes=folder), on_progress=on_progress
+    )
+    if report.failures:
+        first = report.failures[0]
+        raise LongVLMError(
+            f"{len(report.failures)} of {len(listed)} videos can't be encoded, first of them {first.video}: "
+            f"{first.reason} All are in {folder / FAILURES_FILE}; mend or remove them, the features of the others "
+            "are kept."
+        )

@@ -1,0 +1,384 @@
+"""`longvlm train`: a recipe to a trained model, on `transformers.Trainer`, alone or under torchrun, resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from longvlm.errors import LongVLMError
+from longvlm.model.checkpoints import load_config, resolve_model
+from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.trained_part import Base, digest_checkpoint
+from longvlm.pipeline import LongVLM
+from longvlm.training.checkpointing import (
+    PartsTrainer,
+    complete_checkpoints,
+    naming_what_is_not_written,
+    remove_half_written,
+    restore_weights,
+)
+from longvlm.training.conversations import (
+    BatchMaker,
+    InOrder,
+    Sample,
+    VideoConversations,
+    hold_out,
+    require_plain_texts,
+)
+from longvlm.training.curves import Lines, Say, table_of_parts, tensorboard_callback
+from longvlm.training.features import encode_videos, find_features, find_videos, inspect_features
+from longvlm.training.instructions import Conversation, read_instructions
+from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
+from longvlm.training.recipe import NEW_BASE, DataSource, Recipe
+from longvlm.training.sample_order import plan_samples
+from longvlm.training.sharding import shard_model
+from longvlm.training.tiny_model import write_tiny_model
+
+CHECKPOINTS, MODEL, BASE, FEATURES, CURVES = "checkpoints", "model", "base", "features", "tensorboard"
+RECIPE_FILE, HISTORY_FILE = "recipe.yaml", "history.json"
+_SHAPES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def train(recipe: Recipe, say: Say = print) -> Path:
+    """Train as the recipe says; the folder of the trained model, which `LongVLM.from_pretrained` takes.
+
+    What lies in the recipe's output folder already is gone on from: a finished run is not run again.
+    Raises LongVLMError where the recipe, the data or the model can't be used, or the disk is full.
+    """
+    set_seed(recipe.seed)
+    if recipe.machine.threads is not None:
+        torch.set_num_threads(recipe.machine.threads)
+    say = say if _rank() == 0 else _say_nothing
+    arguments = _make_arguments(recipe)
+    with arguments.main_process_first(local=False):
+        _claim_output(recipe, arguments.world_size)
+    if (recipe.output / MODEL).is_dir():
+        say(f"{recipe.output / MODEL} is trained already; for another training choose another output.")
+        return recipe.output / MODEL
+    start = _open_start(recipe, arguments)
+    samples = _gather_samples(recipe, start.opened, arguments, say)
+    return _run(recipe, arguments, start, samples, say)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _claim_output(recipe: Recipe, num_processes: int) -> None:
+    """Note the recipe in the output folder; raise LongVLMError where another recipe's run lies there."""
+    path, wanted = recipe.output / RECIPE_FILE, _what_decides(recipe, num_processes)
+    if path.is_file():
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differing = _first_difference(found, wanted)
+        if differing is not None:
+            key, theirs, ours = differing
+            raise LongVLMError(
+                f"{recipe.output} holds a run of another recipe: {key} is {theirs} there and {ours} here. Choose "
+                "another output, or remove that folder."
+            )
+        return
+    with naming_what_is_not_written(path):
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        whole = path.with_suffix(f".{os.getpid()}")
+        whole.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+        whole.replace(path)
+
+
+def _first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key, with dots, at which two recipes differ, and both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        deeper = (_first_difference(found.get(k), wanted.get(k), f"{key}.{k}".lstrip(".")) for k in {**wanted, **found})
+        return next((difference for difference in deeper if difference is not None), None)
+    return None if found == wanted else (key, found, wanted)
+
+
+def _what_decides(recipe: Recipe, num_processes: int) -> dict[str, Any]:
+    """The recipe's keys on which the trained weights depend; how a step is divided does not matter."""
+    content = recipe.to_dict()
+    for key in ("output", "reports"):
+        del content[key]
+    content["machine"] = {"precision": recipe.machine.precision}
+    schedule = content["schedule"]
+    schedule["samples_per_step"] = schedule.pop("batch_size") * schedule.pop("accumulation") * num_processes
+    return content
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The model that a training starts from, opened, and what is known of it."""
+
+    opened: LongVLM
+    base: Base
+    tower: str | None
+
+
+def _open_start(recipe: Recipe, arguments: TrainingArguments) -> _Start:
+    choice, name = recipe.model, recipe.model.base
+    if name == NEW_BASE:
+        folder = recipe.output / BASE
+        with arguments.main_process_first(local=False):
+            if not folder.is_dir():
+                unfinished = folder.with_name(f"{BASE}.unfinished")
+                with naming_what_is_not_written(folder):
+                    write_tiny_model(unfinished, seed=recipe.seed).replace(folder)
+        name = str(folder)
+    folder = resolve_model(name)
+    opened = LongVLM.from_pretrained(
+        name,
+        vision_tower=choice.vision_tower,
+        device="cpu" if recipe.machine.fsdp else arguments.device,
+        dtype="bfloat16" if arguments.bf16 and not recipe.machine.fsdp else "float32",
+        load_in_4bit=choice.load_in_4bit,
+        compression=choice.compression or None,
+        timestamps=choice.timestamps,
+    )
+    config = opened.config
+    if choice.num_frames is not None or choice.fps is not None:
+        config.default_num_frames, config.default_fps = choice.num_frames, choice.fps
+        config.default_max_frames = choice.max_frames
+    if recipe.learning_rates.encoder is not None and config.default_num_frames is None:
+        raise LongVLMError(
+            "An encoder learns from videos of one number of frames alone, and the base samples by time; "
+            "set model.num_frames."
+        )
+    tower = load_config(folder, vision_tower=choice.vision_tower).vision_tower
+    if tower is not None and Path(tower).is_dir():
+        tower = str(Path(tower).absolute())
+    recorded = "" if name is None else str(folder.absolute()) if Path(name).is_dir() else name
+    return _Start(opened, Base(recorded, digest_checkpoint(folder)), tower)
+
+
+def _gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments, say: Say) -> list[Sample]:
+    """The rows of all data sets with their videos, encoded if need be, and checked."""
+    samples: list[Sample] = []
+    for source in recipe.data:
+        rows = read_instructions(source.instructions)
+        wanted = {row.video for row in rows if row.video is not None}
+        if recipe.learning_rates.encoder is not None:
+            videos: dict[str, Any] = _find_pixels(source, wanted)
+        else:
+            paths = _find_stored(source, wanted, recipe, opened, arguments, say)
+            encoder = (opened.encoder.name, opened.encoder.fingerprint) if paths else ("", "")
+            videos = {v: inspect_features(path, *encoder, opened.compression) for v, path in paths.items()}
+        samples += _join(source, rows, videos, say)
+    require_plain_texts(samples, opened.processor)
+    if not samples:
+        raise LongVLMError("There is not a single row to learn from; give instructions with rows.")
+    return samples
+
+
+def _find_pixels(source: DataSource, wanted: set[str]) -> dict[str, Path]:
+    if source.features is not None:
+        raise LongVLMError(
+            f"{source.instructions} comes with features, from which an encoder can't learn; give videos in their "
+            "place, or leave learning_rates.encoder out."
+        )
+    return {} if source.videos is None else find_videos(source.videos, wanted)
+
+
+def _find_stored(
+    source: DataSource, wanted: set[str], recipe: Recipe, opened: LongVLM, arguments: TrainingArguments, say: Say
+) -> dict[str, Path]:
+    """Feature files by id; those of videos are made first."""
+    if source.features is not None:
+        return find_features(source.features, wanted)
+    if source.videos is None:
+        return {}
+    videos, folder = find_videos(source.videos, wanted), recipe.output / FEATURES
+    sampling = opened.plan_sampling(None, None, None, None, None, "exact")
+    with arguments.main_process_first(local=False):
+        if _rank() == 0:
+            say(f"encoding {len(videos)} videos of {source.videos} into {folder}, those that are not there yet")
+            encode_videos(opened, videos, folder, sampling)
+    return find_features(folder, videos)
+
+
+def _join(source: DataSource, rows: list[Conversation], videos: dict[str, Any], say: Say) -> list[Sample]:
+    """Rows with their videos. Raises LongVLMError for missing ones, unless they are to be dropped."""
+    missing = [row for row in rows if row.video is not None and row.video not in videos]
+    if missing and source.missing == "refuse":
+        folder = source.features or source.videos
+        where = "no folder of features or videos is given" if folder is None else f"not in {folder}"
+        raise LongVLMError(
+            f"{len(missing)} of {len(rows)} rows of {source.instructions} have a video that is not there, first of "
+            f"them {missing[0].video} ({where}); add it, or set missing: drop for these data."
+        )
+    if missing:
+        say(f"{source.instructions}: {len(missing)} of {len(rows)} rows dropped, since their video is not there")
+    return [
+        Sample(row, None if row.video is None else videos[row.video], source.weight, f"{source.instructions}, row {n}")
+        for n, row in enumerate(rows)
+        if row.video is None or row.video in videos
+    ]
+
+
+def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: list[Sample], say: Say) -> Path:
+    model, processor = start.opened.language_model, start.opened.processor
+    if recipe.model.video_marks:
+        add_video_marks(model, processor)
+    prepare_parts(model, recipe.learning_rates, recipe.lora, video_token_ids(processor), recipe.seed)
+    training, held_out = hold_out(samples, recipe.held_out_share, recipe.seed)
+    dataset, order = _plan_data(recipe, arguments, start.opened, model, training, say)
+    say(
+        f"{len(samples)} samples, {len(held_out)} of them held out; {arguments.max_steps} steps of "
+        f"{_samples_per_step(arguments)} samples each"
+    )
+    say(table_of_parts(describe_parts(model, recipe.learning_rates)))
+    folder = Path(arguments.output_dir)
+    with arguments.main_process_first(local=False):
+        if _rank() == 0:
+            remove_half_written(folder)
+    checkpoints = complete_checkpoints(folder)
+    if checkpoints:
+        say(f"going on from {checkpoints[-1]}")
+        restore_weights(model, checkpoints[-1])
+    if recipe.machine.fsdp:
+        shard_model(model, arguments.device, arguments.world_size, bf16=arguments.bf16)
+    max_tokens = recipe.schedule.max_tokens
+    trainer = PartsTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=InOrder(dataset, order),
+        eval_dataset=VideoConversations(held_out, processor, model.config, max_tokens=max_tokens) if held_out else None,
+        data_collator=BatchMaker(processor),
+        callbacks=_make_callbacks(recipe, checkpoints, say),
+        rates=recipe.learning_rates,
+        processor=processor,
+        base=start.base,
+        tower=start.tower,
+        checkpoints_kept=recipe.reports.checkpoints_kept,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    if held_out:
+        trainer.evaluate()
+    return _finish(recipe, trainer)
+
+
+def _plan_data(
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    opened: LongVLM,
+    model: LongVLMForConditionalGeneration,
+    training: list[Sample],
+    say: Say,
+) -> tuple[VideoConversations, list[int]]:
+    """The data set and the order of its samples; sets the number of steps in `arguments`."""
+    schedule = recipe.schedule
+    if not training:
+        raise LongVLMError(f"held_out_share={recipe.held_out_share} leaves nothing to learn from; lower it.")
+    dataset = VideoConversations(training, opened.processor, model.config, max_tokens=schedule.max_tokens)
+    lengths = dataset.estimate_lengths()
+    num_cut = dataset.require_room(lengths)
+    if num_cut:
+        say(f"{num_cut} of {len(training)} samples may be longer than {schedule.max_tokens} tokens and lose their end")
+    order = plan_samples(
+        lengths,
+        [sample.weight for sample in training],
+        epochs=schedule.epochs,
+        batch_size=_samples_per_step(arguments),
+        group_lengths=schedule.group_lengths,
+        seed=recipe.seed,
+    )
+    if not order:
+        raise LongVLMError("epochs and weights are so small that not a single sample is learned from; raise them.")
+    steps = math.ceil(len(order) / _samples_per_step(arguments))
+    arguments.max_steps = min(steps, schedule.max_steps or steps)
+    arguments.warmup_steps = math.ceil(schedule.warmup_share * arguments.max_steps)
+    return dataset, order
+
+
+def _samples_per_step(arguments: TrainingArguments) -> int:
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+
+
+def _make_arguments(recipe: Recipe) -> TrainingArguments:
+    schedule, machine, reports, rates = recipe.schedule, recipe.machine, recipe.reports, recipe.learning_rates
+    on_cpu = _is_cpu(machine.device)
+    precision = machine.precision or ("float32" if on_cpu else "bf16")
+    if machine.fsdp and "RANK" not in os.environ:
+        raise LongVLMError(
+            "machine.fsdp shards a model over processes, and there is one; start them with torchrun -m longvlm train."
+        )
+    measured = reports.evaluate_every is not None and recipe.held_out_share > 0
+    return TrainingArguments(
+        output_dir=str(recipe.output / CHECKPOINTS),
+        num_train_epochs=1,  # the order of the samples holds all epochs
+        max_steps=1,  # set when the data are known
+        per_device_train_batch_size=schedule.batch_size,
+        per_device_eval_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.accumulation,
+        learning_rate=max(rate for rate in vars(rates).values() if rate is not None),
+        lr_scheduler_type=_SHAPES[schedule.shape],
+        weight_decay=schedule.weight_decay,
+        max_grad_norm=schedule.max_grad_norm,
+        bf16=precision == "bf16",  # of a sharded model, the sharding sees to it
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
+        # An encoder's last layers and its last norm are not read.
+        ddp_find_unused_parameters=rates.encoder is not None,
+        activation_checkpointing=machine.gradient_checkpointing,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=machine.workers,
+        dataloader_persistent_workers=machine.workers > 0,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        save_steps=reports.save_every,
+        logging_steps=reports.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if measured else "no",
+        eval_steps=reports.evaluate_every if measured else None,
+        prediction_loss_only=True,
+        report_to=[],
+        disable_tqdm=True,
+        use_cache=True,  # False would be saved with the model, and make its answers slow
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+    )
+
+
+def _is_cpu(device: str | None) -> bool:
+    if device not in (None, "cpu", "cuda"):
+        raise LongVLMError(
+            f"machine.device is {device!r}; choose cpu or cuda, and CUDA_VISIBLE_DEVICES for one of them."
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LongVLMError("machine.device is cuda, and there is none; leave it out, or set it to cpu.")
+    return device == "cpu" or not torch.cuda.is_available()
+
+
+def _make_callbacks(recipe: Recipe, checkpoints: list[Path], say: Say) -> list[TrainerCallback]:
+    if _rank() != 0:
+        return []
+    callbacks: list[TrainerCallback] = [Lines(say)]
+    if recipe.reports.tensorboard:
+        first_step = int(checkpoints[-1].name.rpartition("-")[2]) + 1 if checkpoints else 0
+        callbacks.append(tensorboard_callback(recipe.output / CURVES, first_step))
+    return callbacks
+
+
+def _finish(recipe: Recipe, trainer: Trainer) -> Path:
+    """Write the trained model; it gets its name when it is whole."""
+    folder = recipe.output / MODEL
+    unfinished = folder.with_name(f"{MODEL}.unfinished")
+    with naming_what_is_not_written(unfinished):
+        trainer.save_model(str(unfinished))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            history = json.dumps(trainer.state.log_history, indent=1)
+            (recipe.output / HISTORY_FILE).write_text(history, encoding="utf-8")
+            unfinished.replace(folder)
+    return folder

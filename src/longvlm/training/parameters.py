@@ -1,0 +1,230 @@
+"""The parts of a model in training: which are frozen, what is added to them, and how fast each learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import embedding
+
+from longvlm.errors import LongVLMError
+from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.processing import LongVLMProcessor
+from longvlm.model.trained_part import TOWER_PREFIX, Base, TrainedPart
+from longvlm.training.recipe import LearningRates, LoraSettings
+
+Part = Literal["encoder", "projector", "new_tokens", "language_model", "lora"]
+PROJECTOR_PREFIX = "model.multi_modal_projector."
+_NEW_ROWS = "new_rows"
+_LOW_RANK = re.compile(r"\.lora_([AB])\.default\.weight$")
+# Names of parameters that weight decay leaves alone: what shifts and scales, in towers and language models alike.
+_UNDECAYED = re.compile(r"bias$|norm")
+
+
+class EmbeddingWithNewTokens(nn.Embedding):
+    """An embedding table of which only the rows of some tokens learn, beside the table, which stays as it is.
+
+    `head_rows` are those tokens' rows in the head, which stay as they are, too; None for a head that is the table.
+    """
+
+    new_ids: torch.Tensor
+
+    def __init__(self, table: nn.Embedding, token_ids: Sequence[int], head: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
+        self.padding_idx, self.max_norm, self.sparse = table.padding_idx, None, False
+        self.scale_grad_by_freq, self.norm_type = False, 2.0
+        self.weight = table.weight
+        ids = torch.tensor(sorted(token_ids), device=table.weight.device)
+        self.register_buffer("new_ids", ids, persistent=False)
+        self.head_rows = None if head.weight is table.weight else head.weight.detach()[ids].float().cpu()
+        self.new_rows = nn.Parameter(table.weight.detach()[ids].float().clone())
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        embedded = embedding(input, self.weight)
+        place = torch.searchsorted(self.new_ids, input).clamp(max=len(self.new_ids) - 1)
+        is_new = self.new_ids[place] == input
+        rows = embedding(place, self.new_rows).to(embedded.dtype)
+        return torch.where(is_new[..., None], rows, embedded)
+
+
+def part_of(name: str) -> Part:
+    """The part to which a parameter of the model belongs, by its name."""
+    if _LOW_RANK.search(name):
+        return "lora"
+    if name.endswith(f".{_NEW_ROWS}"):
+        return "new_tokens"
+    if TOWER_PREFIX in name:
+        return "encoder"
+    return "projector" if PROJECTOR_PREFIX in name else "language_model"
+
+
+def video_token_ids(processor: LongVLMProcessor) -> list[int]:
+    """Ids of the tokens that only a model for videos knows; none for a base that is used without marks."""
+    marks = [processor.video_start_token, processor.video_end_token]
+    if None in marks:
+        return []
+    return sorted(processor.tokenizer.convert_tokens_to_ids([processor.video_token, *marks]))
+
+
+def add_video_marks(model: LongVLMForConditionalGeneration, processor: LongVLMProcessor) -> None:
+    """Give a base without them the tokens before and after a video; new rows are the mean of the others."""
+    tokenizer = processor.tokenizer
+    if processor.video_start_token is None or processor.video_end_token is None:
+        marks = ["<vid_start>", "<vid_end>"]
+        tokenizer.add_special_tokens({"additional_special_tokens": marks}, replace_extra_special_tokens=False)
+        processor.video_start_token, processor.video_end_token = marks
+    known = len(model.get_input_embeddings().weight)
+    if len(tokenizer) > known:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for table in {id(t): t for t in (model.get_input_embeddings().weight, model.lm_head.weight)}.values():
+                table[known:] = table[:known].float().mean(0).to(table)
+
+
+def prepare_parts(
+    model: LongVLMForConditionalGeneration,
+    rates: LearningRates,
+    lora: LoraSettings,
+    token_ids: Sequence[int],
+    seed: int,
+) -> None:
+    """Freeze what has no learning rate; put what learns in float32; add LoRA's matrices and trainable rows."""
+    if rates.lora is not None:
+        _add_lora(model, lora, seed)
+    if rates.language_model is None and token_ids:
+        table = EmbeddingWithNewTokens(model.get_input_embeddings(), token_ids, model.lm_head)
+        model.set_input_embeddings(table)
+    elif rates.new_tokens is not None and not token_ids:
+        raise LongVLMError(
+            "learning_rates.new_tokens is set, but the base has no tokens around a video; set model.video_marks=true, "
+            "or leave that learning rate out."
+        )
+    for name, parameter in model.named_parameters():
+        learns = getattr(rates, part_of(name)) is not None
+        parameter.requires_grad_(learns)
+        if learns:
+            parameter.data = parameter.data.float()
+
+
+def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, seed: int) -> None:
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise LongVLMError("LoRA needs peft: pip install 'longvlm[train]'.") from error
+    targets = "|".join(re.escape(target) for target in settings.targets)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=rf".*\.language_model\..*\.({targets})",
+    )
+    torch.manual_seed(seed)
+    try:
+        model.add_adapter(config)
+    except ValueError as error:
+        raise LongVLMError(
+            f"lora.targets is {', '.join(settings.targets)}, but the language model has no layer by these names: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def parameter_groups(model: nn.Module, rates: LearningRates, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters for an optimizer, by part, and by whether weight decay is for them."""
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part, decays = part_of(name), not (parameter.ndim < 2 or _UNDECAYED.search(name.lower()))
+        group = groups.setdefault(
+            (part, decays),
+            {"params": [], "lr": getattr(rates, part), "weight_decay": weight_decay if decays else 0.0, "part": part},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One line of the table that is printed before a training starts."""
+
+    part: str
+    parameters: int
+    trained: int
+    learning_rate: float | None
+    dtype: str
+
+
+def describe_parts(model: nn.Module, rates: LearningRates) -> list[PartRow]:
+    """Every part with its numbers of parameters, all and trained, its learning rate, and how it is stored."""
+    found: dict[str, list[nn.Parameter]] = {field.name: [] for field in dataclasses.fields(LearningRates)}
+    for name, parameter in model.named_parameters():
+        found[part_of(name)].append(parameter)
+    rows = []
+    for part, parameters in found.items():
+        if parameters:
+            dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+            trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+            total = sum(parameter.numel() for parameter in parameters)
+            rows.append(PartRow(part, total, trained, getattr(rates, part), ", ".join(dtypes)))
+    return rows
+
+
+def is_trained(name: str, rates: LearningRates) -> bool:
+    """Whether a weight of this name is a part's that learns, or of the new tokens, which the base may not have."""
+    part = part_of(name)
+    return part == "new_tokens" or getattr(rates, part) is not None
+
+
+def collect_part(state: dict[str, torch.Tensor], model: LongVLMForConditionalGeneration, base: Base) -> TrainedPart:
+    """What was trained, and the rows of new tokens, of a model whose language model was not trained itself.
+
+    `state` holds those of its weights that `is_trained`, by name.
+    """
+    weights, low_rank = {}, {}
+    input_rows = None
+    for name, tensor in state.items():
+        part = part_of(name)
+        if part == "new_tokens":
+            input_rows = tensor
+        elif part != "lora":
+            weights[name] = tensor
+        elif name.endswith(".lora_A.default.weight"):
+            layer = _LOW_RANK.sub("", name)
+            low_rank[layer] = (tensor, state[f"{layer}.lora_B.default.weight"])
+    table = model.get_input_embeddings()
+    has_rows = isinstance(table, EmbeddingWithNewTokens)
+    token_ids = tuple(table.new_ids.tolist()) if has_rows else ()
+    output_rows = table.head_rows if has_rows else None
+    return TrainedPart(base, weights, token_ids, input_rows, output_rows, low_rank, _lora_scale(model))
+
+
+def restore_part(model: LongVLMForConditionalGeneration, part: TrainedPart) -> None:
+    """Put what `collect_part` took back into a model that was prepared in the same way."""
+    state = dict(part.weights)
+    for layer, (a, b) in part.low_rank.items():
+        state |= {f"{layer}.lora_A.default.weight": a, f"{layer}.lora_B.default.weight": b}
+    if part.input_rows is not None:
+        state[f"{_embedding_name(model)}.{_NEW_ROWS}"] = part.input_rows
+    unknown = model.load_state_dict(state, strict=False).unexpected_keys
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if unknown or learning - state.keys():
+        raise LongVLMError(
+            f"The checkpoint doesn't hold what this recipe trains (it differs in "
+            f"{next(iter([*unknown, *sorted(learning - state.keys())]))}); choose another output folder."
+        )
+
+
+def _embedding_name(model: LongVLMForConditionalGeneration) -> str:
+    table = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is table)
+
+
+def _lora_scale(model: nn.Module) -> float:
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
+    return float(layers[0].scaling["default"]) if layers else 1.0  # one recipe, one scale

@@ -1,0 +1,90 @@
+"""Two processes on CPUs, as torchrun starts them, end with the weights that one process ends with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import read_recipe
+
+from longvlm.pipeline import LongVLM
+from longvlm.training.checkpointing import complete_checkpoints, remove_checkpoint
+from longvlm.training.finetune import CHECKPOINTS, MODEL, train
+
+pytestmark = pytest.mark.slow
+
+PARTS = ["learning_rates.lora=1e-2", "lora.dropout=0"]
+WHOLE = ["learning_rates.new_tokens=null", "learning_rates.language_model=1e-3"]
+COMMON = ["held_out_share=0.2", "reports.evaluate_every=2", "reports.checkpoints_kept=9"]
+
+
+def torchrun(recipe: Path, output: Path, *changes: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "longvlm", "train", str(recipe), f"output={output}", *COMMON, *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=280)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the processes that it started, too
+        raise
+    assert process.returncode == 0, stdout[-2000:] + stderr[-4000:]
+    assert stdout.count("language model") == 1  # one process speaks
+
+
+def weights_of(output: Path) -> dict[str, torch.Tensor]:
+    (path,) = (output / MODEL).glob("*.safetensors")
+    return load_file(path)
+
+
+def assert_near(output: Path, other: Path) -> None:
+    ours, theirs = weights_of(output), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("parts", [PARTS, WHOLE], ids=["parts", "whole"])
+def test_two_processes_learn_what_one_does(parts: list[str], small_recipe: Path, tmp_path: Path) -> None:
+    alone = [f"output={tmp_path / 'alone'}", "schedule.batch_size=4"]
+    train(read_recipe(small_recipe, *COMMON, *parts, *alone), say=lambda text: None)
+    torchrun(small_recipe, tmp_path / "ddp", *parts)
+    assert_near(tmp_path / "ddp", tmp_path / "alone")
+    torchrun(small_recipe, tmp_path / "fsdp", *parts, "machine.fsdp=true")
+    assert_near(tmp_path / "fsdp", tmp_path / "alone")
+    model = LongVLM.from_pretrained(tmp_path / "fsdp" / MODEL, device="cpu", dtype="float32")
+    assert model.ask(None, "What?", max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [[*PARTS, "lora.dropout=0.2"], [*PARTS, "machine.fsdp=true"], [*WHOLE, "machine.fsdp=true"]],
+    ids=["ddp", "fsdp", "fsdp of a whole model"],
+)
+def test_two_processes_go_on_from_a_checkpoint(how: list[str], small_recipe: Path, tmp_path: Path) -> None:
+    changes = [*how, "schedule.batch_size=1"]
+    torchrun(small_recipe, tmp_path / "run", *changes)
+    whole = weights_of(tmp_path / "run")
+    first, *later = complete_checkpoints(tmp_path / "run" / CHECKPOINTS)
+    assert first.name == "checkpoint-2"
+    for checkpoint in later:
+        remove_checkpoint(checkpoint)
+    (tmp_path / "run" / MODEL).rename(tmp_path / "finished")
+    torchrun(small_recipe, tmp_path / "run", *changes)
+    resumed = weights_of(tmp_path / "run")
+    for name, weight in whole.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_sharding_with_accumulation_checkpointed_activations_and_bfloat16(small_recipe: Path, tmp_path: Path) -> None:
+    changes = ["machine.fsdp=true", "machine.gradient_checkpointing=true", "machine.precision=bf16"]
+    torchrun(small_recipe, tmp_path / "run", *WHOLE, *changes, "schedule.batch_size=1", "schedule.accumulation=2")
+    assert all(torch.isfinite(weight).all() for weight in weights_of(tmp_path / "run").values())

@@ -1,0 +1,271 @@
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import read_recipe
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from longvlm.errors import LongVLMError
+from longvlm.model.checkpoints import load_processor
+from longvlm.model.trained_part import FILE_NAME, TrainedPart
+from longvlm.pipeline import LongVLM
+from longvlm.training import finetune
+from longvlm.training.checkpointing import complete_checkpoints
+from longvlm.training.curves import draw_curve
+from longvlm.training.finetune import CHECKPOINTS, HISTORY_FILE, train
+from longvlm.world.scene import make_scene
+from longvlm.world.video import write_video
+
+SHORT = ["schedule.max_steps=2", "reports.save_every=2"]
+WHOLE = ["learning_rates.new_tokens=null", "learning_rates.language_model=1e-3"]
+
+
+def run(recipe: Path, output: Path, *changes: str) -> tuple[Path, list[str]]:
+    said: list[str] = []
+    return train(read_recipe(recipe, f"output={output}", *changes), say=said.append), said
+
+
+def open_model(folder: Path) -> LongVLM:
+    return LongVLM.from_pretrained(folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def projector_run(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    output = tmp_path_factory.mktemp("projector") / "run"
+    return run(small_recipe, output, "held_out_share=0.2", "reports.evaluate_every=2", "reports.tensorboard=true")
+
+
+def test_projector_training_saves_the_projector_and_the_new_rows(
+    projector_run: tuple[Path, list[str]], small_recipe: Path
+) -> None:
+    folder, base = projector_run[0], small_recipe.parent / "base"
+    assert not list(folder.glob("model*.safetensors"))
+    part = TrainedPart.load(folder)
+    assert part.base.name == str(base)
+    assert {name.rpartition(".")[0] for name in part.weights} == {"model.multi_modal_projector.linear_1"}
+    trained, untrained = open_model(folder).language_model, open_model(base).language_model
+    changed = {
+        name
+        for (name, weight), other in zip(trained.named_parameters(), untrained.parameters(), strict=True)
+        if not torch.equal(weight, other)
+    }
+    assert changed == {*part.weights, "model.language_model.embed_tokens.weight"}
+    rows = (trained.get_input_embeddings().weight != untrained.get_input_embeddings().weight).any(1).nonzero()
+    processor = open_model(base).processor
+    marks = processor.tokenizer.convert_tokens_to_ids(["<vid_start>", "<vid_end>"])
+    assert rows.flatten().tolist() == sorted(marks)  # the token that stands for visual ones is never embedded
+
+
+def test_checkpoints_and_the_result_answer_as_they_are(
+    projector_run: tuple[Path, list[str]], small_recipe: Path
+) -> None:
+    video = small_recipe.parent / "features" / "v1.longvlm"
+    (checkpoint,) = complete_checkpoints(projector_run[0].parent / CHECKPOINTS)
+    answers = {
+        open_model(folder).ask(video, "What is in it?", max_new_tokens=8).text
+        for folder in (checkpoint, projector_run[0])
+    }
+    assert len(answers) == 1
+
+
+def test_what_is_told_before_and_during_the_run(projector_run: tuple[Path, list[str]]) -> None:
+    text = "\n".join(projector_run[1])
+    assert "7 samples, 2 of them held out; 5 steps of 2 samples each" in text
+    assert "projector            1,056    1,056           0.01  float32" in text
+    assert "language model      37,344        0         frozen  float32" in text
+    assert "step 2/5  loss" in text
+    assert text.count("held-out loss") >= 3
+    run_folder = projector_run[0].parent
+    assert list((run_folder / "tensorboard").glob("events.*"))
+    history = json.loads((run_folder / HISTORY_FILE).read_text())
+    assert {"loss", "eval_loss"} <= {key for entry in history for key in entry}
+
+
+def test_a_finished_run_is_not_run_again(projector_run: tuple[Path, list[str]], small_recipe: Path) -> None:
+    output = projector_run[0].parent
+    again = ["held_out_share=0.2", "reports.evaluate_every=2", "schedule.batch_size=1", "schedule.accumulation=2"]
+    folder, said = run(small_recipe, output, *again)
+    assert folder == projector_run[0]
+    assert said == [f"{folder} is trained already; for another training choose another output."]
+    with pytest.raises(LongVLMError, match=r"another recipe: schedule.epochs is 2.0 there and 3.0 here"):
+        run(small_recipe, output, "held_out_share=0.2", "schedule.epochs=3")
+
+
+def test_a_whole_language_model(small_recipe: Path, tmp_path: Path) -> None:
+    folder, _ = run(small_recipe, tmp_path / "run", *SHORT, *WHOLE)
+    assert (folder / "model.safetensors").is_file()
+    assert not (folder / FILE_NAME).exists()
+    trained, untrained = (open_model(path).language_model for path in (folder, small_recipe.parent / "base"))
+    assert trained.config.text_config.use_cache
+    for (name, weight), other in zip(trained.named_parameters(), untrained.parameters(), strict=True):
+        assert torch.equal(weight, other) == name.startswith("model.vision_tower"), name
+    video = small_recipe.parent / "features" / "v1.longvlm"
+    assert open_model(folder).ask(video, "What?", max_new_tokens=3)
+
+
+def test_accumulation_and_checkpointed_activations_change_nothing(small_recipe: Path, tmp_path: Path) -> None:
+    ways = {
+        "plain": ["schedule.batch_size=4"],
+        "accumulated": ["schedule.batch_size=1", "schedule.accumulation=4"],
+        "checkpointed": ["schedule.batch_size=4", "machine.gradient_checkpointing=true"],
+    }
+    folders = [run(small_recipe, tmp_path / name, *SHORT, *WHOLE, *changes)[0] for name, changes in ways.items()]
+    plain, *others = [load_file(folder / "model.safetensors") for folder in folders]
+    for other in others:
+        for name, weight in plain.items():
+            torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=2e-4)
+
+
+def test_bfloat16_keeps_what_learns_in_float32(small_recipe: Path, tmp_path: Path) -> None:
+    folder, said = run(small_recipe, tmp_path / "run", *SHORT, "machine.precision=bf16", "learning_rates.lora=1e-3")
+    assert any(
+        line.startswith("part") and "language model      37,344        0         frozen  bfloat16" in line
+        for line in said
+    )
+    part = TrainedPart.load(folder)
+    assert all(weight.dtype == torch.float32 for weight in part.weights.values())
+    assert len(part.low_rank) == 2 * 7  # all linear layers of two blocks
+    assert open_model(folder).ask(None, "What?", max_new_tokens=3)
+
+
+def test_the_encoder_learns_from_videos(small_recipe: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        path = tmp_path / "videos" / "some" / f"v{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(make_scene(number, 10.0), path, width=64, height=48, fps=2, show_progress=False)
+    source = [f"data.0.videos={tmp_path / 'videos'}", "model.num_frames=8"]
+    folder, _ = run(small_recipe, tmp_path / "run", *SHORT, *source, "learning_rates.encoder=1e-3")
+    names = {name for name in TrainedPart.load(folder).weights if "vision_tower" in name}
+    assert names
+    trained, base = open_model(folder), open_model(small_recipe.parent / "base")
+    assert trained.encoder.fingerprint != base.encoder.fingerprint
+    tower = trained.language_model.model.vision_tower
+    loaded = dict(tower.named_parameters())
+    part = TrainedPart.load(folder)
+    assert all(torch.equal(loaded[n.removeprefix("model.vision_tower.")], part.weights[n]) for n in names)
+
+    with pytest.raises(LongVLMError, match="comes with features, from which an encoder can't learn"):
+        run(small_recipe, tmp_path / "other", "learning_rates.encoder=1e-3")
+
+    # A frozen encoder reads the same videos once, and keeps their features.
+    run(small_recipe, tmp_path / "frozen", *SHORT, *source)
+    assert len(list((tmp_path / "frozen" / "features").glob("*.longvlm"))) == 6
+
+
+def save_llava(folder: Path, small_recipe: Path) -> Path:
+    """A random LLaVA checkpoint, as others have it: no tokens around a video, but one for an image."""
+    base = open_model(small_recipe.parent / "base")
+    tokenizer = base.processor.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**sizes, image_size=56, patch_size=14),
+        text_config=LlamaConfig(**sizes, vocab_size=len(tokenizer), initializer_range=0.3),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_llava_checkpoint_gets_marks_around_the_video(small_recipe: Path, tmp_path: Path) -> None:
+    base = save_llava(tmp_path / "llava", small_recipe)
+    settings = "{frames_per_segment: 4, tokens_per_segment: 6, global_layers: 2, merge_order: merge}"
+    text_alone = tmp_path / "text.json"
+    rows = json.loads((small_recipe.parent / "train.json").read_text())
+    text_alone.write_text(json.dumps([row for row in rows if "video" not in row]))
+    source = [f"data.0.instructions={text_alone}", "data.0.features=null", f"model.base={base}"]
+    folder, _ = run(
+        small_recipe, tmp_path / "run", *SHORT, *source, f"model.compression={settings}", "model.num_frames=8"
+    )
+    model = open_model(folder)
+    assert (model.processor.video_start_token, model.processor.video_end_token) == ("<vid_start>", "<vid_end>")
+    assert (model.compression.global_layers, model.config.default_num_frames) == (2, 8)
+    untrained = open_model(base).language_model.get_input_embeddings().weight
+    table = model.language_model.get_input_embeddings().weight
+    known = len(untrained)
+    assert torch.equal(table[: known - 1], untrained[:-1])  # but the row of <image>, which is the video's token
+    assert load_processor(folder, model.config).tokenizer.convert_tokens_to_ids("<vid_end>") < len(table)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data.0.instructions=missing.json"], r"No such file: missing.json"),
+        (["data.0.features=missing"], r"There is no folder of features missing"),
+        (["data.0.features=null"], r"6 of 7 rows of .*train.json have a video that is not there, first of them v0"),
+        (["model.compression.tokens_per_segment=9"], r"has 12 rows of local features .* where 18"),
+        (["machine.fsdp=true"], r"start them with torchrun"),
+        (["machine.device=tpu"], r"machine.device is 'tpu'; choose cpu or cuda"),
+        (["schedule.max_tokens=20"], r"no answer in the first 20; set schedule.max_tokens higher"),
+        (["model.base=nowhere/at/all"], r"Unknown model 'nowhere/at/all'"),
+        (["learning_rates.lora=1e-3", "lora.targets=[nothing]"], r"has no layer by these names"),
+        (["machine.precision=bf16", "model.load_in_4bit=true", "learning_rates.lora=1e-3"], r"4 bits needs a CUDA"),
+    ],
+)
+def test_what_can_not_be_trained_is_named(changes: list[str], message: str, small_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(LongVLMError, match=message):
+        run(small_recipe, tmp_path / "run", *changes)
+
+
+def test_rows_without_their_video_are_dropped_when_asked(small_recipe: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    shutil.copytree(small_recipe.parent / "features", features)
+    (features / "v2.longvlm").unlink()
+    changes = [*SHORT, f"data.0.features={features}", "data.0.missing=drop"]
+    _, said = run(small_recipe, tmp_path / "run", *changes)
+    assert any("1 of 7 rows dropped, since their video is not there" in line for line in said)
+
+
+def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(
+    small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = torch.save, []
+
+    def fill_up(value: Any, path: Any, *arguments: Any, **settings: Any) -> None:
+        calls.append(path)
+        if "checkpoint-4" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(value, path, *arguments, **settings)
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    with pytest.raises(LongVLMError, match=r"Can't write .*checkpoint-4 .*No space left on device.*; make room and"):
+        run(small_recipe, tmp_path / "run")
+    assert calls
+    monkeypatch.undo()
+    assert [path.name for path in complete_checkpoints(tmp_path / "run" / CHECKPOINTS)] == ["checkpoint-2"]
+    folder, said = run(small_recipe, tmp_path / "run")
+    assert any("going on from" in line and "checkpoint-2" in line for line in said)
+    assert folder.is_dir()
+
+
+def test_a_new_base_is_the_same_each_time(tmp_path: Path) -> None:
+    first, second, other = (
+        finetune.write_tiny_model(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    weights = [load_file(folder / "model.safetensors") for folder in (first, second, other)]
+    name = (
+        "lm_head.weight"
+        if "lm_head.weight" in weights[0]
+        else next(n for n in weights[0] if n.endswith("lm_head.weight"))
+    )
+    assert torch.equal(weights[0][name], weights[1][name])
+    assert not torch.equal(weights[0][name], weights[2][name])
+    bundled, built = LongVLM.from_pretrained(None, device="cpu"), LongVLM.from_pretrained(first, device="cpu")
+    assert built.encoder.fingerprint == bundled.encoder.fingerprint
+    assert built.ask(None, "What appears first?", max_new_tokens=2)
+
+
+def test_a_curve() -> None:
+    assert draw_curve([3.0, 2.0, 1.0]) == "█▅▁"
+    assert draw_curve([1.0, 1.0]) == "▁▁"
+    assert draw_curve([]) == ""
+    assert len(draw_curve(list(range(1000)))) == 60

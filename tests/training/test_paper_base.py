@@ -1,0 +1,74 @@
+"""The paper's recipe on a tiny checkpoint of the layout that the paper starts from: LLaMA and a projector."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_run import make_rows
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from longvlm.model.trained_part import TrainedPart
+from longvlm.pipeline import LongVLM
+from longvlm.training.finetune import train
+from longvlm.training.recipe import load_recipe
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4}
+COMPRESSION = {"merge_heads": 4, "merge_schedule": [80, 40, 10], "global_layers": 5, "merge_order": "merge"}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder, tower = tmp_path / "LLaVA-7B", tmp_path / "clip"
+    torch.manual_seed(0)
+    CLIPVisionModel(CLIPVisionConfig(**SIZES, image_size=56, patch_size=14)).save_pretrained(tower)
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": True}
+    (tower / "preprocessor_config.json").write_text(json.dumps(settings))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(models.BPE({token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}, []))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(**SIZES, vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.3)
+    weights = LlamaForCausalLM(config).state_dict()
+    weights |= {"model.mm_projector.weight": torch.randn(32, 32), "model.mm_projector.bias": torch.randn(32)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    llava = {"model_type": "llava", "mm_vision_tower": str(tower), "mm_vision_select_layer": -2}
+    (folder / "config.json").write_text(json.dumps({**config.to_dict(), **llava}))
+    return folder
+
+
+def test_the_paper_recipe_trains_projector_and_new_rows(base: Path, tmp_path: Path) -> None:
+    settings = {**COMPRESSION, "frames_per_segment": 10, "tokens_per_segment": 30, "fit": "squash"}
+    start = LongVLM.from_pretrained(base, device="cpu", dtype="float32", compression=settings)
+    (tmp_path / "features").mkdir()
+    for number in range(6):
+        frames = np.random.RandomState(number).randint(0, 256, (20, 56, 56, 3), dtype=np.uint8)
+        start.encode(frames, num_frames=20).save(tmp_path / "features" / f"v{number}.longvlm")
+    (tmp_path / "train.json").write_text(json.dumps(make_rows()))
+    changes = [f"output={tmp_path / 'run'}", f"model.base={base}", f"model.compression={json.dumps(settings)}"]
+    changes += [f"data.0.instructions={tmp_path / 'train.json'}", f"data.0.features={tmp_path / 'features'}"]
+    changes += ["model.num_frames=20", "machine.device=cpu", "machine.workers=0", "schedule.batch_size=4"]
+    folder = train(load_recipe("paper.yaml", changes), say=lambda text: None)
+
+    part = TrainedPart.load(folder)
+    assert set(part.weights) == {f"model.multi_modal_projector.linear_1.{n}" for n in ("weight", "bias")}
+    known = start.config.text_config.vocab_size
+    assert part.token_ids == (known, known + 1, known + 2)  # <vid_patch>, <vid_start>, <vid_end>
+    trained = LongVLM.from_pretrained(folder, device="cpu", dtype="float32")
+    tokenizer = trained.processor.tokenizer
+    assert tokenizer.convert_tokens_to_ids(["<vid_patch>", "<vid_start>", "<vid_end>"]) == list(part.token_ids)
+    assert trained.config.video_token_index == known
+    before, after = start.language_model, trained.language_model
+    assert torch.equal(before.lm_head.weight, after.lm_head.weight[:known])
+    table = after.get_input_embeddings().weight
+    assert torch.equal(before.get_input_embeddings().weight, table[:known])
+    assert not torch.equal(table[known + 1], table[known + 2])  # both started from the mean of the others
+    prompt = trained.processor.prompt([{"role": "user", "content": [{"type": "video"}]}], num_segments=10)
+    assert prompt.count("<vid_patch>") == 305
+    assert prompt.startswith("A chat between a curious user")
+    assert trained.encoder.fingerprint == start.encoder.fingerprint
+    assert trained.ask(tmp_path / "features" / "v0.longvlm", "What is it?", max_new_tokens=3)

@@ -1,0 +1,170 @@
+"""Killed at any moment and started again with the same command, a training ends as one that ran through."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import read_recipe, train_in_child
+
+from longvlm.pipeline import LongVLM
+from longvlm.training.checkpointing import COMPLETE, complete_checkpoints, remove_checkpoint, remove_half_written
+from longvlm.training.finetune import CHECKPOINTS, train
+
+# Dropout makes the random state count, too; two epochs make the order of the second one count.
+CHANGES = ["learning_rates.lora=1e-2", "lora.dropout=0.2", "schedule.epochs=4", "schedule.accumulation=2"]
+WAIT_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[multiprocessing.context.ForkServerContext]:
+    """Children that start in a moment, since their server has imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["longvlm.training.finetune", "peft"])
+    yield context
+
+
+def kill_when(process: multiprocessing.process.BaseProcess, reached: Callable[[], bool]) -> bool:
+    """SIGKILL as soon as it is reached; whether the process was still running then."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while process.is_alive() and not reached() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    was_running = process.is_alive()
+    process.kill()
+    process.join()
+    return was_running
+
+
+def run_with_kills(
+    small_recipe: Path,
+    output: Path,
+    moments: list[Callable[[], bool]],
+    processes: multiprocessing.context.ForkServerContext,
+) -> int:
+    """Train into `output`, killed at each of the moments, then to the end; how many kills hit a running process."""
+    changes = [*CHANGES, f"output={output}"]
+    hits = 0
+    for reached in moments:
+        process = processes.Process(target=train_in_child, args=(small_recipe, changes))
+        process.start()
+        hits += kill_when(process, reached)
+    train(read_recipe(small_recipe, *changes), say=lambda text: None)
+    return hits
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    ours, theirs = (load_file(path / "model" / "trained_part.safetensors") for path in (folder, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(read_recipe(small_recipe, *CHANGES, f"output={output}"), say=lambda text: None)
+    return output
+
+
+def test_killed_while_a_checkpoint_is_written(
+    small_recipe: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    processes: multiprocessing.context.ForkServerContext,
+) -> None:
+    checkpoints = tmp_path / "run" / CHECKPOINTS
+
+    def half_written() -> bool:
+        return any(not (path / COMPLETE).is_file() for path in checkpoints.glob("checkpoint-4"))
+
+    def later() -> bool:
+        return (checkpoints / "checkpoint-6" / COMPLETE).is_file()
+
+    assert run_with_kills(small_recipe, tmp_path / "run", [half_written, later], processes) == 2
+    assert_same_weights(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments(
+    small_recipe: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    processes: multiprocessing.context.ForkServerContext,
+) -> None:
+    duration = 0.0
+    for name in ("imports", "timed"):  # the first child waits until the server has imported everything
+        started = time.monotonic()
+        changes = [*CHANGES, f"output={tmp_path / name}"]
+        process = processes.Process(target=train_in_child, args=(small_recipe, changes))
+        process.start()
+        process.join()
+        duration = time.monotonic() - started
+    chance = random.Random(0)
+    moments = [moment_after(chance.uniform(0.3, 0.8) * duration) for _ in range(5)]
+    hits = run_with_kills(small_recipe, tmp_path / "run", moments, processes)
+    assert hits >= 3  # a later run has less left to do
+    assert_same_weights(tmp_path / "run", uninterrupted)
+
+
+def moment_after(seconds: float) -> Callable[[], bool]:
+    """Whether so much time has gone by since it was first asked."""
+    asked: list[float] = []
+
+    def reached() -> bool:
+        asked.append(time.monotonic())
+        return asked[-1] - asked[0] > seconds
+
+    return reached
+
+
+def test_a_half_written_checkpoint_is_ignored(small_recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """One that looks the newest, but lacks its mark, as if the kill had come at its last file."""
+    output = tmp_path / "run"
+    shutil.copytree(uninterrupted, output)
+    shutil.rmtree(output / "model")
+    (last,) = complete_checkpoints(output / CHECKPOINTS)
+    broken = last.with_name("checkpoint-99")
+    shutil.copytree(last, broken)
+    (broken / COMPLETE).unlink()
+    (broken / "trained_part.safetensors").write_bytes(b"half")
+    train(read_recipe(small_recipe, *CHANGES, f"output={output}"), say=lambda text: None)
+    assert not broken.exists()
+    assert_same_weights(output, uninterrupted)
+
+
+def test_a_whole_language_model_goes_on(small_recipe: Path, tmp_path: Path) -> None:
+    changes = ["learning_rates.new_tokens=null", "learning_rates.language_model=1e-3", "reports.checkpoints_kept=9"]
+    recipe = read_recipe(small_recipe, *changes, f"output={tmp_path / 'run'}")
+    train(recipe, say=lambda text: None)
+    (tmp_path / "run" / "model").rename(tmp_path / "model")
+    first, *later = complete_checkpoints(tmp_path / "run" / CHECKPOINTS)
+    for checkpoint in later:
+        remove_checkpoint(checkpoint)
+    answers = LongVLM.from_pretrained(first, device="cpu", dtype="float32").ask(None, "What?", max_new_tokens=2)
+    assert answers.text is not None
+    said: list[str] = []
+    train(recipe, say=said.append)
+    assert f"going on from {first}" in said
+    whole, resumed = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "model", tmp_path / "run" / "model")
+    )
+    assert "language_model.lm_head.weight" in resumed  # as LLaVA's checkpoints call it
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_only_marked_checkpoints_are_complete(tmp_path: Path) -> None:
+    for step in (2, 10, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (10, 4):
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-10"]
+    remove_half_written(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-4"]

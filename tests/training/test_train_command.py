@@ -1,0 +1,40 @@
+"""The command line: exit status 2 and one line for mistakes, as for every other command."""
+
+from pathlib import Path
+
+import pytest
+
+from longvlm import cli
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["longvlm", "train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_a_recipe_is_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_recipe: Path, tmp_path: Path
+) -> None:
+    assert run(monkeypatch, str(small_recipe), f"output={tmp_path / 'run'}", "schedule.max_steps=1") == 0
+    told = capsys.readouterr()
+    assert "part            parameters  trained  learning rate  stored as" in told.out
+    assert f"the trained model is {tmp_path / 'run' / 'model'}" in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.yaml"], "No such recipe: nothing.yaml"),
+        (["tiny.yaml", "schedule.epoch=2"], "has the unknown key 'epoch'; its keys are epochs, max_steps"),
+        (["tiny.yaml", "epochs"], "'epochs' is no change to a recipe; write key=value"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
