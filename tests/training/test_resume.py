@@ -14,8 +14,15 @@ import torch
 from safetensors.torch import load_file
 from small_run import read_recipe, train_in_child
 
+from longvlm.errors import LongVLMError
 from longvlm.pipeline import LongVLM
-from longvlm.training.checkpointing import COMPLETE, complete_checkpoints, remove_checkpoint, remove_half_written
+from longvlm.training.checkpointing import (
+    COMPLETE,
+    complete_checkpoints,
+    holding,
+    remove_checkpoint,
+    remove_half_written,
+)
 from longvlm.training.finetune import CHECKPOINTS, train
 
 # Dropout makes the random state count, too; two epochs make the order of the second one count.
@@ -158,6 +165,11 @@ def test_a_whole_language_model_goes_on(small_recipe: Path, tmp_path: Path) -> N
     assert "language_model.lm_head.weight" in resumed  # as LLaVA's checkpoints call it
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_two_runs_in_one_folder_are_refused(small_recipe: Path, tmp_path: Path) -> None:
+    with holding(tmp_path), pytest.raises(LongVLMError, match="Another process is training in"):
+        train(read_recipe(small_recipe, f"output={tmp_path}"), say=lambda text: None)
 
 
 def test_only_marked_checkpoints_are_complete(tmp_path: Path) -> None:

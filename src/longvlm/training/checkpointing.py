@@ -21,6 +21,11 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from longvlm.errors import LongVLMError
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
@@ -31,6 +36,7 @@ from longvlm.training.recipe import LearningRates
 from longvlm.training.sharding import gather_optimizer, gather_weights, is_sharded, scatter_optimizer
 
 COMPLETE = "complete"
+LOCK = "lock"
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"  # transformers' names
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
@@ -162,6 +168,22 @@ def remove_half_written(folder: Path) -> None:
 def remove_checkpoint(folder: Path) -> None:
     (folder / COMPLETE).unlink()  # first, so that one removed by half is not taken for whole
     shutil.rmtree(folder)
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Within it no other process can hold `folder`; the system lets go of it for a process that is killed."""
+    if fcntl is None:
+        yield
+        return
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LongVLMError(
+                f"Another process is training in {folder}; wait for it or stop it, or choose another output."
+            ) from error
+        yield
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from longvlm.pipeline import LongVLM
 from longvlm.training.checkpointing import (
     PartsTrainer,
     complete_checkpoints,
+    holding,
     naming_what_is_not_written,
     remove_half_written,
     restore_weights,
@@ -64,9 +66,10 @@ def train(recipe: Recipe, say: Say = print) -> Path:
     if (recipe.output / MODEL).is_dir():
         say(f"{recipe.output / MODEL} is trained already; for another training choose another output.")
         return recipe.output / MODEL
-    start = _open_start(recipe, arguments)
-    samples = _gather_samples(recipe, start.opened, arguments, say)
-    return _run(recipe, arguments, start, samples, say)
+    with holding(recipe.output) if _rank() == 0 else nullcontext():
+        start = _open_start(recipe, arguments)
+        samples = _gather_samples(recipe, start.opened, arguments, say)
+        return _run(recipe, arguments, start, samples, say)
 
 
 def _rank() -> int:
