@@ -1,5 +1,7 @@
 """The command line: exit status 2 and one line for mistakes, as for every other command."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ def test_a_recipe_is_run(
     told = capsys.readouterr()
     assert "part            parameters  trained  learning rate  stored as" in told.out
     assert f"the trained model is {tmp_path / 'run' / 'model'}" in told.err
+
+
+def test_a_data_folder_called_datasets_is_not_taken_for_a_package(small_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "datasets").mkdir()
+    changes = [f"output={tmp_path / 'run'}", "schedule.max_steps=1"]
+    command = [sys.executable, "-m", "longvlm", "train", str(small_recipe), *changes]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(
