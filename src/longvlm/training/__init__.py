@@ -1,7 +1,7 @@
 """Training: recipes and runs, and the bundled model from nothing.
 
-The original keeps its data in a folder called `datasets`. Where that lies on Python's path, it looks like a package,
-and transformers' Trainer takes it for the Hugging Face library of that name; so it gets the one class that is asked for.
+The original keeps its data in a folder called `datasets`. Where that lies on Python's path, it looks like a package, and
+transformers' Trainer takes it for the Hugging Face library of that name; so it gets the one class that is asked for.
 """
 
 import importlib
