@@ -1,6 +1,6 @@
 """Training: recipes and runs, and the bundled model from nothing.
 
-The original keeps its data in a folder called `datasets`. Where that lies on Python's path, it looks like a package, and
+The original keeps its data in a folder `datasets`. Where that lies on the path of Python, it looks like a package, and
 transformers' Trainer takes it for the Hugging Face library of that name; so it gets the one class that is asked for.
 """
 
