@@ -14,17 +14,21 @@ class Ended:
     stdout: str
     stderr: str
 
+    def must_succeed(self) -> Ended:
+        return self.must_end_with(0)
+
     def must_end_with(self, status: int) -> Ended:
         assert self.status == status, self.stderr
         return self
 
     def must_complain(self, *words: str) -> Ended:
-        """One clear line on stderr: status 2, nothing on stdout, no traceback."""
+        """One clear message on stderr: status 2, nothing on stdout, three lines at most, no traceback."""
         assert (self.status, self.stdout) == (2, ""), self
-        last_line = self.stderr.splitlines()[-1]
-        assert last_line.startswith("Error: ") and "Traceback" not in self.stderr, self.stderr
+        lines = self.stderr.splitlines()
+        assert len(lines) <= 3 and lines[-1].startswith("Error: "), self.stderr
+        assert "Traceback" not in self.stderr
         for word in words:
-            assert word in last_line, self.stderr
+            assert word in lines[-1], self.stderr
         return self
 
 

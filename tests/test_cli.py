@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import json
@@ -14,16 +13,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Ended, RunCommand
 from media import barcode, write_audio, write_video
 from PIL import Image
 from tiny_checkpoint import CONTEXT_LENGTH, save_tiny_checkpoint
 
 from longvlm import VideoIndex, __version__
-from longvlm.cli import main
 
 JSON_KEYS = [
     "video",
@@ -40,43 +38,6 @@ JSON_KEYS = [
 TIMING_KEYS = ["decode_seconds", "encode_seconds", "merge_seconds", "prefill_seconds", "generate_seconds"]
 SHORT = ("--max-new-tokens", "8")
 PATIENCE_SECONDS = 400  # importing torch alone can take minutes on a busy machine
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it printed."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    def must_succeed(self) -> Ended:
-        assert self.status == 0, self.stderr
-        return self
-
-    def must_complain(self, *words: str) -> Ended:
-        """One clear message on stderr: status 2, nothing on stdout, three lines at most, no traceback."""
-        assert (self.status, self.stdout) == (2, ""), self
-        lines = self.stderr.splitlines()
-        assert len(lines) <= 3 and lines[-1].startswith("Error: "), self.stderr
-        assert "Traceback" not in self.stderr
-        for word in words:
-            assert word in lines[-1], self.stderr
-        return self
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run_main(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["longvlm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return Ended(int(end.value.code or 0), *capsys.readouterr())
-
-    return run_main
 
 
 @pytest.fixture(scope="module")
@@ -104,19 +65,19 @@ def film_index(film: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("command", ["ask", "chat", "encode", "inspect", "plan", "demo"])
-def test_help_shows_how_to_call_a_command(run: Run, command: str) -> None:
+def test_help_shows_how_to_call_a_command(run: RunCommand, command: str) -> None:
     shown = run(command, "--help").must_succeed().stdout
     assert shown.count(f"  longvlm {command}") >= 1, "an example"
     assert "--model" in shown and "--device" in shown
 
 
-def test_help_lists_the_commands_also_without_arguments(run: Run) -> None:
+def test_help_lists_the_commands_also_without_arguments(run: RunCommand) -> None:
     shown = run("--help").must_succeed().stdout
     assert all(f"\n  {command} " in shown for command in ("ask", "chat", "encode", "inspect", "plan", "demo"))
     assert run().must_succeed().stdout == shown
 
 
-def test_version(run: Run) -> None:
+def test_version(run: RunCommand) -> None:
     assert run("--version").must_succeed().stdout == f"longvlm {__version__}\n"
 
 
@@ -134,7 +95,7 @@ def test_version(run: Run) -> None:
     ],
     ids=" ".join,
 )
-def test_a_usage_error_is_one_line(run: Run, arguments: tuple[str, ...]) -> None:
+def test_a_usage_error_is_one_line(run: RunCommand, arguments: tuple[str, ...]) -> None:
     command = " ".join(["longvlm", *arguments[:1]]) if arguments[0] != "frob" else "longvlm"
     run(*arguments).must_complain(f"See `{command} --help`.")
 
@@ -191,7 +152,7 @@ def bad_video(kind: str, folder: Path, film: Path) -> Path | str:
         "unreachable",
     ],
 )
-def test_a_bad_video_is_refused_by_name(run: Run, kind: str, tmp_path: Path, film: Path, model: Path) -> None:
+def test_a_bad_video_is_refused_by_name(run: RunCommand, kind: str, tmp_path: Path, film: Path, model: Path) -> None:
     bad = bad_video(kind, tmp_path, film)
     complaint = run("ask", bad, "What happens?", "--model", model).must_complain(Path(bad).name)
     assert "root:" not in complaint.stderr
@@ -217,22 +178,24 @@ def test_a_bad_video_is_refused_by_name(run: Run, kind: str, tmp_path: Path, fil
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
 )
-def test_a_bad_request_is_refused(run: Run, film: Path, model: Path, arguments: tuple[str, ...], word: str) -> None:
+def test_a_bad_request_is_refused(
+    run: RunCommand, film: Path, model: Path, arguments: tuple[str, ...], word: str
+) -> None:
     run("ask", film, *arguments, "--model", model).must_complain(word)
 
 
-def test_a_question_in_the_place_of_the_video_is_refused(run: Run, film: Path, model: Path) -> None:
+def test_a_question_in_the_place_of_the_video_is_refused(run: RunCommand, film: Path, model: Path) -> None:
     run("ask", "Why? " * 100, film, "--model", model).must_complain("Why? Why?", "The video comes first")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_video_in_a_closed_folder_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_video_in_a_closed_folder_is_refused(run: RunCommand, model: Path, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
     run("ask", closed / "film.mp4", "What?", "--model", model).must_complain("Permission denied")
 
 
-def test_a_tiny_temperature_is_greedy(run: Run, film_index: Path, model: Path) -> None:
+def test_a_tiny_temperature_is_greedy(run: RunCommand, film_index: Path, model: Path) -> None:
     greedy, cold = (
         run("ask", film_index, "What?", "--model", model, *SHORT, "--temperature", temperature).must_succeed()
         for temperature in ("0", "1e-50")
@@ -241,28 +204,28 @@ def test_a_tiny_temperature_is_greedy(run: Run, film_index: Path, model: Path) -
 
 
 @pytest.mark.parametrize("name", ["/no/such/model", "no model at all!"])
-def test_an_unknown_model_is_refused(run: Run, film: Path, name: str) -> None:
+def test_an_unknown_model_is_refused(run: RunCommand, film: Path, name: str) -> None:
     run("ask", film, "What?", "--model", name).must_complain(name)
 
 
-def test_an_index_of_another_model_is_refused(run: Run, film_index: Path, tmp_path: Path) -> None:
+def test_an_index_of_another_model_is_refused(run: RunCommand, film_index: Path, tmp_path: Path) -> None:
     other = save_tiny_checkpoint(tmp_path / "other", seed=1)
     run("ask", film_index, "What?", "--model", other).must_complain("tiny", "other")
 
 
-def test_an_index_can_not_be_sampled_again(run: Run, film_index: Path, model: Path) -> None:
+def test_an_index_can_not_be_sampled_again(run: RunCommand, film_index: Path, model: Path) -> None:
     run("ask", film_index, "What?", "--fps", "1", "--model", model).must_complain("--fps")
 
 
 @pytest.mark.parametrize("command", ["encode", "inspect"])
-def test_an_output_that_can_not_be_written_is_refused_first(run: Run, film: Path, command: str) -> None:
+def test_an_output_that_can_not_be_written_is_refused_first(run: RunCommand, film: Path, command: str) -> None:
     run(command, film, "-o", "/no/such/folder/out.longvlm").must_complain("/no/such/folder")
 
 
 # --- asking ---
 
 
-def test_ask_prints_the_answer_alone(run: Run, film: Path, model: Path) -> None:
+def test_ask_prints_the_answer_alone(run: RunCommand, film: Path, model: Path) -> None:
     ended = run("ask", film, "What?", "--model", model, *SHORT).must_succeed()
     assert ended.stdout.strip()
     assert ended.stderr == "Note: the answer is cut short: more tokens were not allowed (--max-new-tokens 8).\n"
@@ -273,7 +236,7 @@ def test_ask_prints_the_answer_alone(run: Run, film: Path, model: Path) -> None:
     assert cut_short.startswith("Note: 2 of 2 answers are cut short")
 
 
-def test_an_answer_cut_by_the_context_is_told(run: Run, film_index: Path, model: Path) -> None:
+def test_an_answer_cut_by_the_context_is_told(run: RunCommand, film_index: Path, model: Path) -> None:
     question = "w" * (CONTEXT_LENGTH - 190)
     for form in ((), ("--json",)):
         ended = run("ask", film_index, question, "--model", model, "--max-new-tokens", "400", *form).must_succeed()
@@ -282,7 +245,7 @@ def test_an_answer_cut_by_the_context_is_told(run: Run, film_index: Path, model:
         assert not form or json.loads(ended.stdout)["answers"]
 
 
-def test_ask_json_is_one_object(run: Run, film: Path, model: Path) -> None:
+def test_ask_json_is_one_object(run: RunCommand, film: Path, model: Path) -> None:
     ended = run("ask", film, "What happens?", "And why?", "--json", "--model", model, *SHORT).must_succeed()
     told = json.loads(ended.stdout)
     assert list(told) == JSON_KEYS and list(told["timings"]) == [*TIMING_KEYS, "total_seconds"]
@@ -296,7 +259,7 @@ def test_ask_json_is_one_object(run: Run, film: Path, model: Path) -> None:
     assert told["peak_memory_bytes"] > 50e6
 
 
-def test_an_index_answers_like_its_video_which_may_be_gone(run: Run, model: Path, tmp_path: Path) -> None:
+def test_an_index_answers_like_its_video_which_may_be_gone(run: RunCommand, model: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "gone.mp4", 100)
     index = tmp_path / "gone.longvlm"
     direct = run("ask", video, "What?", "--model", model, *SHORT).must_succeed()
@@ -306,7 +269,7 @@ def test_an_index_answers_like_its_video_which_may_be_gone(run: Run, model: Path
     assert run("ask", index, "What?", "--model", model, *SHORT).must_succeed().stdout == direct.stdout
 
 
-def test_a_name_that_is_no_text_does_no_harm(run: Run, film: Path, model: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_no_text_does_no_harm(run: RunCommand, film: Path, model: Path, tmp_path: Path) -> None:
     strange = tmp_path / os.fsdecode(b"caf\xe9.mp4")
     try:
         strange.write_bytes(film.read_bytes())
@@ -320,7 +283,7 @@ def test_a_name_that_is_no_text_does_no_harm(run: Run, film: Path, model: Path, 
     assert "caf" in run("plan", strange, "--model", model).must_succeed().stdout
 
 
-def test_images_have_the_rate_that_is_given(run: Run, model: Path, tmp_path: Path) -> None:
+def test_images_have_the_rate_that_is_given(run: RunCommand, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(8):
@@ -337,7 +300,7 @@ def test_images_have_the_rate_that_is_given(run: Run, model: Path, tmp_path: Pat
     assert "is made anew: it holds the images at another rate (4 a second)" in ended.stderr
 
 
-def test_fewer_frames_than_wanted_are_told(run: Run, film: Path, model: Path, tmp_path: Path) -> None:
+def test_fewer_frames_than_wanted_are_told(run: RunCommand, film: Path, model: Path, tmp_path: Path) -> None:
     ask = ("ask", film, "What?", "--num-frames", "40", "--model", model, *SHORT)
     assert "looked at" not in run(*ask).must_succeed().stderr
     by_keyframe = run(*ask, "--sampling", "keyframe").must_succeed().stderr.splitlines()
@@ -347,7 +310,7 @@ def test_fewer_frames_than_wanted_are_told(run: Run, film: Path, model: Path, tm
     assert "Note: looked at 5 different frames instead of 8: the video has no more" in ended.stderr
 
 
-def test_start_and_end_slice_an_index(run: Run, film_index: Path, model: Path) -> None:
+def test_start_and_end_slice_an_index(run: RunCommand, film_index: Path, model: Path) -> None:
     part = ("ask", film_index, "What?", "--json", "--model", model, *SHORT)
     told = json.loads(run(*part, "--start", "0:03").must_succeed().stdout)
     assert told["segments"] == 1 and told["frame_times"][0] > 1.5
@@ -355,7 +318,7 @@ def test_start_and_end_slice_an_index(run: Run, film_index: Path, model: Path) -
     run(*part, "--start", "3", "--end", "2").must_complain("--end")
 
 
-def test_a_kept_index_is_used_while_it_fits(run: Run, film: Path, model: Path, tmp_path: Path) -> None:
+def test_a_kept_index_is_used_while_it_fits(run: RunCommand, film: Path, model: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.longvlm"
     ask = ("ask", film, "What?", "--index", kept, "--model", model, *SHORT)
     first = run(*ask).must_succeed()
@@ -370,20 +333,20 @@ def test_a_kept_index_is_used_while_it_fits(run: Run, film: Path, model: Path, t
     assert "it holds another video (film.mp4)" in anew.stderr
 
 
-def test_an_index_is_not_kept_in_another(run: Run, film_index: Path, model: Path, tmp_path: Path) -> None:
+def test_an_index_is_not_kept_in_another(run: RunCommand, film_index: Path, model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.longvlm"
     run("ask", film_index, "What?", "--index", other, "--model", model).must_complain("other.longvlm", "leave it out")
     assert not other.exists()
 
 
-def test_a_file_that_is_no_index_is_not_overwritten(run: Run, film: Path, model: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_index_is_not_overwritten(run: RunCommand, film: Path, model: Path, tmp_path: Path) -> None:
     precious = tmp_path / "letter.txt"
     precious.write_text("Dear Ada")
     run("ask", film, "What?", "--index", precious, "--model", model).must_complain("letter.txt")
     assert precious.read_text() == "Dear Ada"
 
 
-def test_a_damaged_tail_is_told(run: Run, film: Path, model: Path, tmp_path: Path) -> None:
+def test_a_damaged_tail_is_told(run: RunCommand, film: Path, model: Path, tmp_path: Path) -> None:
     data = film.read_bytes()
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: len(data) * 7 // 10])
@@ -398,7 +361,7 @@ def test_a_damaged_tail_is_told(run: Run, film: Path, model: Path, tmp_path: Pat
 
 
 def test_chat_reads_questions_from_a_pipe(
-    run: Run, film_index: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, film_index: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run("ask", film_index, "What?", "--model", model, *SHORT).must_succeed()
     monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n\nAnd then?\n/quit\nNever asked\n"))
@@ -408,7 +371,7 @@ def test_chat_reads_questions_from_a_pipe(
     assert run("chat", film_index, "--model", model, *SHORT) == ended
 
 
-def test_a_chat_starts_over(run: Run, film_index: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chat_starts_over(run: RunCommand, film_index: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = ("chat", film_index, "--model", model, *SHORT)
     long = "w" * (CONTEXT_LENGTH // 2 - 90)
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{long}\n{long}\n"))
@@ -420,14 +383,14 @@ def test_a_chat_starts_over(run: Run, film_index: Path, model: Path, monkeypatch
 
 
 def test_questions_that_are_no_text_are_refused(
-    run: Run, film_index: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, film_index: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8"))
     run("chat", film_index, "--model", model).must_complain("UTF-8")
     run("ask", film_index, os.fsdecode(b"caf\xe9?"), "--model", model).must_complain("UTF-8")
 
 
-def test_the_demo_compares_answers_with_the_truth(run: Run, model: Path) -> None:
+def test_the_demo_compares_answers_with_the_truth(run: RunCommand, model: Path) -> None:
     ended = run("demo", "--model", model).must_succeed()
     assert ended.stderr == ""
     assert "of 6 right. Encoding 180 s of video took" in ended.stdout
@@ -470,7 +433,7 @@ def test_ctrl_c_ends_at_once_while_an_address_does_not_answer(model: Path) -> No
 
 
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no list of open files here")
-def test_nothing_is_left_behind_in_the_process(run: Run) -> None:
+def test_nothing_is_left_behind_in_the_process(run: RunCommand) -> None:
     """Neither threads nor open files, nor anything that ends the process at a later Ctrl-C."""
 
     def state() -> tuple[int, list[str], int]:

@@ -157,7 +157,7 @@ def other_index(model: LongVLM, tmp_path_factory: pytest.TempPathFactory) -> Vid
 
 def fresh(model: LongVLM) -> LongVLM:
     """The same model with nothing computed: no KV cache is left from another question."""
-    copy = LongVLM.from_pretrained(model._folder, device="cpu", dtype=model.dtype)
+    copy = LongVLM.from_pretrained(model.folder, device="cpu", dtype=model.dtype)
     copy.__dict__ |= {"encoder": model.encoder, "language_model": model.language_model}
     return copy
 

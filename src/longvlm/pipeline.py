@@ -66,7 +66,7 @@ class LongVLM:
         self.name = name
         self.device = device
         self.dtype = dtype
-        self._folder = folder
+        self.folder = folder
         self._load_in_4bit = load_in_4bit
 
     @classmethod
@@ -122,7 +122,7 @@ class LongVLM:
     def encoder(self) -> VisionEncoder:
         """The vision tower, loaded without the rest of the checkpoint."""
         encoder = load_encoder(
-            self._folder, self.config, compression=self.compression, device=self.device, dtype=self.dtype
+            self.folder, self.config, compression=self.compression, device=self.device, dtype=self.dtype
         )
         if "language_model" in self.__dict__:
             self.language_model.model.vision_tower = encoder.tower
@@ -132,7 +132,7 @@ class LongVLM:
     def language_model(self) -> LongVLMForConditionalGeneration:
         """The whole model, with the encoder's own tower, so that a tower is in memory once."""
         model = load_model(
-            self._folder, self.config, device=self.device, dtype=self.dtype, load_in_4bit=self._load_in_4bit
+            self.folder, self.config, device=self.device, dtype=self.dtype, load_in_4bit=self._load_in_4bit
         )
         if "encoder" in self.__dict__:
             model.model.vision_tower = self.encoder.tower

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from longvlm.evaluation.rows import Row
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+from longvlm.index.video_folders import VIDEO_SUFFIXES
 
 # The two models whose figures the paper's comparison has, as (name, figure by measure).
 Published = tuple[tuple[str, Mapping[str, float]], ...]

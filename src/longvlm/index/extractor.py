@@ -82,7 +82,7 @@ def extractor_of_model(model: LongVLM, sampling: Sampling, *, all_layers: bool =
     if not all_layers:
         return Extractor(model.encoder, model.compression, sampling)
     encoder = load_encoder(
-        model._folder,
+        model.folder,
         model.config,
         compression=_with_all_layers(model.compression, model.config.vision_config),
         device=model.device,

@@ -12,6 +12,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
@@ -84,7 +85,8 @@ class ContainerSource:
         # A file answers at once; an address may stall, and then Ctrl-C must not wait for it.
         self._blocking = None if self._scheme == "file" else BlockingCalls()
         self._open()
-        try:
+        with ExitStack() as if_it_fails:
+            if_it_fails.callback(self.close)
             self._timeline = None if self._is_live() else self._scan()
             self._can_seek = self._can_jump()
             frames = self._decode(self._packets()) if self._timeline is None else self._frames_from(0)
@@ -101,9 +103,7 @@ class ContainerSource:
             self.pixel_aspect = 1 / stretch if is_turned else stretch
             first_picture = _picture(first.frame, self._orientation)
             self.info = self._describe(first_picture, (1, stretch) if is_turned else (stretch, 1))
-        except BaseException:
-            self.close()
-            raise
+            if_it_fails.pop_all()
 
     def close(self) -> None:
         if self._blocking is None:
@@ -175,13 +175,12 @@ class ContainerSource:
     def _open(self) -> None:
         source, allowed = self._source, self._allow_references
         self._container = self._wait_for(lambda: open_container(source, allow_references=allowed))
-        try:
+        with ExitStack() as if_it_fails:
+            if_it_fails.callback(self.close)
             self._stream = self._choose_stream()
             self._stream.thread_type = "AUTO"
             self._stream.codec_context.skip_frame = self._skip_frame
-        except BaseException:
-            self.close()
-            raise
+            if_it_fails.pop_all()
         self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
 
     def _reopen(self) -> None:

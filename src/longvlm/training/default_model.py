@@ -40,9 +40,8 @@ IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
 FPS = 1.0
 CONTEXT_TOKENS = 16384
 
-# Seeds of one purpose each; evaluation uses none of them (longvlm.world takes its own above TRAINING_SEEDS).
+# Seeds of one purpose each; evaluation uses none of them (longvlm.world takes its own from 1,000,000,000).
 FRAME_SEED, HELD_OUT_FRAME_SEED, BLOCK_SEED = 0, 400_000, 500_000
-TRAINING_SEEDS = 1_000_000
 
 KIND_WEIGHTS = {
     "first": 2.0,

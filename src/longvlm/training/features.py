@@ -36,7 +36,7 @@ def find_features(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
     return {video: path for video, path in paths.items() if path.is_file()}
 
 
-def find_videos(folder: Path, ids: Collection[str]) -> dict[str, Path]:
+def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:
     """The files of those of the videos that are in `folder`, or in folders in it."""
     if not folder.is_dir():
         raise LongVLMError(f"There is no folder of videos {folder}; give another.")

@@ -37,7 +37,7 @@ from longvlm.training.conversations import (
     require_plain_texts,
 )
 from longvlm.training.curves import Lines, Say, table_of_parts, tensorboard_callback
-from longvlm.training.features import encode_videos, find_features, find_videos, inspect_features
+from longvlm.training.features import encode_videos, find_features, find_video_files, inspect_features
 from longvlm.training.instructions import Conversation, read_instructions
 from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
 from longvlm.training.recipe import NEW_BASE, DataSource, Recipe
@@ -189,7 +189,7 @@ def _find_pixels(source: DataSource, wanted: set[str]) -> dict[str, Path]:
             f"{source.instructions} comes with features, from which an encoder can't learn; give videos in their "
             "place, or leave learning_rates.encoder out."
         )
-    return {} if source.videos is None else find_videos(source.videos, wanted)
+    return {} if source.videos is None else find_video_files(source.videos, wanted)
 
 
 def _find_stored(
@@ -200,7 +200,7 @@ def _find_stored(
         return find_features(source.features, wanted)
     if source.videos is None:
         return {}
-    videos, folder = find_videos(source.videos, wanted), recipe.output / FEATURES
+    videos, folder = find_video_files(source.videos, wanted), recipe.output / FEATURES
     sampling = opened.plan_sampling(None, None, None, None, None, "exact")
     with arguments.main_process_first(local=False):
         if _rank() == 0:
