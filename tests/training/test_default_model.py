@@ -76,7 +76,7 @@ def compose_batches(course: Course, num_batches: int = 8, **settings: Any) -> Co
     lesson = Lesson(**{**asked, **settings})
     kinds = {"exists": 1.0, "first": 1.0}
     return ComposedBatches(
-        bank, course.processor, lesson, num_batches=num_batches, kinds=kinds, timestamps=False, seed=3
+        bank, course.processor, lesson, num_batches=num_batches, kinds=kinds, timestamps=False, seed="3"
     )
 
 

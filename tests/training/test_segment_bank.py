@@ -7,8 +7,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.segment_bank import DrawnBlocks, SegmentBank, name_tokens, plan_blocks
-from longvlm.types import Compression
+from longvlm.training.encoder_school import describe_pose
+from longvlm.training.segment_bank import DrawnBlocks, DrawnSegment, SegmentBank, describe_tokens, plan_blocks
+from longvlm.types import Compression, Frames
 from longvlm.world.render import NO_EVENT
 
 COMPRESSION = Compression(frames_per_segment=10, tokens_per_segment=4, global_layers=2, merge_heads=2)
@@ -69,13 +70,27 @@ def test_the_events_of_a_joined_videos_tokens_are_those_of_its_scene(bank: Segme
         expected += [None if i == NO_EVENT else bank.scenes[block].events[i].object for i in rows]
     assert names == expected
     assert len(set(expected)) > 1
+    rows = torch.cat([torch.arange(bank.first_segment[b], bank.first_segment[b + 1]) for b in several])
+    assert torch.equal(video.token_poses[COMPRESSION.global_layers :], bank.token_poses[rows].flatten(0, 1))
+    assert not video.token_poses[: COMPRESSION.global_layers].any()
+    frames = [10 * i + frame for i, row in enumerate(bank.token_frames[rows].tolist()) for frame in row]
+    assert video.token_frames.tolist() == pytest.approx([0.0] * COMPRESSION.global_layers + frames)
 
 
-def test_tokens_are_named_after_what_most_of_their_patches_show() -> None:
-    assignment = torch.tensor([0, 0, 0, 1, 1, 2])
-    patch_events = torch.tensor([NO_EVENT, 1, 1, NO_EVENT, NO_EVENT, 0])
-    assert name_tokens(assignment, patch_events, 3).tolist() == [1, NO_EVENT, 0]
-    assert name_tokens(assignment, torch.full((6,), NO_EVENT), 3).tolist() == [NO_EVENT] * 3
+def test_tokens_are_described_by_what_most_of_their_patches_show() -> None:
+    frames = Frames(torch.zeros(3, 3, 28, 28, dtype=torch.uint8), (0.0, 1.0, 2.0), 3)
+    assignment = torch.tensor([0, 0, 0, 1, 1, 2])  # two patches a frame
+    patch_events = torch.tensor([NO_EVENT, 1, 1, NO_EVENT, 1, 0])
+    patch_poses = torch.arange(1.0, 7.0)[:, None].expand(6, 5) * (patch_events >= 0)[:, None]
+    events, poses, frame = describe_tokens(assignment, DrawnSegment(frames, patch_events, patch_poses), 3)
+    assert events.tolist() == [1, NO_EVENT, 0]
+    assert poses[:, 0].tolist() == [2.5, 0.0, 6.0]
+    assert frame.tolist() == [0.5, 1.0, 2.0]
+    nothing = DrawnSegment(frames, torch.full((6,), NO_EVENT), torch.zeros(6, 5))
+    events, poses, frame = describe_tokens(assignment, nothing, 3)
+    assert events.tolist() == [NO_EVENT] * 3
+    assert not poses.any()
+    assert frame.tolist() == pytest.approx([1 / 3, 1.5, 2.0])
 
 
 def test_patches_are_named_where_the_drawn_object_is() -> None:
@@ -91,6 +106,9 @@ def test_patches_are_named_where_the_drawn_object_is() -> None:
             rows, columns = torch.nonzero(shown[i] == k, as_tuple=True)
             centre = ((columns.float().mean() + 0.5) / 8, (rows.float().mean() + 0.5) / 8)
             assert centre == pytest.approx((pose.x, pose.y), abs=0.1)
+            described = segment.patch_poses.view(10, 8, 8, 5)[i][shown[i] == k]
+            assert torch.equal(described, torch.tensor([describe_pose(scene.events[k], time_seconds)] * len(described)))
+        assert not segment.patch_poses.view(10, 8, 8, 5)[i][shown[i] == NO_EVENT].any()
 
 
 @pytest.mark.parametrize("num_segments", [1, 3, 7])
@@ -113,4 +131,5 @@ def test_a_saved_bank_composes_the_same_videos(bank: SegmentBank, tmp_path: Path
     video, same = bank.compose(5, random.Random(1)), again.compose(5, random.Random(1))
     assert video.scene == same.scene
     assert torch.equal(video.visual_tokens, same.visual_tokens)
-    assert torch.equal(video.token_events, same.token_events)
+    for name in ("token_events", "token_poses", "token_frames", "token_segments"):
+        assert torch.equal(getattr(video, name), getattr(same, name))

@@ -8,14 +8,17 @@ from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.training.default_model import build_tokenizer
 from longvlm.training.watching import (
+    MOTION_NUMBERS,
     RECALL_SIZES,
     STATE_SIZES,
     NameFinder,
     WatchingSchool,
+    describe_motions,
     describe_names,
     describe_recalls,
     describe_states,
     find_events,
+    find_latest,
     list_names,
 )
 from longvlm.world.render import NO_EVENT
@@ -49,6 +52,32 @@ def test_states_are_what_was_shown_so_far(scene: Scene) -> None:
         (*a, *c, *b, *a, does[0], 3, 39),
     ]
     assert all(int(column.max()) < size for column, size in zip(states.unbind(1), STATE_SIZES, strict=True))
+
+
+def test_motions_are_how_a_pose_differs_from_those_before() -> None:
+    shown = torch.tensor([NO_EVENT, 0, 0, 1, 0, NO_EVENT, 0])
+    frames = torch.tensor([0.0, 0.0, 0.2, 1.0, 1.5, 2.0, 9.0])
+    poses = torch.tensor([0.0, 1.0, 3.0, 7.0, 5.0, 0.0, 2.0])[:, None] * torch.arange(1.0, 6.0)
+    motions = describe_motions(shown, poses, frames)
+    one_pose = torch.arange(1.0, 6.0)
+    nothing = torch.zeros(5)
+    expected = [
+        (nothing, nothing, nothing, 0.0),
+        (one_pose, nothing, nothing, 0.0),
+        (3 * one_pose, 2 * one_pose, nothing, 0.0),  # of the same frame: there is a mean, and no frame before
+        (7 * one_pose, nothing, nothing, 0.0),
+        (5 * one_pose, 3 * one_pose, 3 * one_pose, 1.4),  # both of the frame before count
+        (nothing, nothing, nothing, 0.0),
+        (2 * one_pose, -one_pose, -3 * one_pose, 4.0),  # at most 4 frames
+    ]
+    rows = [torch.cat([*pose_and_changes, torch.tensor([since])]) for *pose_and_changes, since in expected]
+    torch.testing.assert_close(motions, torch.stack(rows))
+
+
+def test_the_latest_are_those_of_the_last_frame_that_is_not_this_one() -> None:
+    earlier = torch.ones(4, 4, dtype=torch.bool).tril(-1)
+    latest = find_latest(earlier, torch.tensor([0.0, 2.0, 2.25, 3.0]))
+    assert torch.nonzero(latest).tolist() == [[1, 0], [2, 0], [3, 1], [3, 2]]
 
 
 def test_recalls_are_what_the_whole_video_says_of_a_name(scene: Scene) -> None:
@@ -101,12 +130,15 @@ def tiny_model() -> LongVLMForConditionalGeneration:
     return LongVLMForConditionalGeneration(LongVLMConfig(vision_config=vision, text_config=text, video_token_index=9))
 
 
+def rms(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden / hidden.square().mean(1, keepdim=True).sqrt()
+
+
 def mean_loss(
     heads: torch.nn.Linear, hidden: torch.Tensor, sizes: tuple[int, ...], weights: tuple[float, ...]
 ) -> torch.Tensor:
     """Where the last of each head's answers is always the right one."""
-    normed = hidden / hidden.square().mean(1, keepdim=True).sqrt()
-    rows = heads(normed)[:, : sum(sizes)].split(sizes, dim=1)
+    rows = heads(rms(hidden))[:, : sum(sizes)].split(sizes, dim=1)
     losses = [-weight * row.log_softmax(1)[:, -1].mean() for row, weight in zip(rows, weights, strict=True)]
     return torch.stack(losses).mean()
 
@@ -131,17 +163,22 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     state_weights, recall_weights = (1.0,) * 8 + (4.0, 2.0, 1.0), (1.0,) * 5 + (2.0, 1.0)
     known = mean_loss(school.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
     read = mean_loss(school.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
+    moved = (
+        (school.motion_heads(rms(outputs.hidden_states[1][0, visual])) - torch.eye(3, MOTION_NUMBERS)).square().mean()
+    )
     recalled = mean_loss(school.recall_heads, outputs.hidden_states[3][0, names], RECALL_SIZES, recall_weights)
     # Tokens 1 and 3 show the first object, token 2 the second; the first name is the first object's.
     before, begun, look_up = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3))
-    followed = -(before[0, 1, 0] + before[0, 2, 0] + before[0, 3, 1]) / 3
+    followed = -sum(head[1, 0] + head[2, 0] + head[3, 1] for head in (before[0], before[1], begun[1])) / 3
     begins = (begun[0, 1, [0, 1]].mean() + begun[0, 2, [0, 1, 2]].mean() + begun[0, 3, [0, 1, 2]].mean()) / 3
     itself = (look_up[0, 4, [1, 3]].logsumexp(0) + look_up[0, 6, 0]) / 2
     the_next = (look_up[1, 4, 2] + look_up[1, 6, 0]) / 2
-    expected = outputs.loss + known + read + recalled + followed - begins - itself - the_next
+    expected = outputs.loss + known + read + moved + recalled + followed - begins - itself - the_next
     result = school(
         states=torch.tensor([[size - 1 for size in STATE_SIZES]] * 3),
+        motions=torch.eye(3, MOTION_NUMBERS),
         token_events=torch.tensor([0, 1, 0]),
+        token_frames=torch.tensor([0.0, 1.0, 2.0]),
         is_name=input_ids == 5,
         recalls=torch.tensor([[size - 1 for size in RECALL_SIZES]] * 2),
         name_events=torch.tensor([0, NO_EVENT]),

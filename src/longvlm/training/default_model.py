@@ -316,7 +316,7 @@ class Course:
             num_batches=stage.steps,
             kinds={kind: w for kind, w in KIND_WEIGHTS.items() if timestamps or kind not in TIMED_KINDS},
             timestamps=timestamps,
-            seed=self.recipe.seed + len(stage.name),
+            seed=f"{self.recipe.seed} {stage.name}",
         )
         run_stage(self.school, batches, _take_only, stage, self.folder / stage.name, seed=self.recipe.seed)
 

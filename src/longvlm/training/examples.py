@@ -15,6 +15,7 @@ from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.watching import (
     NameFinder,
+    describe_motions,
     describe_names,
     describe_recalls,
     describe_states,
@@ -25,6 +26,16 @@ from longvlm.world.questions import Question, make_conversation, make_questions
 from longvlm.world.scene import Scene
 
 IGNORED = -100
+_FLAT = (
+    "visual_tokens",
+    "token_events",
+    "token_frames",
+    "states",
+    "motions",
+    "name_events",
+    "named",
+    "recalls",
+)
 Example = dict[str, torch.Tensor]
 
 
@@ -67,7 +78,7 @@ def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     }
     if "is_name" in examples[0]:
         batch["is_name"] = pad_sequence([example["is_name"] for example in examples], batch_first=True)
-    for name in ("visual_tokens", "token_events", "states", "name_events", "named", "recalls"):
+    for name in _FLAT:
         if name in examples[0]:
             batch[name] = torch.cat([example[name] for example in examples])
     return batch
@@ -111,7 +122,7 @@ class ComposedBatches(Dataset):
         num_batches: int,
         kinds: dict[str, float],
         timestamps: bool,
-        seed: int,
+        seed: str,
     ) -> None:
         self.bank = bank
         self.processor = processor
@@ -153,7 +164,9 @@ class ComposedBatches(Dataset):
         return {
             **example,
             "token_events": video.token_events,
+            "token_frames": video.token_frames,
             "states": describe_states(video.scene, video.token_events, video.token_segments),
+            "motions": describe_motions(video.token_events, video.token_poses, video.token_frames),
             "is_name": is_name,
             "name_events": find_events(video.scene, objects),
             "named": describe_names(objects),

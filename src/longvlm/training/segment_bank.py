@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.encoder_school import ASPECTS, patch_labels
+from longvlm.training.encoder_school import ASPECTS, POSE_NUMBERS, describe_pose, patch_labels
 from longvlm.training.wear import Wear, draw_wear
 from longvlm.types import Compression, Frames
 from longvlm.world.render import NO_EVENT, render_labelled
@@ -68,20 +68,27 @@ class ComposedVideo:
     """A video joined from blocks: its scene, its visual tokens (G + S·M, D), and what and when each shows.
 
     `token_events` (G + S·M,): the index in `scene.events` of the object that the token shows, or -1.
+    `token_poses` (G + S·M, 5): that object's pose, see `describe_pose`; zeros where there is none.
+    `token_frames` (G + S·M,): the frame it shows it in, or the mean of several; 0 for global tokens.
     `token_segments` (G + S·M,): the segment of each token, counted from 1; 0 for global tokens.
     """
 
     scene: Scene
     visual_tokens: torch.Tensor
     token_events: torch.Tensor
+    token_poses: torch.Tensor
+    token_frames: torch.Tensor
     token_segments: torch.Tensor
 
 
 class SegmentBank:
     """Encoded blocks and their scenes: local (segments of all blocks, M, D), layer_globals (as many, L, D).
 
-    `token_events` (segments of all blocks, M): the event of its block that a token shows, or -1.
+    `token_events` (segments of all blocks, M): the event of its block that a token shows, or -1; `token_poses` (as
+    many, M, 5): that object's pose; `token_frames` (as many, M): when, in frames of the segment.
     """
+
+    _TENSORS = ("local", "layer_globals", "token_events", "token_poses", "token_frames")
 
     def __init__(
         self,
@@ -89,13 +96,20 @@ class SegmentBank:
         local: torch.Tensor,
         layer_globals: torch.Tensor,
         token_events: torch.Tensor,
+        token_poses: torch.Tensor,
+        token_frames: torch.Tensor,
+        *,
         segment_seconds: float,
+        frames_per_segment: int,
     ) -> None:
         self.plans = plans
         self.local = local
         self.layer_globals = layer_globals
         self.token_events = token_events
+        self.token_poses = token_poses
+        self.token_frames = token_frames
         self.segment_seconds = segment_seconds
+        self.frames_per_segment = frames_per_segment
         self.scenes = [plan.scene(segment_seconds) for plan in plans]
         self._eventful = [i for i, plan in enumerate(plans) if plan.num_events]
         self._empty = [i for i, plan in enumerate(plans) if not plan.num_events]
@@ -110,32 +124,45 @@ class SegmentBank:
         """Draw every block at `fps` frames a second and send it through the encoder and the merging."""
         blocks = DrawnBlocks(plans, encoder.image_size, encoder.tower.config.patch_size, compression, fps)
         drawn = DataLoader(blocks, batch_size=None, num_workers=1)
-        local, layer_globals, token_events = [], [], []
+        local, layer_globals, shown = [], [], []
         for block in track(drawn, "encoding the bank", len(plans), console=Console(stderr=True), transient=True):
             features = [encoder(segment.frames) for segment in block]
             merged = merge_segments(torch.stack([segment.patches.flatten(0, 1) for segment in features]), compression)
             local.append(merged.features)
             layer_globals += [segment.layer_globals.mean(0) for segment in features]
-            token_events += [
-                name_tokens(assignment, segment.patch_events, compression.tokens_per_segment)
+            shown += [
+                describe_tokens(assignment, segment, compression.tokens_per_segment)
                 for assignment, segment in zip(merged.assignment, block, strict=True)
             ]
-        segment_seconds = compression.frames_per_segment / fps
-        return cls(plans, torch.cat(local), torch.stack(layer_globals), torch.stack(token_events), segment_seconds)
+        return cls(
+            plans,
+            torch.cat(local),
+            torch.stack(layer_globals),
+            *(torch.stack(rows) for rows in zip(*shown, strict=True)),
+            segment_seconds=compression.frames_per_segment / fps,
+            frames_per_segment=compression.frames_per_segment,
+        )
 
     def save(self, path: Path) -> None:
-        plans = json.dumps([dataclasses.astuple(plan) for plan in self.plans])
-        metadata = {"plans": plans, "segment_seconds": repr(self.segment_seconds)}
-        tensors = {"local": self.local, "layer_globals": self.layer_globals, "token_events": self.token_events}
-        save_file(tensors, str(path), metadata)
+        metadata = {
+            "plans": json.dumps([dataclasses.astuple(plan) for plan in self.plans]),
+            "segment_seconds": repr(self.segment_seconds),
+            "frames_per_segment": str(self.frames_per_segment),
+        }
+        save_file({name: getattr(self, name) for name in self._TENSORS}, str(path), metadata)
 
     @classmethod
     def load(cls, path: Path) -> SegmentBank:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata()
             plans = [BlockPlan(*numbers) for numbers in json.loads(metadata["plans"])]
-            tensors = {name: file.get_tensor(name) for name in ("local", "layer_globals", "token_events")}
-        return cls(plans, **tensors, segment_seconds=float(metadata["segment_seconds"]))
+            tensors = [file.get_tensor(name) for name in cls._TENSORS]
+        return cls(
+            plans,
+            *tensors,
+            segment_seconds=float(metadata["segment_seconds"]),
+            frames_per_segment=int(metadata["frames_per_segment"]),
+        )
 
     def compose(self, num_segments: int, rng: random.Random) -> ComposedVideo:
         """A new video of `num_segments` segments.
@@ -166,17 +193,21 @@ class SegmentBank:
         rows = torch.cat([torch.arange(self.first_segment[b], self.first_segment[b + 1]) for b in blocks])
         segment_globals = self.layer_globals[rows]
         video_globals = average_globals(segment_globals, torch.ones(len(rows), dtype=torch.int64))
-        token_events, earlier = [torch.full((len(video_globals),), NO_EVENT)], 0
+        num_globals, num_tokens = len(video_globals), self.local.shape[1]
+        token_events, earlier = [torch.full((num_globals,), NO_EVENT)], 0
         for block in blocks:
             shown = self.token_events[self.first_segment[block] : self.first_segment[block + 1]].flatten()
             token_events.append(torch.where(shown == NO_EVENT, NO_EVENT, shown + earlier))
             earlier += len(self.scenes[block].events)
-        numbers = torch.arange(1, len(rows) + 1).repeat_interleave(self.local.shape[1])
+        segments = torch.arange(len(rows))[:, None]
+        frames = self.token_frames[rows] + self.frames_per_segment * segments
         return ComposedVideo(
             self._join_scenes(blocks),
             torch.cat([video_globals, self.local[rows].flatten(0, 1)]),
             torch.cat(token_events),
-            torch.cat([torch.zeros(len(video_globals)), numbers]).long(),
+            torch.cat([torch.zeros(num_globals, POSE_NUMBERS), self.token_poses[rows].flatten(0, 1)]),
+            torch.cat([torch.zeros(num_globals), frames.flatten()]),
+            torch.cat([torch.zeros(num_globals, dtype=torch.int64), (segments + 1).repeat(1, num_tokens).flatten()]),
         )
 
     def _join_scenes(self, blocks: list[int]) -> Scene:
@@ -201,20 +232,33 @@ def shift(timed: Timed, seconds: float) -> Timed:
     )
 
 
-def name_tokens(assignment: torch.Tensor, patch_events: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """The event that most of a token's patches show, or -1: (M,) from assignment and patch_events (N,)."""
-    shown = patch_events + 1  # 0: background
-    votes = torch.zeros(num_tokens, int(shown.max()) + 1)
-    votes.index_put_((assignment, shown), torch.ones(len(shown)), accumulate=True)
-    return votes.argmax(1) - 1
-
-
 @dataclass(frozen=True)
 class DrawnSegment:
-    """The frames of a segment, and the event of its block that every patch shows, or -1: (K·P,)."""
+    """The frames of a segment, and of every patch the event of its block that it shows, or -1, (K·P,), and that
+    event's pose (K·P, 5)."""
 
     frames: Frames
     patch_events: torch.Tensor
+    patch_poses: torch.Tensor
+
+
+def describe_tokens(
+    assignment: torch.Tensor, segment: DrawnSegment, num_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a segment's tokens show, from the patches they stand for, assignment (K·P,): the event that most of these
+    show, or -1 (M,); its mean pose over those that show it (M, 5); their mean frame in the segment (M,).
+    """
+    shown = segment.patch_events + 1  # 0: background
+    votes = torch.zeros(num_tokens, int(shown.max()) + 1)
+    votes.index_put_((assignment, shown), torch.ones(len(shown)), accumulate=True)
+    events = votes.argmax(1)
+    num_frames = len(segment.frames.times_seconds)
+    frames = torch.arange(num_frames).repeat_interleave(len(shown) // num_frames)
+    seen = torch.cat([segment.patch_poses, frames[:, None]], dim=1)
+    counted = (shown == events[assignment])[:, None].to(seen.dtype)
+    sums = torch.zeros(num_tokens, seen.shape[1]).index_add_(0, assignment, seen * counted)
+    means = sums / votes.gather(1, events[:, None])
+    return events - 1, means[:, :-1], means[:, -1]
 
 
 class DrawnBlocks(Dataset):
@@ -245,4 +289,13 @@ class DrawnBlocks(Dataset):
         drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in times]
         pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
         shown = [patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn]
-        return DrawnSegment(Frames(pixels, times, size), torch.from_numpy(np.concatenate(shown)))
+        nowhere = (0.0,) * POSE_NUMBERS  # NO_EVENT is -1: the last one
+        poses = [
+            np.array([*(describe_pose(event, t) for event in scene.events), nowhere])[events]
+            for t, events in zip(times, shown, strict=True)
+        ]
+        return DrawnSegment(
+            Frames(pixels, times, size),
+            torch.from_numpy(np.concatenate(shown)),
+            torch.from_numpy(np.concatenate(poses).astype(np.float32)),
+        )

@@ -4,8 +4,9 @@ An answer's few words say little about a long video, and a small model needs ver
 number and neighbours matter, or that a name in a question is to be looked up among the visual tokens. The generated
 world knows all of that, so it is asked at every visual token and at every name: rows of heads, thrown away afterwards,
 read it from the hidden states of middle layers. And it knows where to look: a few attention heads are told, at a visual
-token, where the same object was before and where each object began, and at a name, where the object is and what comes
-after it.
+token, where the same object was before, where it was last, and where each object began, and at a name, where the object
+is and what comes after it. What an object does is learned from what has changed since: its pose is asked for in
+numbers, and how it differs from that of before.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, linear, rms_norm
+from torch.nn.functional import cross_entropy, linear, mse_loss, rms_norm
 from transformers import PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.training.encoder_school import POSE_NUMBERS
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import ACTIONS, COLOURS, MAX_EVENTS, SHAPES, Event, Scene
 
@@ -37,7 +39,12 @@ _STATE_WEIGHTS = (1.0,) * 8 + (4.0, 2.0, 1.0)  # what is learned last weighs mor
 # At a name. Whether the object appears; the ones right after and right before it; what it does; in which third.
 RECALL_SIZES = (2, *_OBJECT_SIZES * 2, len(ACTIONS) + 1, 4)
 _RECALL_WEIGHTS = (1.0,) * 5 + (2.0, 1.0)
+_MOTION_WEIGHT = 1.0
 _NO_ACTION, _NO_THIRD = len(ACTIONS), 3
+# At a visual token that shows an object: its pose, how that differs from its mean pose so far and from its last one,
+# and the frames since.
+MOTION_NUMBERS = 3 * POSE_NUMBERS + 1
+_LEAST_FRAMES_APART, _MOST_FRAMES_APART = 0.5, 4.0
 _LEAST_NAMES = 12  # a list shorter than the video would waste the watching
 
 
@@ -56,6 +63,34 @@ def describe_states(scene: Scene, token_events: torch.Tensor, token_segments: to
         place = min(_MOST_PLACES - 1, int(_PLACES_PER_DOUBLING * math.log2(segment + 1)))
         states.append([*objects, _action(scene.events, event), len(seen) - 2, place])
     return torch.tensor(states)
+
+
+def describe_motions(token_events: torch.Tensor, token_poses: torch.Tensor, token_frames: torch.Tensor) -> torch.Tensor:
+    """What is known of the motion at each visual token, (n, 16); zeros where there is no object, or none before.
+
+    `token_events` (n,), `token_poses` (n, 5) and `token_frames` (n,) as in `ComposedVideo`.
+    """
+    motions = torch.zeros(len(token_events), MOTION_NUMBERS)
+    for event in set(token_events.tolist()) - {NO_EVENT}:
+        (rows,) = torch.nonzero(token_events == event, as_tuple=True)
+        poses, frames = token_poses[rows], token_frames[rows]
+        motions[rows, :POSE_NUMBERS] = poses
+        means = poses.cumsum(0) / torch.arange(1, len(rows) + 1)[:, None]
+        motions[rows[1:], POSE_NUMBERS : 2 * POSE_NUMBERS] = poses[1:] - means[:-1]
+        before = find_latest(torch.ones(len(rows), len(rows), dtype=torch.bool).tril(-1), frames).float()
+        seen = torch.cat([poses, frames[:, None]], dim=1)
+        since = seen - before @ seen / before.sum(1, keepdim=True)
+        has_before = before.any(1)
+        motions[rows[has_before], 2 * POSE_NUMBERS :] = since[has_before]
+    motions[:, -1].clamp_(max=_MOST_FRAMES_APART)
+    return motions
+
+
+def find_latest(earlier: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Row by row, those of the `earlier` tokens (..., T, T) of the last frame before: as many, from frames (..., T)."""
+    apart = earlier & (frames[..., None, :] <= frames[..., None] - _LEAST_FRAMES_APART)
+    last = frames[..., None, :].expand_as(apart).masked_fill(~apart, -math.inf).amax(-1, keepdim=True)
+    return apart & (frames[..., None, :] > last - _LEAST_FRAMES_APART)
 
 
 def find_events(scene: Scene, names: Sequence[str]) -> torch.Tensor:
@@ -132,7 +167,8 @@ class WatchingSchool(nn.Module):
     it looks.
 
     Counted from 1, layer `state_layer` looks where each object began and knows the states; the one before it looks
-    where the same object was, the one after it looks up names, and `recall_layer` knows what is known of them.
+    where the same object was, and knows how it moved; the one after it looks up names, and `recall_layer` knows what is
+    known of them.
     """
 
     def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
@@ -140,12 +176,13 @@ class WatchingSchool(nn.Module):
         self.model = model
         self.state_layer, self.recall_layer = state_layer, recall_layer
         width = model.config.text_config.hidden_size
+        self.motion_heads = nn.Linear(width, MOTION_NUMBERS)
         self.state_heads = nn.Linear(width, sum(STATE_SIZES))
         self.recall_heads = nn.Linear(width, sum(RECALL_SIZES))
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         self._attended: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
         layers = cast(nn.ModuleList, model.model.language_model.layers)
-        for layer in (state_layer, recall_layer):
+        for layer in (state_layer - 1, state_layer, recall_layer):
             layers[layer - 1].register_forward_hook(partial(self._keep, layer))
         for layer in (state_layer - 1, state_layer, state_layer + 1):
             attention = cast(LlamaAttention, layers[layer - 1].self_attn)
@@ -160,7 +197,9 @@ class WatchingSchool(nn.Module):
     def forward(
         self,
         states: torch.Tensor,
+        motions: torch.Tensor,
         token_events: torch.Tensor,
+        token_frames: torch.Tensor,
         is_name: torch.Tensor,
         recalls: torch.Tensor,
         name_events: torch.Tensor,
@@ -168,9 +207,10 @@ class WatchingSchool(nn.Module):
         labels: torch.Tensor | None = None,
         **batch: Any,
     ) -> dict[str, torch.Tensor]:
-        """`states` (visual tokens, 11) and `recalls` (names, 7): see `describe_states` and `describe_recalls`;
-        `token_events` (visual tokens,) and `name_events` (names,): the object of the video that is shown, or named;
-        `named` (names, 2): its colour and shape, which are to be known just as if the object were seen.
+        """`states` (visual tokens, 11), `motions` (visual tokens, 16) and `recalls` (names, 7): see `describe_states`,
+        `describe_motions` and `describe_recalls`; `token_events` (visual tokens,) and `name_events` (names,): the
+        object of the video that is shown, or named; `token_frames` (visual tokens,): when; `named` (names, 2): its
+        colour and shape, which are to be known just as if the object were seen.
 
         `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
@@ -180,11 +220,13 @@ class WatchingSchool(nn.Module):
         else:
             losses = [self.model(labels=labels, **batch).loss]
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
+        shown = _spread(token_events, is_visual, NO_EVENT)
         losses += [
             self._know_states(is_visual, states),
-            self._follow_objects(is_visual, _spread(token_events, is_visual)),
+            self._know_motions(shown >= 0, motions[token_events >= 0]),
+            self._follow_objects(is_visual, shown, _spread(token_frames, is_visual, 0.0)),
             self._know_names(is_name, named, recalls),
-            self._look_up(is_name, _spread(token_events, is_visual), _spread(name_events, is_name)),
+            self._look_up(is_name, shown, _spread(name_events, is_name, NO_EVENT)),
         ]
         self._hidden.clear()
         self._attended.clear()
@@ -194,6 +236,11 @@ class WatchingSchool(nn.Module):
         known = self._hidden[self.state_layer][is_visual]
         return _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS)
 
+    def _know_motions(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
+        known = self._hidden[self.state_layer - 1][shows_object]
+        errors = mse_loss(self.motion_heads(rms_norm(known, known.shape[-1:])), motions, reduction="sum")
+        return _MOTION_WEIGHT * errors / max(1, motions.numel())
+
     def _know_names(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
         named_there = self._hidden[self.state_layer][is_name]
         recalled = self._hidden[self.recall_layer][is_name]
@@ -202,17 +249,24 @@ class WatchingSchool(nn.Module):
             self.recall_heads, recalled, recalls, RECALL_SIZES, _RECALL_WEIGHTS
         )
 
-    def _follow_objects(self, is_visual: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-        """Where a token's object was before (the start of the text: nowhere), and where each object so far began."""
+    def _follow_objects(self, is_visual: torch.Tensor, shown: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        """Where a token's object was before and where it was last (the start of the text: nowhere), and where each
+        object so far began; then, knowing how it moved, once more where it was."""
         shows_object = shown >= 0
         same = ((shown[:, :, None] == shown[:, None]) & shows_object[:, :, None]).tril(-1)
         is_new = shows_object & ~same.any(2)
+        latest = find_latest(same, frames)
+        latest[:, :, 0] = shows_object & ~latest.any(2)
         same[:, :, 0] = is_new
         beginnings = (is_new[:, None] & is_visual[:, :, None]).tril()
         beginnings[:, :, 0] = is_visual
-        return self._look(self.state_layer - 1, 0, same, evenly=True) + self._look(
-            self.state_layer, 0, beginnings, evenly=True
-        )
+        losses = [
+            self._look(self.state_layer - 1, 0, same, evenly=True),
+            self._look(self.state_layer - 1, 1, latest),
+            self._look(self.state_layer, 0, beginnings, evenly=True),
+            self._look(self.state_layer, 1, same, evenly=True),
+        ]
+        return torch.stack(losses).sum()
 
     def _look_up(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Where the named object is, and where the next one; the start of the text where there is none."""
@@ -255,10 +309,9 @@ def _attention_logits(
     return (queries @ keys.transpose(2, 3))[:, 0] * attention.scaling
 
 
-def _spread(events: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Events (n,) at the n `places` (B, T) of a batch; -1 elsewhere."""
-    spread = torch.full(places.shape, NO_EVENT, dtype=torch.int64, device=events.device)
-    return spread.masked_scatter(places, events)
+def _spread(values: torch.Tensor, places: torch.Tensor, elsewhere: float) -> torch.Tensor:
+    """Values (n,) at the n `places` (B, T) of a batch, another one elsewhere."""
+    return values.new_full(places.shape, elsewhere).masked_scatter(places, values)
 
 
 def _read(
