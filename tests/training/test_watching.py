@@ -64,11 +64,11 @@ def test_motions_are_how_a_pose_differs_from_those_before() -> None:
     expected = [
         (nothing, nothing, nothing, 0.0),
         (one_pose, nothing, nothing, 0.0),
-        (3 * one_pose, 2 * one_pose, nothing, 0.0),  # of the same frame: there is a mean, and no frame before
+        (3 * one_pose, 2.5 * 2 * one_pose, nothing, 0.0),  # of the same frame: there is a mean, and no frame before
         (7 * one_pose, nothing, nothing, 0.0),
-        (5 * one_pose, 3 * one_pose, 3 * one_pose, 1.4),  # both of the frame before count
+        (5 * one_pose, 2.5 * 3 * one_pose, 2.5 * 3 * one_pose, 1.4),  # both of the frame before count
         (nothing, nothing, nothing, 0.0),
-        (2 * one_pose, -one_pose, -3 * one_pose, 4.0),  # at most 4 frames
+        (2 * one_pose, -2.5 * one_pose, -2.5 * 3 * one_pose, 4.0),  # at most 4 frames
     ]
     rows = [torch.cat([*pose_and_changes, torch.tensor([since])]) for *pose_and_changes, since in expected]
     torch.testing.assert_close(motions, torch.stack(rows))

@@ -39,6 +39,7 @@ from longvlm.world.wordings import TIMED_KINDS, vocabulary
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
 FPS = 1.0
 CONTEXT_TOKENS = 16384
+RECIPE = Path(str(files("longvlm.training") / "recipes" / "default_model.yaml"))
 
 # Seeds of one purpose each; evaluation uses none of them (longvlm.world takes its own from 1,000,000,000).
 FRAME_SEED, HELD_OUT_FRAME_SEED, BLOCK_SEED = 0, 400_000, 500_000
@@ -338,10 +339,9 @@ def _take_only(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor
 
 
 def main() -> None:
-    recipes = Path(str(files("longvlm.training") / "recipes"))
     assets = Path(str(files("longvlm") / "assets"))
     parser = argparse.ArgumentParser(description="Train the bundled default model from nothing.")
-    parser.add_argument("recipe", nargs="?", type=Path, default=recipes / "default_model.yaml")
+    parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE)
     parser.add_argument("--runs", type=Path, default=Path("runs/default_model"), help="checkpoints, bank and log")
     parser.add_argument("--output", type=Path, default=assets / "default_model", help="where the model is written")
     arguments = parser.parse_args()

@@ -26,6 +26,8 @@ from longvlm.world.questions import Question, make_conversation, make_questions
 from longvlm.world.scene import Scene
 
 IGNORED = -100
+# What padding holds. It has a branch of its own, that no token sees.
+_PADDED = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "branches": -1, "is_name": 0}
 _FLAT = (
     "visual_tokens",
     "token_events",
@@ -64,24 +66,56 @@ def make_example(
     return {"input_ids": input_ids, "labels": labels, "visual_tokens": visual_tokens}
 
 
+def make_side_by_side(
+    processor: LongVLMProcessor,
+    conversations: Sequence[Sequence[tuple[str, str]]],
+    visual_tokens: torch.Tensor,
+    num_segments: int,
+    segment_spans: Sequence[tuple[float, float]] | None = None,
+) -> Example:
+    """Several conversations about one video, which none of the others can see: the video is read once for all of them.
+
+    As `make_example`, with `branches` (T,): 0 for the video, 1 and so on for the conversations; and `position_ids`
+    (T,), as if each conversation were the only one.
+    """
+    examples = [make_example(processor, turns, visual_tokens, num_segments, segment_spans) for turns in conversations]
+    is_visual = examples[0]["input_ids"] == processor.video_token_id
+    shared = int(is_visual.nonzero().max()) + 1
+    tails = [len(example["input_ids"]) - shared for example in examples]
+    places = [torch.arange(shared), *(shared + torch.arange(tail) for tail in tails)]
+    return {
+        "input_ids": torch.cat([examples[0]["input_ids"][:shared], *(e["input_ids"][shared:] for e in examples)]),
+        "labels": torch.cat([examples[0]["labels"][:shared], *(e["labels"][shared:] for e in examples)]),
+        "branches": torch.arange(len(places)).repeat_interleave(torch.tensor([shared, *tails])),
+        "position_ids": torch.cat(places),
+        "visual_tokens": visual_tokens,
+    }
+
+
 def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Pad to the longest on the right; padding is neither seen nor learned.
 
-    Visual tokens, and what is known at them and at names if the examples tell, follow one another flat.
+    Visual tokens, and what is known at them and at names if the examples tell, follow one another flat. Where examples
+    have `branches`, the attention mask says what each token sees, (B, 1, T, T) bool; else which are no padding, (B, T).
     """
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-    input_ids = pad_sequence([example["input_ids"] for example in examples], batch_first=True)
     batch = {
-        "input_ids": input_ids,
-        "labels": pad_sequence([e["labels"] for e in examples], batch_first=True, padding_value=IGNORED),
-        "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+        name: pad_sequence([example[name] for example in examples], batch_first=True, padding_value=filler)
+        for name, filler in _PADDED.items()
+        if name in examples[0]
     }
-    if "is_name" in examples[0]:
-        batch["is_name"] = pad_sequence([example["is_name"] for example in examples], batch_first=True)
+    is_token = torch.arange(int(lengths.max())) < lengths[:, None]
+    branches = batch.pop("branches", None)
+    batch["attention_mask"] = is_token.long() if branches is None else see_own_branch(branches)[:, None]
     for name in _FLAT:
         if name in examples[0]:
             batch[name] = torch.cat([example[name] for example in examples])
     return batch
+
+
+def see_own_branch(branches: torch.Tensor) -> torch.Tensor:
+    """What each token sees, (B, T, T) bool from branches (B, T): of what is before it, branch 0 and its own."""
+    return ((branches[:, None] == branches[:, :, None]) | (branches[:, None] == 0)).tril()
 
 
 @dataclass(frozen=True)
@@ -152,14 +186,15 @@ class ComposedBatches(Dataset):
         return batch
 
     def _make_video(self, num_segments: int, rng: random.Random, *, names: bool) -> Example:
-        turns: list[tuple[str, str]] = []
-        while not turns:
+        conversations: list[list[tuple[str, str]]] = []
+        while not conversations:
             video = self.bank.compose(num_segments, rng)
             if video.scene.events:
-                turns = [(" ".join(list_names(video.scene, rng)), "")] if names else self._ask(video.scene, rng)
+                listed = [[(" ".join(list_names(video.scene, rng)), "")]]
+                conversations = listed if names else self._ask(video.scene, rng)
         seconds = self.bank.segment_seconds
         spans = [(i * seconds, (i + 1) * seconds) for i in range(num_segments)] if self.timestamps else None
-        example = make_example(self.processor, turns, video.visual_tokens, num_segments, spans)
+        example = make_side_by_side(self.processor, conversations, video.visual_tokens, num_segments, spans)
         is_name, objects = self._names.find(example["input_ids"])
         return {
             **example,
@@ -173,12 +208,13 @@ class ComposedBatches(Dataset):
             "recalls": describe_recalls(video.scene, objects),
         }
 
-    def _ask(self, scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    def _ask(self, scene: Scene, rng: random.Random) -> list[list[tuple[str, str]]]:
         questions = make_questions(scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
         chosen = _draw_weighted(questions, self.lesson.questions_per_video, lambda q: self.kinds[q.kind], rng)
+        conversations = [[question] for question in chosen]
         if rng.random() < self.lesson.conversation_share:
-            chosen += make_conversation(scene, seed=rng.randrange(10**9))
-        return [(question.text, question.answer) for question in chosen]
+            conversations.append(make_conversation(scene, seed=rng.randrange(10**9)))
+        return [[(turn.text, turn.answer) for turn in turns] for turns in conversations if turns]
 
     def _draw_length(self, index: int, rng: random.Random) -> int:
         least, most = self.lesson.segments

@@ -39,10 +39,10 @@ _STATE_WEIGHTS = (1.0,) * 8 + (4.0, 2.0, 1.0)  # what is learned last weighs mor
 # At a name. Whether the object appears; the ones right after and right before it; what it does; in which third.
 RECALL_SIZES = (2, *_OBJECT_SIZES * 2, len(ACTIONS) + 1, 4)
 _RECALL_WEIGHTS = (1.0,) * 5 + (2.0, 1.0)
-_MOTION_WEIGHT = 1.0
+_CHANGE_SCALE = 2.5  # brings changes of a pose to about unit variance, as poses have
 _NO_ACTION, _NO_THIRD = len(ACTIONS), 3
-# At a visual token that shows an object: its pose, how that differs from its mean pose so far and from its last one,
-# and the frames since.
+# At a visual token that shows an object: its pose; how that differs from its mean so far and from the last one, scaled;
+# the frames since.
 MOTION_NUMBERS = 3 * POSE_NUMBERS + 1
 _LEAST_FRAMES_APART, _MOST_FRAMES_APART = 0.5, 4.0
 _LEAST_NAMES = 12  # a list shorter than the video would waste the watching
@@ -76,11 +76,12 @@ def describe_motions(token_events: torch.Tensor, token_poses: torch.Tensor, toke
         poses, frames = token_poses[rows], token_frames[rows]
         motions[rows, :POSE_NUMBERS] = poses
         means = poses.cumsum(0) / torch.arange(1, len(rows) + 1)[:, None]
-        motions[rows[1:], POSE_NUMBERS : 2 * POSE_NUMBERS] = poses[1:] - means[:-1]
+        motions[rows[1:], POSE_NUMBERS : 2 * POSE_NUMBERS] = _CHANGE_SCALE * (poses[1:] - means[:-1])
         before = find_latest(torch.ones(len(rows), len(rows), dtype=torch.bool).tril(-1), frames).float()
         seen = torch.cat([poses, frames[:, None]], dim=1)
         since = seen - before @ seen / before.sum(1, keepdim=True)
         has_before = before.any(1)
+        since[:, :-1] *= _CHANGE_SCALE
         motions[rows[has_before], 2 * POSE_NUMBERS :] = since[has_before]
     motions[:, -1].clamp_(max=_MOST_FRAMES_APART)
     return motions
@@ -239,7 +240,7 @@ class WatchingSchool(nn.Module):
     def _know_motions(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
         known = self._hidden[self.state_layer - 1][shows_object]
         errors = mse_loss(self.motion_heads(rms_norm(known, known.shape[-1:])), motions, reduction="sum")
-        return _MOTION_WEIGHT * errors / max(1, motions.numel())
+        return errors / max(1, motions.numel())
 
     def _know_names(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
         named_there = self._hidden[self.state_layer][is_name]
@@ -283,10 +284,11 @@ class WatchingSchool(nn.Module):
         """
         attention = cast(LlamaAttention, self.model.model.language_model.layers[layer - 1].self_attn)
         logits = _attention_logits(attention, head, **self._attended[layer])
-        is_later = torch.ones_like(targets[0]).triu(1)
+        mask = self._attended[layer].get("attention_mask")  # (B, 1, T, T) bool, or none: all that is before
+        is_seen = torch.ones_like(targets).tril() if mask is None else mask[:, 0]
         rows = targets.any(2)
         targets = targets[rows]
-        attended = logits.masked_fill(is_later, -math.inf)[rows].logsumexp(1)
+        attended = logits.masked_fill(~is_seen, -math.inf)[rows].logsumexp(1)
         if evenly:
             wanted = (logits[rows] * targets).sum(1) / targets.sum(1)
         else:

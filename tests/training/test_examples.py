@@ -1,0 +1,74 @@
+import pytest
+import torch
+from transformers import set_seed
+
+from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.processing import LongVLMProcessor
+from longvlm.training.default_model import RECIPE, build_model, build_tokenizer, load_recipe
+from longvlm.training.examples import IGNORED, collate, make_example, make_side_by_side, see_own_branch
+
+QUESTION = [("What appears first?", "a red circle")]
+CONVERSATION = [("What appears last?", "a blue star"), ("And before that?", "a white heart")]
+NAMES = [("red circle blue star", "")]
+
+
+@pytest.fixture(scope="module")
+def model() -> LongVLMForConditionalGeneration:
+    set_seed(0)
+    return build_model(load_recipe(RECIPE).model, build_tokenizer()).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(model: LongVLMForConditionalGeneration) -> LongVLMProcessor:
+    compression = model.config.compression
+    return LongVLMProcessor(
+        build_tokenizer(), image_mean=(0.5,) * 3, image_std=(0.5,) * 3, image_size=112, compression=compression
+    )
+
+
+def draw_tokens(processor: LongVLMProcessor, num_segments: int) -> torch.Tensor:
+    compression = processor.compression_settings
+    count = compression.global_layers + num_segments * compression.tokens_per_segment
+    return torch.randn(count, 128, generator=torch.Generator().manual_seed(count))
+
+
+def test_a_token_sees_the_video_and_its_own_branch_so_far() -> None:
+    sees = see_own_branch(torch.tensor([[0, 0, 1, 1, 2, -1]]))
+    assert sees[0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+
+
+@torch.no_grad()
+def test_side_by_side_a_model_reads_each_conversation_as_if_it_were_alone(
+    model: LongVLMForConditionalGeneration, processor: LongVLMProcessor
+) -> None:
+    videos = [draw_tokens(processor, 2), draw_tokens(processor, 3)]
+    plans = [[QUESTION, CONVERSATION, NAMES], [CONVERSATION]]
+    together = [make_side_by_side(processor, plan, v, n) for plan, v, n in zip(plans, videos, (2, 3), strict=True)]
+    batch = collate(together)
+    labels, branches = batch.pop("labels"), [example["branches"] for example in together]
+    logits = model(**batch).logits
+    for row, (plan, video, num_segments) in enumerate(zip(plans, videos, (2, 3), strict=True)):
+        for number, turns in enumerate(plan, start=1):
+            alone = make_example(processor, turns, video, num_segments)
+            places = torch.nonzero((branches[row] == 0) | (branches[row] == number)).flatten()
+            assert torch.equal(batch["input_ids"][row, places], alone["input_ids"])
+            assert torch.equal(batch["position_ids"][row, places], torch.arange(len(places)))
+            assert torch.equal(labels[row, places], alone["labels"])
+            one = {"input_ids": alone["input_ids"][None], "visual_tokens": video}
+            torch.testing.assert_close(logits[row, places], model(**one).logits[0], rtol=1e-4, atol=1e-4)
+    assert torch.all(labels[1, len(branches[1]) :] == IGNORED)
+
+
+def test_without_branches_the_mask_tells_padding(processor: LongVLMProcessor) -> None:
+    examples = [make_example(processor, turns, draw_tokens(processor, 1), 1) for turns in (QUESTION, CONVERSATION)]
+    batch = collate(examples)
+    lengths = [len(example["input_ids"]) for example in examples]
+    assert batch["attention_mask"].tolist() == [[1] * n + [0] * (max(lengths) - n) for n in lengths]
+    assert "branches" not in batch and "position_ids" not in batch
