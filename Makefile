@@ -10,7 +10,7 @@ ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
 TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 endif
 
-.PHONY: help setup demo test test-slow lint format check model clean
+.PHONY: help setup demo test test-slow lint format check model study clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -44,6 +44,9 @@ check: test lint  ## what CI runs
 
 model: setup  ## train the bundled default model from nothing (an hour and a half on 2 cores)
 	$(BIN)/python -m longvlm.training.default_model
+
+study: setup  ## test the paper's claims with small models (hours; stops and resumes)
+	$(BIN)/longvlm study -o docs/results --document docs/study.md
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from safetensors import safe_open
 
+from longvlm.report.tables import put_table
 from longvlm.training.default_model import Recipe, load_recipe, plan_gently
 from longvlm.world.evaluate import Score, as_markdown
 from longvlm.world.wordings import vocabulary
@@ -22,7 +22,6 @@ HERE = Path(__file__).parent
 PROJECT = HERE.parent
 MODEL = PROJECT / "src/longvlm/assets/default_model"
 RECIPE = PROJECT / "src/longvlm/training/recipes/default_model.yaml"
-README_TABLE = re.compile(r"(?<=<!-- table: default model -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 
 
 def describe_evaluation(scores: dict[str, Any]) -> str:
@@ -51,6 +50,7 @@ def describe_evaluation(scores: dict[str, Any]) -> str:
 def gather_numbers(recipe: Recipe, log: dict[str, Any]) -> dict[str, Any]:
     """Everything the card's template names, but the evaluation."""
     shape = recipe.model
+    patches = shape.frames_per_segment * (shape.image_size // shape.patch_size) ** 2
     weights = MODEL / "model.safetensors"
     with safe_open(str(weights), "pt") as file:
         names: list[str] = file.keys()
@@ -63,8 +63,8 @@ def gather_numbers(recipe: Recipe, log: dict[str, Any]) -> dict[str, Any]:
         "parameters": f"{parameters / 1e6:.1f}",
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "words": len(vocabulary()),
-        "patches": shape.frames_per_segment * (shape.image_size // shape.patch_size) ** 2,
-        "levels": len(plan_gently(shape)),
+        "patches": patches,
+        "levels": len(plan_gently(patches, shape.tokens_per_segment, shape.merged_share)),
         "colour": f"{log['encoder']['colour']:.0%}",
         "shape": f"{log['encoder']['shape']:.0%}",
     }
@@ -111,8 +111,7 @@ def main() -> None:
     (MODEL / "README.md").write_text(
         card.substitute(numbers, evaluation=evaluation, limits=limits, machine=arguments.machine)
     )
-    readme = PROJECT / "README.md"
-    readme.write_text(README_TABLE.sub(lambda _: f"{evaluation}\n\n", readme.read_text(), count=1))
+    put_table(PROJECT / "README.md", "default model", evaluation)
 
 
 if __name__ == "__main__":

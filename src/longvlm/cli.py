@@ -249,6 +249,34 @@ def train(
 
 
 @app.command()
+def study(
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", help="Only this row; may be given several times.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Another recipe than the bundled one.", dir_okay=False, exists=True)
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where encoded blocks and finished rows lie.")] = Path("runs/study"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where study.json and study.png go.")] = Path(),
+    document: Annotated[
+        Path | None, typer.Option(help="A document whose table, between marks, is replaced.", dir_okay=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Test the paper's claims: small models trained alike on differently made visual tokens.
+
+    Hours on 2 cores. Started again after a stop, it goes on; rows that were finished are kept.
+
+    \b
+      longvlm study --row "local and global" --row "pooling"
+      longvlm study -o docs/results --document docs/study.md
+    """
+    from longvlm.commands.study import study
+
+    study(recipe, rows or [], runs, output, document, json)
+
+
+@app.command()
 @spread_options
 def demo(model_options: ModelOptions) -> None:
     """Ask six questions of a bundled video.

@@ -133,7 +133,7 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
         load_recipe(tmp_path / "r.yaml")
     del recipe["encoder"]["learning_rat"], recipe["encoder"]["steps"]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(LongVLMError, match=r"missing key 'steps'"):
+    with pytest.raises(LongVLMError, match=r"encoder lacks the key 'steps'"):
         load_recipe(tmp_path / "r.yaml")
 
 

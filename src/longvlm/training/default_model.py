@@ -9,7 +9,6 @@ from single blocks, then from whole videos joined from blocks. Model class, coll
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -20,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
-from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
@@ -33,6 +30,7 @@ from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measur
 from longvlm.training.examples import ComposedBatches, Lesson
 from longvlm.training.run import StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank, plan_blocks
+from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.watching import WatchingSchool
 from longvlm.world.wordings import TIMED_KINDS, vocabulary
 
@@ -124,26 +122,8 @@ class Recipe:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe. Raises LongVLMError for a missing or unknown key, naming it."""
-    content = yaml.safe_load(path.read_text())
-    for key, kind in (("model", ModelShape), ("encoder", FrameStage), ("bank", BankSettings)):
-        content[key] = _build(kind, content.get(key, {}), f"{path.name}: {key}")
-    lessons = []
-    for stage in content.get("lessons", []):
-        where = f"{path.name}: {stage.get('name', 'a lesson')}"
-        lesson = _build(Lesson, stage.get("lesson", {}), where)
-        lessons.append(_build(LessonStage, {**stage, "lesson": lesson}, where))
-    return _build(Recipe, {**content, "lessons": tuple(lessons)}, path.name)
-
-
-def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
-    fields = dataclasses.fields(kind)
-    known = {field.name for field in fields}
-    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    for wrong, what in ((sorted(set(values) - known), "unknown"), (sorted(needed - set(values)), "missing")):
-        if wrong:
-            raise LongVLMError(f"{where} has the {what} key {wrong[0]!r}; its keys are {', '.join(sorted(known))}.")
-    return kind(**values)
+    """Read a recipe. Raises LongVLMError for a missing, unknown or wrong key, naming it."""
+    return build_settings(Recipe, read_settings(path), path.name)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -218,7 +198,11 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
             "merge_heads": shape.merge_heads,
             "merge_order": "temporal",
             "frame_code": shape.frame_code,
-            "merge_schedule": plan_gently(shape),
+            "merge_schedule": plan_gently(
+                shape.frames_per_segment * (shape.image_size // shape.patch_size) ** 2,
+                shape.tokens_per_segment,
+                shape.merged_share,
+            ),
         },
         timestamps=shape.timestamps,
         default_num_frames=None,
@@ -227,12 +211,11 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
     return LongVLMForConditionalGeneration(config)
 
 
-def plan_gently(shape: ModelShape) -> list[int]:
+def plan_gently(num_patches: int, num_tokens: int, merged_share: float) -> list[int]:
     """Reductions that remove a share of the tokens per level; halving would force small objects into background."""
-    tokens = shape.frames_per_segment * (shape.image_size // shape.patch_size) ** 2
-    reductions = []
-    while tokens > shape.tokens_per_segment:
-        reductions.append(min(max(1, int(shape.merged_share * tokens)), tokens - shape.tokens_per_segment))
+    tokens, reductions = num_patches, []
+    while tokens > num_tokens:
+        reductions.append(min(max(1, int(merged_share * tokens)), tokens - num_tokens))
         tokens -= reductions[-1]
     return reductions
 
@@ -319,7 +302,7 @@ class Course:
             timestamps=timestamps,
             seed=f"{self.recipe.seed} {stage.name}",
         )
-        run_stage(self.school, batches, _take_only, stage, self.folder / stage.name, seed=self.recipe.seed)
+        run_stage(self.school, batches, take_only, stage, self.folder / stage.name, seed=self.recipe.seed)
 
     def export(self, output: Path) -> None:
         """Write model and processor, the weights in bfloat16."""
@@ -333,7 +316,7 @@ def _stack(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
 
-def _take_only(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def take_only(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     (batch,) = batches
     return batch
 

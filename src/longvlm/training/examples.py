@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from longvlm.model.processing import LongVLMProcessor
-from longvlm.training.segment_bank import SegmentBank
+from longvlm.training.segment_bank import ComposedVideo, SegmentBank
 from longvlm.training.watching import (
     NameFinder,
     describe_motions,
@@ -89,6 +89,21 @@ def make_side_by_side(
         "branches": torch.arange(len(places)).repeat_interleave(torch.tensor([shared, *tails])),
         "position_ids": torch.cat(places),
         "visual_tokens": visual_tokens,
+    }
+
+
+def describe_example(input_ids: torch.Tensor, video: ComposedVideo, finder: NameFinder) -> Example:
+    """What is known at the visual tokens and at the names of an example, as `WatchingSchool` takes it."""
+    is_name, names = finder.find(input_ids)
+    return {
+        "token_events": video.token_events,
+        "token_frames": video.token_frames,
+        "states": describe_states(video.scene, video.token_events, video.token_segments),
+        "motions": describe_motions(video.token_events, video.token_poses, video.token_frames),
+        "is_name": is_name,
+        "name_events": find_events(video.scene, names),
+        "named": describe_names(names),
+        "recalls": describe_recalls(video.scene, names),
     }
 
 
@@ -195,22 +210,11 @@ class ComposedBatches(Dataset):
         seconds = self.bank.segment_seconds
         spans = [(i * seconds, (i + 1) * seconds) for i in range(num_segments)] if self.timestamps else None
         example = make_side_by_side(self.processor, conversations, video.visual_tokens, num_segments, spans)
-        is_name, objects = self._names.find(example["input_ids"])
-        return {
-            **example,
-            "token_events": video.token_events,
-            "token_frames": video.token_frames,
-            "states": describe_states(video.scene, video.token_events, video.token_segments),
-            "motions": describe_motions(video.token_events, video.token_poses, video.token_frames),
-            "is_name": is_name,
-            "name_events": find_events(video.scene, objects),
-            "named": describe_names(objects),
-            "recalls": describe_recalls(video.scene, objects),
-        }
+        return {**example, **describe_example(example["input_ids"], video, self._names)}
 
     def _ask(self, scene: Scene, rng: random.Random) -> list[list[tuple[str, str]]]:
         questions = make_questions(scene, seed=rng.randrange(10**9), kinds=self.kinds, per_kind=3)
-        chosen = _draw_weighted(questions, self.lesson.questions_per_video, lambda q: self.kinds[q.kind], rng)
+        chosen = draw_weighted(questions, self.lesson.questions_per_video, lambda q: self.kinds[q.kind], rng)
         conversations = [[question] for question in chosen]
         if rng.random() < self.lesson.conversation_share:
             conversations.append(make_conversation(scene, seed=rng.randrange(10**9)))
@@ -223,7 +227,7 @@ class ComposedBatches(Dataset):
         return min(most, int(least * ((most + 1) / least) ** (range_now * rng.random())))
 
 
-def _draw_weighted(
+def draw_weighted(
     questions: list[Question], count: int, weight: Callable[[Question], float], rng: random.Random
 ) -> list[Question]:
     """At most `count` of them in random order, without repetition, the heavier ones more often."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -14,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from longvlm.errors import LongVLMError
+from longvlm.training.settings import build_settings, read_settings
 from longvlm.types import Compression, Sampling
 
 NEW_BASE = "new"
@@ -249,15 +248,10 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     found = Path(path) if Path(path).is_file() else bundled_recipes().get(str(path))
     if found is None:
         raise LongVLMError(f"No such recipe: {path}. Give a YAML file, or one of {', '.join(bundled_recipes())}.")
-    try:
-        content = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise LongVLMError(f"{found} is no readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise LongVLMError(f"{found} holds no keys; see the bundled recipe paper.yaml.")
+    content = read_settings(found)
     for change in changes:
         _apply_change(content, change)
-    return typing.cast(Recipe, _build(Recipe, content, found.name))
+    return build_settings(Recipe, content, found.name)
 
 
 def _apply_change(content: dict[str, Any], change: str) -> None:
@@ -297,55 +291,6 @@ def _position(items: list[Any], name: str, key: str) -> int:
     if not name.isdigit() or int(name) >= len(items):
         raise LongVLMError(f"{key} can't be set: {name!r} is no position in a list of {len(items)}, counted from 0.")
     return int(name)
-
-
-def _build(kind: Any, values: Any, where: str) -> Any:
-    """A dataclass from a mapping, with everything in it."""
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    if not isinstance(values, Mapping):
-        raise LongVLMError(f"{where} is {values!r}; it holds keys: {', '.join(fields)}.")
-    unknown = [name for name in values if name not in fields]
-    if unknown:
-        raise LongVLMError(f"{where} has the unknown key {str(unknown[0])!r}; its keys are {', '.join(fields)}.")
-    for name, item in fields.items():
-        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if needed and values.get(name) is None:
-            raise LongVLMError(f"{where} lacks the key {name!r}; give it in the recipe, or as {name}=VALUE.")
-    hints = typing.get_type_hints(kind)
-    built = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
-    try:
-        return kind(**built)
-    except LongVLMError as mistake:
-        raise LongVLMError(str(mistake) if where in str(mistake) else f"{where}: {mistake}") from mistake
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as a field of type `kind` holds it; LongVLMError where it is of another type."""
-    origin, choices = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(next(c for c in choices if c is not type(None)), value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise LongVLMError(f"{where} is {value!r}; a list is expected.")
-        return tuple(_convert(choices[0], item, f"{where}.{i}") for i, item in enumerate(value))
-    if origin is Literal:
-        if value not in choices:
-            raise LongVLMError(f"{where} is {value!r}; choose one of {', '.join(map(str, choices))}.")
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, {} if value is None else value, where)
-    if kind is Path and isinstance(value, str) and value:
-        return Path(value).expanduser()
-    if kind is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML takes 2e-5, without a point, for a text
-        except (TypeError, ValueError):
-            pass
-    expected = origin or kind
-    if isinstance(value, expected) and not (isinstance(value, bool) and kind is not bool):
-        return value
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    raise LongVLMError(f"{where} is {value!r}; {words.get(expected, 'keys with values')} is expected.")
 
 
 def _plain(value: Any) -> Any:

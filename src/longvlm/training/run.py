@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,4 +62,5 @@ def run_stage(
         data_seed=seed,
     )
     trainer = Trainer(model=module, args=arguments, train_dataset=dataset, data_collator=collate)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)

@@ -131,7 +131,7 @@ class SegmentBank:
             local.append(merged.features)
             layer_globals += [segment.layer_globals.mean(0) for segment in features]
             shown += [
-                describe_tokens(assignment, segment, compression.tokens_per_segment)
+                describe_tokens(assignment, segment.shown, compression.tokens_per_segment)
                 for assignment, segment in zip(merged.assignment, block, strict=True)
             ]
         return cls(
@@ -233,32 +233,40 @@ def shift(timed: Timed, seconds: float) -> Timed:
 
 
 @dataclass(frozen=True)
-class DrawnSegment:
-    """The frames of a segment, and of every patch the event of its block that it shows, or -1, (K·P,), and that
-    event's pose (K·P, 5)."""
+class ShownObjects:
+    """What each patch of a segment of K frames shows: the event, or -1, (K·P,), and its pose (K·P, 5)."""
 
-    frames: Frames
-    patch_events: torch.Tensor
-    patch_poses: torch.Tensor
+    events: torch.Tensor
+    poses: torch.Tensor
+    num_frames: int
 
 
 def describe_tokens(
-    assignment: torch.Tensor, segment: DrawnSegment, num_tokens: int
+    assignment: torch.Tensor, shown: ShownObjects, num_tokens: int, *, background_weight: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What a segment's tokens show, from the patches they stand for, assignment (K·P,): the event that most of these
     show, or -1 (M,); its mean pose over those that show it (M, 5); their mean frame in the segment (M,).
+
+    `background_weight`: of a patch without an object, in finding what most of them show.
     """
-    shown = segment.patch_events + 1  # 0: background
-    votes = torch.zeros(num_tokens, int(shown.max()) + 1)
-    votes.index_put_((assignment, shown), torch.ones(len(shown)), accumulate=True)
+    kinds = shown.events + 1  # 0: background
+    votes = torch.zeros(num_tokens, int(kinds.max()) + 1)
+    votes.index_put_((assignment, kinds), torch.where(kinds == 0, background_weight, 1.0), accumulate=True)
     events = votes.argmax(1)
-    num_frames = len(segment.frames.times_seconds)
-    frames = torch.arange(num_frames).repeat_interleave(len(shown) // num_frames)
-    seen = torch.cat([segment.patch_poses, frames[:, None]], dim=1)
-    counted = (shown == events[assignment])[:, None].to(seen.dtype)
-    sums = torch.zeros(num_tokens, seen.shape[1]).index_add_(0, assignment, seen * counted)
-    means = sums / votes.gather(1, events[:, None])
+    frames = torch.arange(shown.num_frames).repeat_interleave(len(kinds) // shown.num_frames)
+    is_counted = (kinds == events[assignment])[:, None].float()
+    seen = torch.cat([shown.poses, frames[:, None], torch.ones(len(kinds), 1)], dim=1) * is_counted
+    sums = torch.zeros(num_tokens, seen.shape[1]).index_add_(0, assignment, seen)
+    means = sums[:, :-1] / sums[:, -1:]
     return events - 1, means[:, :-1], means[:, -1]
+
+
+@dataclass(frozen=True)
+class DrawnSegment:
+    """The frames of a segment, and what their patches show."""
+
+    frames: Frames
+    shown: ShownObjects
 
 
 class DrawnBlocks(Dataset):
@@ -288,14 +296,13 @@ class DrawnBlocks(Dataset):
         times = tuple((first_frame + i) / self.fps for i in range(size))
         drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in times]
         pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
-        shown = [patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn]
-        nowhere = (0.0,) * POSE_NUMBERS  # NO_EVENT is -1: the last one
-        poses = [
-            np.array([*(describe_pose(event, t) for event in scene.events), nowhere])[events]
-            for t, events in zip(times, shown, strict=True)
-        ]
-        return DrawnSegment(
-            Frames(pixels, times, size),
-            torch.from_numpy(np.concatenate(shown)),
-            torch.from_numpy(np.concatenate(poses).astype(np.float32)),
-        )
+        events = [patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn]
+        poses = [_poses_at(scene, t)[shown] for t, shown in zip(times, events, strict=True)]
+        shown = ShownObjects(torch.from_numpy(np.concatenate(events)), torch.from_numpy(np.concatenate(poses)), size)
+        return DrawnSegment(Frames(pixels, times, size), shown)
+
+
+def _poses_at(scene: Scene, time_seconds: float) -> np.ndarray:
+    """The events' poses, then that of none, which NO_EVENT, -1, takes: (E + 1, 5) float32."""
+    poses = [describe_pose(event, time_seconds) for event in scene.events]
+    return np.array([*poses, (0.0,) * POSE_NUMBERS], dtype=np.float32)

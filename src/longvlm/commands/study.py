@@ -1,0 +1,40 @@
+"""`longvlm study`: the paper's claims, tested with small models on generated videos."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from longvlm.commands import console
+
+
+def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, document: Path | None, as_json: bool) -> None:
+    console.silence_libraries()
+    from longvlm.study.rows import choose_rows, load_study
+    from longvlm.world.lengths import require_matplotlib
+
+    settings = load_study(recipe or Path(str(files("longvlm.study") / "study.yaml")))
+    chosen = choose_rows(settings, rows)
+    require_matplotlib()
+    from longvlm import LongVLM
+    from longvlm.report.tables import put_table
+    from longvlm.study import report
+    from longvlm.study.course import Study
+
+    work = Study(settings, runs)
+    work.encode_blocks(LongVLM.from_pretrained().encoder)
+    scores = []
+    for row in chosen:
+        finished = []
+        for seed in range(row.seeds):
+            console.note(f"{row.name}, seed {seed}")
+            finished.append(work.run(row, seed))
+        scores.append(report.score_row(row, finished))
+    output.mkdir(parents=True, exist_ok=True)
+    found = {"rows": report.as_json(scores)}
+    (output / "study.json").write_text(json.dumps(found, indent=1) + "\n")
+    report.plot(scores, output / "study.png")
+    if document is not None:
+        put_table(document, "study", report.as_markdown(scores))
+    print(json.dumps(found) if as_json else report.as_markdown(scores))

@@ -1,0 +1,86 @@
+"""Stretches of generated video, encoded once for all rows of the study: features of every patch of every frame."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from longvlm.stages.vision import VisionEncoder
+from longvlm.training.segment_bank import BlockPlan, DrawnBlocks
+from longvlm.types import Compression
+from longvlm.world.scene import max_events
+
+_EMPTY_SHARE = 0.15
+_BLOCK_SEED = 700_000
+
+
+def plan_blocks(num_blocks: int, *, first: int, seconds: float) -> list[BlockPlan]:
+    """Blocks of none to as many events as fit, of seeds of their own from `first` on."""
+    plans = []
+    for seed in range(_BLOCK_SEED + first, _BLOCK_SEED + first + num_blocks):
+        rng = random.Random(f"study block {seed}")
+        events = 0 if rng.random() < _EMPTY_SHARE else rng.randint(1, max_events(seconds))
+        plans.append(BlockPlan(seed, 1, events))
+    return plans
+
+
+@dataclass(frozen=True)
+class BlockFeatures:
+    """B blocks of F frames, one a second: patches (B, F, P, D) and layer_globals (B, F, L, D) float16; what each patch
+    shows, patch_events (B, F, P) int16, -1 for none, and patch_poses (B, F, P, 5) float16.
+    """
+
+    plans: list[BlockPlan]
+    patches: torch.Tensor
+    layer_globals: torch.Tensor
+    patch_events: torch.Tensor
+    patch_poses: torch.Tensor
+
+    @classmethod
+    def encode(cls, plans: Sequence[BlockPlan], encoder: VisionEncoder, num_frames: int) -> BlockFeatures:
+        whole = Compression(frames_per_segment=num_frames)
+        drawn = DrawnBlocks(list(plans), encoder.image_size, encoder.tower.config.patch_size, whole, fps=1.0)
+        rows = []
+        loader = DataLoader(drawn, batch_size=None, num_workers=1)
+        for (segment,) in track(loader, "encoding", len(plans), console=Console(stderr=True), transient=True):
+            features, shown = encoder(segment.frames), segment.shown
+            events = shown.events.view(num_frames, -1).to(torch.int16)
+            poses = shown.poses.view(num_frames, events.shape[1], -1).half()
+            rows.append((features.patches.half(), features.layer_globals.half(), events, poses))
+        return cls(list(plans), *(torch.stack(column) for column in zip(*rows, strict=True)))
+
+    def save(self, path: Path) -> None:
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        metadata = {"plans": json.dumps([dataclasses.astuple(plan) for plan in self.plans])}
+        partial = path.with_suffix(".partial")
+        save_file(tensors, str(partial), metadata)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> BlockFeatures:
+        with safe_open(str(path), framework="pt") as file:
+            plans = [BlockPlan(*numbers) for numbers in json.loads(file.metadata()["plans"])]
+            return cls(plans, *(file.get_tensor(name) for name in _TENSORS))
+
+    def starts(self, frames_per_segment: int) -> range:
+        """The first frame of every segment of a block."""
+        return range(0, self.patches.shape[1], frames_per_segment)
+
+    def plans_of(self, frames_per_segment: int) -> list[BlockPlan]:
+        """The plans, counted in segments of this length."""
+        num_segments = len(self.starts(frames_per_segment))
+        return [dataclasses.replace(plan, num_segments=num_segments) for plan in self.plans]
+
+
+_TENSORS = ("patches", "layer_globals", "patch_events", "patch_poses")

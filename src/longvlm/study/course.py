@@ -1,0 +1,190 @@
+"""One row of the study, trained and scored; what was finished before is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.processing import LongVLMProcessor
+from longvlm.stages.vision import VisionEncoder
+from longvlm.study.blocks import BlockFeatures, plan_blocks
+from longvlm.study.rows import Row, StudySettings, make_bank
+from longvlm.training import default_model
+from longvlm.training.examples import (
+    IGNORED,
+    Example,
+    collate,
+    describe_example,
+    draw_weighted,
+    make_side_by_side,
+)
+from longvlm.training.run import run_stage
+from longvlm.training.segment_bank import ComposedVideo, SegmentBank
+from longvlm.training.watching import NameFinder, WatchingSchool, list_names
+from longvlm.world.questions import make_questions
+from longvlm.world.wordings import TIMED_KINDS
+
+KINDS = {kind: weight for kind, weight in default_model.KIND_WEIGHTS.items() if kind not in TIMED_KINDS}
+_WARM_UP_SHARE = 1 / 3  # of the steps, on videos of one block
+_READ = ("input_ids", "position_ids", "attention_mask", "visual_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A row as one seed trained it: mean visual tokens of a video, and (video, kind, right) of every question."""
+
+    row: str
+    seed: int
+    tokens_per_video: float
+    answers: list[tuple[int, str, bool]]
+
+
+class Study:
+    """Encoded blocks, and runs that are trained on them; everything lies in `folder`."""
+
+    def __init__(self, settings: StudySettings, folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(settings.threads)
+
+    def encode_blocks(self, encoder: VisionEncoder) -> None:
+        """Draw and encode the blocks, unless that was done before."""
+        settings, first = self.settings, 0
+        for part, count in (("training", settings.blocks), ("held-out", settings.held_out_blocks)):
+            path = self._blocks_path(part)
+            if not path.is_file():
+                plans = plan_blocks(count, first=first, seconds=settings.block_seconds)
+                BlockFeatures.encode(plans, encoder, settings.block_seconds).save(path)
+            first += count
+
+    def run(self, row: Row, seed: int) -> Run:
+        """Train and score a row, or read what it scored before."""
+        folder = self.folder / f"{re.sub('[^a-z0-9]+', '-', row.name.lower())}-{seed}"
+        finished = folder.with_suffix(".json")
+        if finished.is_file():
+            content = json.loads(finished.read_text())
+            return Run(**{**content, "answers": [tuple(answer) for answer in content["answers"]]})
+        tokenizer = default_model.build_tokenizer()
+        set_seed(seed)
+        model = self._build_model(tokenizer)
+        self._train(model, tokenizer, row, folder, seed)
+        run = self._score(model, tokenizer, row, seed)
+        partial = finished.with_suffix(".partial")
+        partial.write_text(json.dumps(dataclasses.asdict(run)))
+        partial.replace(finished)
+        return run
+
+    def _blocks_path(self, part: str) -> Path:
+        return self.folder / f"{part}-blocks.safetensors"
+
+    def _build_model(self, tokenizer: PreTrainedTokenizerBase) -> LongVLMForConditionalGeneration:
+        shape = default_model.load_recipe(default_model.RECIPE).model
+        settings = self.settings
+        return default_model.build_model(
+            dataclasses.replace(
+                shape,
+                text_width=settings.text_width,
+                text_layers=settings.text_layers,
+                text_heads=settings.text_heads,
+                timestamps=False,
+            ),
+            tokenizer,
+        )
+
+    def _train(
+        self,
+        model: LongVLMForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        row: Row,
+        folder: Path,
+        seed: int,
+    ) -> None:
+        shape = default_model.load_recipe(default_model.RECIPE).model
+        school = WatchingSchool(model, state_layer=shape.state_layer, recall_layer=shape.recall_layer)
+        model.model.vision_tower.requires_grad_(False)
+        bank = make_bank(BlockFeatures.load(self._blocks_path("training")), row)
+        lessons = StudyLessons(StudyVideos(bank, tokenizer), self.settings, seed)
+        run_stage(school, lessons, default_model.take_only, self.settings.training, folder, seed=seed)
+
+    @torch.no_grad()
+    def _score(
+        self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, row: Row, seed: int
+    ) -> Run:
+        """Whether greedy decoding would say each answer word for word, which one pass over the answers tells."""
+        model.eval()
+        videos = StudyVideos(make_bank(BlockFeatures.load(self._blocks_path("held-out")), row), tokenizer)
+        answers: list[tuple[int, str, bool]] = []
+        num_tokens = 0
+        for number in range(self.settings.scored_videos):
+            video = videos.compose(random.Random(f"exam {number}"), self.settings.blocks_per_video)
+            questions = make_questions(video.scene, seed=number, kinds=KINDS, per_kind=1)
+            example = videos.make_example(video, [[(question.text, question.answer)] for question in questions])
+            batch = collate([example])
+            guesses = model(**{name: batch[name] for name in _READ}).logits[0, :-1].argmax(-1)
+            answer = batch["labels"][0, 1:]
+            is_wrong = (guesses != answer) & (answer != IGNORED)
+            for branch, question in enumerate(questions, start=1):
+                answers.append((number, question.kind, not is_wrong[example["branches"][1:] == branch].any()))
+            num_tokens += len(video.visual_tokens)
+        return Run(row.name, seed, num_tokens / self.settings.scored_videos, answers)
+
+
+class StudyVideos:
+    """Videos joined from a row's blocks. The same numbers give every row the same scenes and the same questions."""
+
+    def __init__(self, bank: SegmentBank, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.bank = bank
+        self._names = NameFinder(tokenizer)
+        # Rows differ in what a segment is; to the prompt each visual token is one.
+        each_a_segment = {"frames_per_segment": 1, "tokens_per_segment": 1, "global_layers": 0}
+        self._processor = LongVLMProcessor(tokenizer, compression=each_a_segment)
+
+    def compose(self, rng: random.Random, blocks: tuple[int, int]) -> ComposedVideo:
+        """A video of some blocks, with something to ask about."""
+        per_block = self.bank.plans[0].num_segments
+        while True:
+            video = self.bank.compose(per_block * rng.randint(*blocks), rng)
+            if video.scene.events:
+                return video
+
+    def make_example(self, video: ComposedVideo, conversations: list[list[tuple[str, str]]]) -> Example:
+        example = make_side_by_side(self._processor, conversations, video.visual_tokens, len(video.visual_tokens))
+        return {**example, **describe_example(example["input_ids"], video, self._names)}
+
+
+class StudyLessons(Dataset):
+    """Batches of as many videos for every row, lists of names and questions in turn; item i is always the same."""
+
+    def __init__(self, videos: StudyVideos, settings: StudySettings, seed: int) -> None:
+        self.videos, self.settings, self.seed = videos, settings, seed
+
+    def __len__(self) -> int:
+        return self.settings.training.steps
+
+    def __getitem__(self, index: int) -> Example:
+        settings = self.settings
+        rng = random.Random(f"study {self.seed} {index}")
+        is_warm_up = index < _WARM_UP_SHARE * len(self)
+        names = rng.random() < settings.names_share
+        examples = []
+        for _ in range(settings.videos_per_batch):
+            video = self.videos.compose(rng, (1, 1) if is_warm_up else settings.blocks_per_video)
+            if names:
+                conversations = [[(" ".join(list_names(video.scene, rng)), "")]]
+            else:
+                questions = make_questions(video.scene, seed=rng.randrange(10**9), kinds=KINDS, per_kind=3)
+                chosen = draw_weighted(questions, settings.questions_per_video, lambda q: KINDS[q.kind], rng)
+                conversations = [[(question.text, question.answer)] for question in chosen]
+            examples.append(self.videos.make_example(video, conversations))
+        batch = collate(examples)
+        if names:
+            del batch["labels"]  # there is nothing to answer
+        return batch

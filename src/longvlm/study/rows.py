@@ -1,0 +1,157 @@
+"""The ways from patch features to visual tokens that the study compares, and the recipe that lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from longvlm.errors import LongVLMError
+from longvlm.stages.merging import merge_tokens
+from longvlm.study.blocks import BlockFeatures
+from longvlm.training.default_model import plan_gently
+from longvlm.training.run import StageSettings
+from longvlm.training.segment_bank import SegmentBank, ShownObjects, describe_tokens
+from longvlm.training.settings import build_settings, read_settings
+from longvlm.types import MergeOrder
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the study: how visual tokens are made. Unless said otherwise, as the paper makes them.
+
+    Args:
+        group: "main" or the sweep it belongs to.
+        method: "merge", the segments' patches; "pool", Video-ChatGPT's tokens: the mean of every frame, and of every
+            position over the video; "subsample", all patches of the middle frame of each segment.
+        merged_share: of the tokens left, that one level of merging removes; None halves.
+        seeds: how many times the row is trained.
+    """
+
+    name: str
+    group: str = "main"
+    method: Literal["merge", "pool", "subsample"] = "merge"
+    frames_per_segment: int = 10
+    tokens_per_segment: int = 16
+    merge_order: MergeOrder = "merge"
+    merge_heads: int = 16
+    merged_share: float | None = None
+    frame_code: float = 0.0
+    with_local: bool = True
+    with_global: bool = True
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What all rows share.
+
+    Args:
+        blocks, held_out_blocks: stretches of video, encoded once; all videos are joined from them, those that rows are
+            scored on from the held-out ones alone.
+        block_seconds: of each, looked at once a second.
+        blocks_per_video: least and most; the first third of the steps is spent on videos of one.
+        scored_videos: with one question of every kind each.
+        text_width, text_layers, text_heads: of the language model.
+    """
+
+    blocks: int
+    held_out_blocks: int
+    block_seconds: int
+    blocks_per_video: tuple[int, int]
+    videos_per_batch: int
+    questions_per_video: int
+    names_share: float
+    scored_videos: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    training: StageSettings
+    threads: int
+    rows: tuple[Row, ...]
+
+
+def load_study(path: Path) -> StudySettings:
+    """Read a study's recipe. Raises LongVLMError for a missing, unknown or wrong key, naming it."""
+    study = build_settings(StudySettings, read_settings(path), path.name)
+    names = [row.name for row in study.rows]
+    if len(set(names)) < len(names):
+        raise LongVLMError(f"{path.name} has two rows of the same name; each needs its own.")
+    for row in study.rows:
+        if study.block_seconds % row.frames_per_segment:
+            raise LongVLMError(
+                f"{path.name}: {row.name} has {row.frames_per_segment} frames per segment, which must divide "
+                f"the {study.block_seconds} of a block."
+            )
+    return study
+
+
+def make_bank(blocks: BlockFeatures, row: Row) -> SegmentBank:
+    """The row's tokens of every block, ready to be joined into videos."""
+    size = row.frames_per_segment
+    made = [_tokenize(blocks, block, start, row) for block in range(len(blocks.plans)) for start in blocks.starts(size)]
+    local, layer_globals, events, poses, frames = (torch.stack(column) for column in zip(*made, strict=True))
+    return SegmentBank(
+        blocks.plans_of(size),
+        local,
+        layer_globals,
+        events,
+        poses,
+        frames,
+        segment_seconds=float(size),
+        frames_per_segment=size,
+    )
+
+
+def _tokenize(blocks: BlockFeatures, block: int, start: int, row: Row) -> tuple[torch.Tensor, ...]:
+    """A segment's tokens (M, D), globals (L, D), and the events (M,), poses (M, 5) and frames (M,) of the tokens."""
+    frames = slice(start, start + row.frames_per_segment)
+    patches = blocks.patches[block, frames].float()  # (K, P, D)
+    num_frames, num_places, width = patches.shape
+    shown = ShownObjects(
+        blocks.patch_events[block, frames].flatten().long(),
+        blocks.patch_poses[block, frames].flatten(0, 1).float(),
+        num_frames,
+    )
+    background_weight = 1.0
+    if row.method == "merge":
+        patches, num_tokens, share = patches.flatten(0, 1), row.tokens_per_segment, row.merged_share
+        merged = merge_tokens(
+            patches[None],
+            tokens_per_segment=num_tokens,
+            schedule=plan_gently(len(patches), num_tokens, share) if share else None,
+            heads=row.merge_heads,
+            order=row.merge_order,
+            frames_per_segment=num_frames,
+            frame_code=row.frame_code,
+        )
+        local, assignment = merged.features[0], merged.assignment[0]
+        layer_globals = blocks.layer_globals[block, frames].float().mean(0)
+    elif row.method == "pool":
+        local, assignment = patches.mean(1), torch.arange(num_frames).repeat_interleave(num_places)
+        layer_globals = patches.mean(0)
+        background_weight = 0.0  # else a frame's mean would never show anything
+    else:
+        middle = num_frames // 2
+        local, assignment = patches[middle], torch.arange(num_places)
+        kept = slice(middle * num_places, (middle + 1) * num_places)
+        shown = ShownObjects(shown.events[kept], shown.poses[kept], 1)
+        layer_globals = patches.new_zeros(0, width)
+    events, poses, frame = describe_tokens(assignment, shown, len(local), background_weight=background_weight)
+    if row.method == "subsample":
+        frame = frame + num_frames // 2
+    if not row.with_local:
+        local, events, poses, frame = (tensor[:0] for tensor in (local, events, poses, frame))
+    return local, layer_globals if row.with_global else layer_globals[:0], events, poses, frame
+
+
+def choose_rows(study: StudySettings, names: Sequence[str]) -> tuple[Row, ...]:
+    """The rows of these names, all without any. Raises LongVLMError for a name that no row has."""
+    known = {row.name: row for row in study.rows}
+    for name in names:
+        if name not in known:
+            raise LongVLMError(f"The study has no row {name!r}; its rows are {', '.join(known)}.")
+    return tuple(known[name] for name in names) or study.rows

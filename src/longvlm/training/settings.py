@@ -1,0 +1,79 @@
+"""Recipes: from a YAML file to checked dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import yaml
+
+from longvlm.errors import LongVLMError
+
+Settings = TypeVar("Settings")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file. Raises LongVLMError, naming it, where it can't be read or holds none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise LongVLMError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise LongVLMError(f"{path} holds no keys; see the recipes in longvlm/training/recipes.")
+    return content
+
+
+def build_settings(kind: type[Settings], values: Any, where: str) -> Settings:
+    """A dataclass from a mapping, with everything in it; `where` names the mapping in complaints.
+
+    Raises LongVLMError, naming the key and the known ones, for an unknown or missing key, or a value of another kind.
+    """
+    fields = {item.name: item for item in dataclasses.fields(cast(Any, kind))}
+    if not isinstance(values, Mapping):
+        raise LongVLMError(f"{where} is {values!r}; it holds keys: {', '.join(fields)}.")
+    unknown = [name for name in values if name not in fields]
+    if unknown:
+        raise LongVLMError(f"{where} has the unknown key {str(unknown[0])!r}; its keys are {', '.join(fields)}.")
+    for name, item in fields.items():
+        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if needed and values.get(name) is None:
+            raise LongVLMError(f"{where} lacks the key {name!r}; give it in the recipe, or as {name}=VALUE.")
+    hints = typing.get_type_hints(kind)
+    built = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    try:
+        return kind(**built)
+    except LongVLMError as mistake:
+        raise LongVLMError(str(mistake) if where in str(mistake) else f"{where}: {mistake}") from mistake
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as a field of type `kind` holds it; LongVLMError where it is of another type."""
+    origin, choices = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(next(c for c in choices if c is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise LongVLMError(f"{where} is {value!r}; a list is expected.")
+        return tuple(_convert(choices[0], item, f"{where}.{i}") for i, item in enumerate(value))
+    if origin is Literal:
+        if value not in choices:
+            raise LongVLMError(f"{where} is {value!r}; choose one of {', '.join(map(str, choices))}.")
+        return value
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return build_settings(kind, {} if value is None else value, where)
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value).expanduser()
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML takes 2e-5, without a point, for a text
+        except (TypeError, ValueError):
+            pass
+    expected = origin or kind
+    if isinstance(value, expected) and not (isinstance(value, bool) and kind is not bool):
+        return value
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    raise LongVLMError(f"{where} is {value!r}; {words.get(expected, 'keys with values')} is expected.")
