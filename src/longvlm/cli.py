@@ -13,6 +13,7 @@ from longvlm import __version__
 from longvlm.commands import console, data, features, weights
 from longvlm.commands.options import (
     AnswerOptions,
+    EncoderOptions,
     IndexOption,
     JudgeOptions,
     ModelOptions,
@@ -119,7 +120,7 @@ def encode(
         typer.Option("--output", "-o", metavar="FILE", help="Where to write the index.", show_default=False),
     ],
     video_options: VideoOptions,
-    model_options: ModelOptions,
+    model_options: EncoderOptions,
 ) -> None:
     """Encode a video once, to ask it many times.
 
@@ -161,7 +162,7 @@ def extract(
     decoders: Annotated[int, typer.Option(min=1, help="Videos decoded at a time. Default: 2.", show_default=False)] = 2,
     *,
     video_options: VideoOptions,
-    model_options: ModelOptions,
+    model_options: EncoderOptions,
 ) -> None:
     """Extract the features of many videos.
 
@@ -187,7 +188,7 @@ def inspect(
     ] = Path("report.html"),
     *,
     video_options: VideoOptions,
-    model_options: ModelOptions,
+    model_options: EncoderOptions,
 ) -> None:
     """Show what the model sees, as a page.
 

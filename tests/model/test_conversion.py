@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tiny_llava import (
     EMBEDDINGS,
     HEAD,
@@ -118,11 +119,37 @@ def test_an_incomplete_checkpoint_is_not_imported(tmp_path, tower, lacking):
     assert {path.name for path in tmp_path.iterdir()} == {"llava", "tower"}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
-def test_a_tokenizer_that_needs_another_library_says_so(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(b"\n\x05\n\x03<s>")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+def save_sentencepiece(folder: Path) -> Path:
+    """A tokenizer as LLaMA's own folders hold it: tokenizer.model alone; returns that file."""
+    text = folder / "text.txt"
+    text.write_text("\n".join(f"what happens in video {i}, and who is there?" for i in range(100)))
+    SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=80,
+        model_type="bpe",
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": true}')
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder / "tokenizer.model"
+
+
+def test_a_tokenizer_in_sentencepieces_format_is_read(tmp_path):
+    model = SentencePieceProcessor(model_file=str(save_sentencepiece(tmp_path)))
+    for text in ("what is there?", "who happens in video 7"):
+        assert load_tokenizer(tmp_path)(text)["input_ids"] == [1, *model.encode(text)]
+
+
+def test_a_tokenizer_that_needs_another_library_says_so(tmp_path, monkeypatch):
+    save_sentencepiece(tmp_path).write_bytes(b"damaged")
+    with pytest.raises(LongVLMError, match="has no readable tokenizer"):
+        load_tokenizer(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LongVLMError, match="pip install sentencepiece"):
         load_tokenizer(tmp_path)
 

@@ -13,11 +13,11 @@ from longvlm.commands.loading import (
     require_source,
     require_writable,
 )
-from longvlm.commands.options import ModelOptions, VideoOptions
+from longvlm.commands.options import EncoderOptions, VideoOptions
 from longvlm.errors import LongVLMError
 
 
-def encode(video: str, output: Path, video_options: VideoOptions, model_options: ModelOptions) -> None:
+def encode(video: str, output: Path, video_options: VideoOptions, model_options: EncoderOptions) -> None:
     require_source(video)
     if is_index(video):
         raise LongVLMError(f"{video} is an index already; ask it, or give a video to encode.")

@@ -11,7 +11,7 @@ import typer
 from longvlm.commands import console
 from longvlm.commands.batch_progress import BatchProgress, describe_pace
 from longvlm.commands.loading import load_model, plan_sampling
-from longvlm.commands.options import ModelOptions, VideoOptions
+from longvlm.commands.options import EncoderOptions, VideoOptions
 from longvlm.index.video_folders import VideoList, find_videos
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def extract(
     reference_folders: tuple[Path, Path] | None,
     num_decoders: int,
     video_options: VideoOptions,
-    model_options: ModelOptions,
+    model_options: EncoderOptions,
 ) -> None:
     """Extract, tell what came of it, and end with status 1 where a video failed."""
     found = find_videos(source, video_folder)
@@ -64,7 +64,7 @@ def extract(
         raise typer.Exit(1)
 
 
-def open_extractor(model_options: ModelOptions, video_options: VideoOptions, *, all_layers: bool) -> Extractor:
+def open_extractor(model_options: EncoderOptions, video_options: VideoOptions, *, all_layers: bool) -> Extractor:
     """The encoder that the options name: a model's, or a vision tower alone, read as in the paper."""
     if model_options.model is None and model_options.vision_tower is not None:
         if not model_options.verbose:

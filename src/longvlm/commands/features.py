@@ -11,7 +11,7 @@ import typer
 from longvlm.commands import console
 from longvlm.commands.batch_progress import BatchProgress, describe_pace
 from longvlm.commands.extract import open_extractor
-from longvlm.commands.options import ModelOptions, VideoOptions, spread_options
+from longvlm.commands.options import EncoderOptions, VideoOptions, spread_options
 
 if TYPE_CHECKING:
     from longvlm.index.reference_features import ImportSettings
@@ -45,7 +45,7 @@ def import_command(
         Path | None, typer.Option(metavar="DIR", help="The videos, to take the true times of frames from.")
     ] = None,
     *,
-    model_options: ModelOptions,
+    model_options: EncoderOptions,
 ) -> None:
     """Import the reference's pickles of features.
 
@@ -72,7 +72,7 @@ def import_command(
 
 
 def _settings(
-    tokens_per_segment: int | None, num_segments: int, videos: Path | None, options: ModelOptions
+    tokens_per_segment: int | None, num_segments: int, videos: Path | None, options: EncoderOptions
 ) -> ImportSettings:
     from longvlm.index.reference_features import ImportSettings
     from longvlm.types import Compression

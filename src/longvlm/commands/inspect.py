@@ -6,11 +6,11 @@ from pathlib import Path
 
 from longvlm.commands import console
 from longvlm.commands.loading import encode_video, is_index, load_model, require_source, require_writable
-from longvlm.commands.options import ModelOptions, VideoOptions
+from longvlm.commands.options import EncoderOptions, VideoOptions
 from longvlm.errors import LongVLMError
 
 
-def inspect(video: str, output: Path, video_options: VideoOptions, model_options: ModelOptions) -> None:
+def inspect(video: str, output: Path, video_options: VideoOptions, model_options: EncoderOptions) -> None:
     require_source(video)
     if is_index(video):
         raise LongVLMError(f"{video} is an index and holds no pictures; inspect the video that it was made from.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longvlm.commands import console
-from longvlm.commands.options import ModelOptions, VideoOptions
+from longvlm.commands.options import EncoderOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
 
 if TYPE_CHECKING:
@@ -57,8 +57,11 @@ def require_writable(path: Path) -> None:
         raise LongVLMError(f"Can't write {path}: permission denied; choose another place.")
 
 
-def load_model(options: ModelOptions) -> LongVLM:
+def load_model(options: EncoderOptions) -> LongVLM:
     """Open the chosen model, and say so if it is the bundled one, which knows little."""
+    only_to_answer = {}
+    if isinstance(options, ModelOptions):
+        only_to_answer = {"projector": options.projector, "load_in_4bit": options.load_in_4bit}
     if options.model is None:
         console.note(
             "this is a small demonstration model that knows only its synthetic world of moving shapes; "
@@ -73,10 +76,9 @@ def load_model(options: ModelOptions) -> LongVLM:
     return LongVLM.from_pretrained(
         options.model,
         vision_tower=options.vision_tower,
-        projector=options.projector,
         device=options.device,
         dtype=options.dtype,
-        load_in_4bit=options.load_in_4bit,
+        **only_to_answer,
     )
 
 

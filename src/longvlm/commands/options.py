@@ -53,8 +53,8 @@ class VideoOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which model answers, where it runs, and how much it tells."""
+class EncoderOptions:
+    """Whose encoder looks at videos, where it runs, and how much is told."""
 
     model: Annotated[
         str | None,
@@ -67,22 +67,28 @@ class ModelOptions:
         str | None,
         _option(metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, if the checkpoint has none."),
     ] = None
-    projector: Annotated[
-        Path | None,
-        _option(metavar="FILE", help="Lay this mm_projector.bin of the reference over the checkpoint."),
-    ] = None
     device: Annotated[str | None, _option(help="cpu, cuda, cuda:1, … Default: CUDA if there is any.")] = None
     dtype: Annotated[
         str | None,
         _option(help="float32, bfloat16 or float16. Default: bfloat16 where the machine is fast at it."),
     ] = None
+    verbose: Annotated[bool, _option("--verbose", "-v", help="Let the libraries' own messages through to stderr.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions(EncoderOptions):
+    """Which model answers, besides."""
+
+    projector: Annotated[
+        Path | None,
+        _option(metavar="FILE", help="Lay this mm_projector.bin of the reference over the checkpoint."),
+    ] = None
     load_in_4bit: Annotated[
         bool,
         _option("--load-in-4bit", help="Hold the language model in 4 bits (needs longvlm[quantization])."),
     ] = False
-    verbose: Annotated[bool, _option("--verbose", "-v", help="Let the libraries' own messages through to stderr.")] = (
-        False
-    )
 
 
 @dataclass(frozen=True)
