@@ -64,16 +64,30 @@ def film_index(film: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 # --- help and usage ---
 
 
-@pytest.mark.parametrize("command", ["ask", "chat", "encode", "inspect", "plan", "demo"])
+COMMANDS = ("ask", "chat", "encode", "extract", "inspect", "plan", "train", "study", "demo", "eval")
+GROUPS = {
+    "data": ("check", "list", "convert"),
+    "features": ("import",),
+    "weights": ("apply-delta", "make-delta", "import-llava", "consolidate"),
+}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"{group} {one}" for group in GROUPS for one in GROUPS[group])])
 def test_help_shows_how_to_call_a_command(run: RunCommand, command: str) -> None:
-    shown = run(command, "--help").must_succeed().stdout
+    shown = run(*command.split(), "--help").must_succeed().stdout
     assert shown.count(f"  longvlm {command}") >= 1, "an example"
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "encode", "extract", "inspect", "plan", "demo", "eval"])
+def test_commands_that_run_a_model_say_how_to_choose_it(run: RunCommand, command: str) -> None:
+    shown = run(command, "--help").must_succeed().stdout
     assert "--model" in shown and "--device" in shown
+    assert ("--projector" in shown) == ("--load-in-4bit" in shown) == (command not in ("encode", "extract", "inspect"))
 
 
 def test_help_lists_the_commands_also_without_arguments(run: RunCommand) -> None:
     shown = run("--help").must_succeed().stdout
-    assert all(f"\n  {command} " in shown for command in ("ask", "chat", "encode", "inspect", "plan", "demo"))
+    assert all(f"\n  {command} " in shown for command in (*COMMANDS, *GROUPS))
     assert run().must_succeed().stdout == shown
 
 
