@@ -115,6 +115,11 @@ class LongVLM:
         return f"LongVLM({self.name!r}, {self.device}, {dtype}, {self.compression})"
 
     @property
+    def precision(self) -> str:
+        """In which numbers it computes, for records: "bfloat16", or "bfloat16, language model in 4 bits"."""
+        return str(self.dtype).removeprefix("torch.") + (", language model in 4 bits" if self._load_in_4bit else "")
+
+    @property
     def compression(self) -> Compression:
         return self.config.compression_settings
 

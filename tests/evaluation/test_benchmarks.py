@@ -14,6 +14,7 @@ from longvlm.commands.eval import TASKS
 from longvlm.evaluation.benchmark import find_video
 from longvlm.evaluation.benchmarks import BENCHMARKS
 from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
+from longvlm.evaluation.rows import read_annotations
 
 WriteJson = Callable[[str, object], str]
 
@@ -297,3 +298,16 @@ def test_bad_choices_are_named(write_json: WriteJson, change: Any, words: str) -
     with pytest.raises(LongVLMError, match=words) as caught:
         read("multiple-choice", write_json("mc.json", [row]))
     assert "mc.json, row 0" in str(caught.value)
+
+
+def test_videos_with_suffixes_in_capitals_are_found(tmp_path: Path) -> None:
+    (tmp_path / "v_x.MP4").touch()
+    assert find_video(tmp_path, "x", BENCHMARKS["activitynet-qa"]) == tmp_path / "v_x.MP4"
+    assert find_video(tmp_path, "x" * 300, BENCHMARKS["activitynet-qa"]) is None  # longer than a file's name may be
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    text = "one\u2028two\u0085three"
+    path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\r\n\n", encoding="utf-8")
+    assert [one.fields for one in read_annotations(path)] == [{"question": text}]

@@ -17,6 +17,7 @@ from longvlm.evaluation.benchmarks import BENCHMARKS
 from longvlm.evaluation.judging import load_prompts
 from longvlm.evaluation.predict import Asking
 from longvlm.evaluation.run import JudgeChoice, Outcome, hash_weights, run_benchmark
+from longvlm.index.whole_files import holding
 
 WriteJson = Callable[[str, object], str]
 SHORT = Asking(answer={"max_new_tokens": 12}, batch_size=3)
@@ -143,6 +144,45 @@ def test_stored_indexes_answer_like_their_videos(model: LongVLM, films: Path, qa
     asking = Asking({"num_frames": 4}, SHORT.answer)
     run(model, [qa_file], folder, tmp_path / "other", "activitynet-qa", asking=asking)
     assert "num_frames=4 is asked for" in lines_of(tmp_path / "other/failures.jsonl")[0]["reason"]
+    asking = Asking({"sampling": "keyframe"}, SHORT.answer)
+    run(model, [qa_file], folder, tmp_path / "keyframes", "activitynet-qa", asking=asking)
+    assert "holds exact frames, and --sampling keyframe" in lines_of(tmp_path / "keyframes/failures.jsonl")[0]["reason"]
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_a_part_of_a_stored_index_is_asked_where_one_is_named(
+    model: LongVLM, films: Path, qa_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "indexes"
+    folder.mkdir()
+    for name in ("v_one.mp4", "two.mkv"):
+        model.encode(films / name, num_frames=20).save(folder / Path(name).with_suffix(".longvlm").name)
+    asked: list[tuple[float, float]] = []
+    ask = model.ask
+
+    def noting(indexes: Any, questions: Any, **more: Any) -> Any:
+        asked.extend((float(i.segment_spans_seconds[0, 0]), float(i.segment_spans_seconds[-1, 1])) for i in indexes)
+        return ask(indexes, questions, **more)
+
+    monkeypatch.setattr(model, "ask", noting)
+    asking = Asking({"start": "0:06", "end": None}, SHORT.answer, batch_size=5)
+    run(model, [qa_file], folder, tmp_path / "out", "activitynet-qa", asking=asking)
+    assert len(asked) == 5 and all(4 < start <= 6 and end == pytest.approx(10, abs=0.3) for start, end in asked)
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_damage_is_told_also_by_a_run_that_asks_nothing(
+    model: LongVLM, films: Path, qa_file: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "one.mp4").symlink_to(films / "v_one.mp4")
+    whole = (films / "two.mkv").read_bytes()
+    (folder / "two.mkv").write_bytes(whole[: int(0.7 * len(whole))])
+    for _ in range(2):
+        outcome = run(model, [qa_file], folder, tmp_path / "out", "activitynet-qa")
+        assert outcome.damaged == ["two"]
+        assert "1 videos are damaged" in (tmp_path / "out/results.md").read_text()
 
 
 @pytest.mark.usefixtures("no_chart")
@@ -151,6 +191,13 @@ def test_a_folder_belongs_to_one_evaluation(model: LongVLM, films: Path, qa_file
     run(model, [qa_file], films, output, "activitynet-qa")
     with pytest.raises(LongVLMError, match='with weights "w", and now it is "trained"; choose another -o'):
         run(model, [qa_file], films, output, "activitynet-qa", weights="trained")
+    with pytest.raises(LongVLMError, match="with videos"):
+        run(model, [qa_file], tmp_path, output, "activitynet-qa")
+    other = LongVLM.from_pretrained(device="cpu", dtype="bfloat16")
+    with pytest.raises(LongVLMError, match='with precision "float32", and now it is "bfloat16"'):
+        run(other, [qa_file], films, output, "activitynet-qa")
+    with holding(output), pytest.raises(LongVLMError, match="Another process is at work in"):
+        run(model, [qa_file], films, output, "activitynet-qa")
     with pytest.raises(LongVLMError, match="with task"):
         run(model, [qa_file], films, output, "msvd-qa")
     with pytest.raises(LongVLMError, match=r"None of the 2 videos .* v_one\.mp4; check --videos"):
@@ -205,7 +252,9 @@ def test_five_axes_of_given_predictions(stub: StubJudge, write_json: WriteJson, 
     offline = {one.name: one.value.mean for one in outcome.results.measures if one.judge == "offline"}
     assert offline["correctness: exact match"] == pytest.approx(100 / 3)
     assert offline["consistency: token F1"] == 0.0, "the worse of two answers"
-    assert outcome.results.judge == {"model": "stub", "url": stub.url, "versions": ["stub-2026-01-01"]}
+    described = dict(outcome.results.judge or {})
+    assert len(described.pop("prompts")) == 16
+    assert described == {"model": "stub", "url": stub.url, "versions": ["stub-2026-01-01"]}
     before = len(stub.prompts)
     again = run(None, files, tmp_path, tmp_path / "out", "video-chatgpt", judge=judge)
     assert len(stub.prompts) == before and again.results == outcome.results
@@ -283,6 +332,7 @@ def test_the_command_from_end_to_end(
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {
         "settings.json",
+        "lock",
         "predictions-activitynet-qa.jsonl",
         "failures.jsonl",
         "judgements.jsonl",

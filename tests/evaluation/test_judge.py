@@ -104,6 +104,9 @@ def test_one_hopeless_request_does_not_stop_the_others(stub: StubJudge, tmp_path
     judge.complete(asked, None)
     assert judge.unreached == 1 and stub.prompts.count("prompt 2") == 1
     assert sum(judge.find(one) is not None for one in asked) == 7
+    again = open_judge(stub, tmp_path / "j.jsonl")
+    again.complete(asked, None)  # the one alone: the judge is known to work
+    assert again.unreached == 1 and stub.prompts.count("prompt 2") == 2
     stub.script = lambda prompt, attempt: good_reply(prompt)
     judge = open_judge(stub, tmp_path / "j.jsonl")
     judge.complete(asked, None)
@@ -116,7 +119,7 @@ def test_one_hopeless_request_does_not_stop_the_others(stub: StubJudge, tmp_path
         ((401, '{"error": {"message": "bad key"}}'), "status 401, bad key; check OPENAI_API_KEY", 1),
         ((404, '{"error": {"message": "no model stub"}}'), "no model stub; check --judge-url and --judge-model", 1),
         ((429, '{"error": {"message": "paid up?", "code": "insufficient_quota"}}'), "see to its quota", 1),
-        ((400, '{"error": {"message": "temperature"}}'), "status 400, temperature", 1),
+        ((400, '{"error": {"message": "temperature"}}'), "status 400, temperature; see to what it complains of", 1),
         (None, "check --judge-url, and that it is running", judge_module.TRIES_TO_CONNECT),
         (BROKEN, "status 500", judge_module.TRIES),
     ],

@@ -161,6 +161,16 @@ def test_a_base_of_other_words_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "sum").exists()
 
 
+def test_a_base_of_another_generation_is_refused(tmp_path: Path) -> None:
+    base, config = random_llama()
+    delta, delta_config = random_llava(base, config)
+    save_checkpoint(tmp_path / "base", base, {**config, "rms_norm_eps": 1e-5})
+    save_checkpoint(tmp_path / "delta", delta, {**delta_config, "rms_norm_eps": 1e-6})
+    with pytest.raises(LongVLMError, match=r"config.json has rms_norm_eps=1e-05, and the other one 1e-06"):
+        apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "sum")
+    assert not (tmp_path / "sum").exists()
+
+
 def test_a_tensor_that_no_base_has_is_refused(tmp_path: Path) -> None:
     base, config = random_llama()
     delta, delta_config = random_llava(base, config)

@@ -109,3 +109,27 @@ def test_low_rank_beside_weights_that_are_too_coarse() -> None:
     a, b, x = torch.randn(2, 4), torch.randn(3, 2), torch.randn(5, 4)
     _add_low_rank(linear, a, b, 0.5)
     torch.testing.assert_close(linear(x), x @ torch.ones(4, 3) + 0.5 * x @ a.T @ b.T)
+
+
+def test_towers_of_all_parts_are_laid_over_one_another(base: Path, tmp_path: Path) -> None:
+    plain = dict(open_model(base).language_model.named_parameters())
+    tower = [name for name in plain if name.startswith("model.vision_tower") and name.endswith(".bias")]
+    first = save_part(tmp_path / "first", base, weights={n: torch.ones_like(plain[n]) for n in tower[:2]})
+    second = save_part(tmp_path / "second", first, weights={tower[1]: torch.full_like(plain[tower[1]], 2.0)})
+    model = open_model(second)
+    encoder, whole = dict(model.encoder.tower.named_parameters()), dict(model.language_model.named_parameters())
+    for name, value in ((tower[0], 1.0), (tower[1], 2.0)):
+        inside = name.removeprefix("model.vision_tower.")
+        assert torch.equal(encoder[inside], torch.full_like(plain[name], value))
+        assert torch.equal(whole[name], torch.full_like(plain[name], value))
+
+
+def test_a_damaged_base_is_named(base: Path) -> None:
+    path = base / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LongVLMError, match=r"model.safetensors can't be read"):
+        digest_checkpoint(base)
+    path.unlink()
+    (base / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(LongVLMError, match=r"index.json has no weight_map; download the checkpoint again"):
+        digest_checkpoint(base)

@@ -126,6 +126,19 @@ def test_only_what_is_used_is_computed(layer: int, global_layers: int, layers_ru
     assert (rows[-1] if rows else None) == mlp_rows
 
 
+def test_a_layer_that_something_hangs_on_is_called_whole() -> None:
+    """As where its weights lie in shards, which are gathered when it is called."""
+    tower, pixels = make_tower("clip"), make_pixels()
+    how: dict[str, Any] = {"feature_layer": -2, "select_strategy": "default", "global_layers": 2}
+    patches, layer_globals = encode_pixels(tower, pixels, **how)
+    called = []
+    tower.encoder.layers[-1].register_forward_pre_hook(lambda *_: called.append(1))
+    again = encode_pixels(tower, pixels, **how)
+    assert called == [1]
+    assert torch.equal(again[0], patches)
+    torch.testing.assert_close(again[1], layer_globals, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_those_of_transformers(kind: str) -> None:
     pixels, gradients = make_pixels(), []

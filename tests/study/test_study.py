@@ -54,7 +54,8 @@ def test_the_bundled_study_has_the_papers_rows_three_times_each() -> None:
     ("rows", "message"),
     [
         ([{"name": "a", "methd": "pool"}], r"unknown key 'methd'"),
-        ([{"name": "a"}, {"name": "a"}], r"two rows of the same name"),
+        ([{"name": "a"}, {"name": "a"}], r"two rows whose names have the same letters"),
+        ([{"name": "a", "with_local": False, "with_global": False}], r"has no tokens at all"),
         ([{"name": "a", "frames_per_segment": 7}], r"a has 7 frames per segment, which must divide the 20"),
     ],
 )
@@ -155,3 +156,8 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
 
     monkeypatch.setattr(Study, "_train", refuse)
     assert json.loads(run(*command).stdout) == first
+
+    tiny_study(tmp_path, rows=[{"name": "both", "tokens_per_segment": 8}])
+    run(*command).must_complain("runs holds a study that differs in both; choose another folder with --runs")
+    tiny_study(tmp_path, text_width=64)
+    run(*command).must_complain("runs holds a study that differs in text_width")

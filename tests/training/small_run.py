@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 from tiny_checkpoint import save_tiny_checkpoint
 
 from longvlm.pipeline import LongVLM
+from longvlm.training.checkpointing import COMPLETE
 from longvlm.training.recipe import Recipe, load_recipe
 
 NUM_VIDEOS = 6
@@ -61,3 +64,16 @@ def train_in_child(path: Path, changes: list[str]) -> None:
     from longvlm.training.finetune import train
 
     train(load_recipe(path, changes), say=lambda text: None)
+
+
+def train_until_marking(path: Path, changes: list[str], step: int) -> None:
+    """As `train_in_child`; killed when all of the checkpoint of `step` is written but the mark that it is complete."""
+    touch = Path.touch
+
+    def touch_or_die(file: Path, *arguments: Any, **settings: Any) -> None:
+        if (file.parent.name, file.name) == (f"checkpoint-{step}", COMPLETE):
+            os.kill(os.getpid(), signal.SIGKILL)
+        touch(file, *arguments, **settings)
+
+    Path.touch = touch_or_die  # type: ignore[method-assign]
+    train_in_child(path, changes)

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from media import write_video as write_barcodes
 from tiny_checkpoint import FRAMES_PER_SEGMENT, save_tiny_checkpoint
 
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import DEFAULT_MODEL_FOLDER, load_config, load_processor
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.pipeline import LongVLM
+from longvlm.stages.tokens import assemble
 from longvlm.training.conversations import (
     BatchMaker,
     InOrder,
@@ -207,6 +209,12 @@ def test_stored_features_are_checked_by_their_header(small_recipe: Path) -> None
         inspect_features(path, name, fingerprint, dataclasses.replace(settings, merge_order="temporal"))
     with pytest.raises(LongVLMError, match=r"made by the encoder .* but the model has another"):
         inspect_features(path, "another", "0" * 64, settings)
+    message = r"has 2 segments of 6 frames, where 17 are expected \(model.num_frames=100\)".replace(
+        "6 frames", f"{settings.frames_per_segment} frames"
+    ).replace("17", str(-(-100 // settings.frames_per_segment)))
+    with pytest.raises(LongVLMError, match=message):
+        inspect_features(path, name, fingerprint, settings, 100)
+    assert inspect_features(path, name, fingerprint, settings, index.num_frames) == stored
     damaged = small_recipe.parent / "damaged.longvlm"
     damaged.write_bytes(path.read_bytes()[:100])
     with pytest.raises(LongVLMError, match=r"damaged\.longvlm can't be read"):
@@ -217,3 +225,21 @@ def test_rows_of_the_small_run_are_as_the_tests_think(small_recipe: Path) -> Non
     rows = json.loads((small_recipe.parent / "train.json").read_text())
     assert [row.get("video") for row in rows] == [*(f"v{i}" for i in range(6)), None]
     assert FRAMES_PER_SEGMENT == 4
+
+
+def test_an_encoder_sees_each_sampled_frame_of_a_short_last_segment(small_recipe: Path, tmp_path: Path) -> None:
+    base = LongVLM.from_pretrained(small_recipe.parent / "base", device="cpu", dtype="float32")
+    path = write_barcodes(tmp_path / "film.mkv", num_frames=60, keyframe_distance=10)
+    model, size = base.language_model, base.compression.frames_per_segment
+    model.config.default_num_frames = 2 * size + size // 2 + 1
+    turns = (Turn("human", "What?\n<video>"), Turn("gpt", "Bars."))
+    sample = Sample(Conversation("row", "film", turns), path, 1.0, "row 0")
+    dataset = VideoConversations([sample], base.processor, model.config, max_tokens=2048)
+    pixels = base.processor.normalise(dataset[0]["pixels"][None])
+    tokens = model.model.get_video_features(pixels)[0]
+    index = base.encode(path, num_frames=model.config.default_num_frames)
+    torch.testing.assert_close(tokens, assemble(index).features, rtol=1e-4, atol=1e-4)
+
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+    with pytest.raises(LongVLMError, match=r"film.mkv: its last .* s can't be decoded, and an encoder"):
+        dataset[0]

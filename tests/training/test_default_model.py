@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -44,7 +45,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     log = json.loads(course.log_path.read_text())
     assert list(log) == ["encoder", "bank", "videos", "long", "hours"]
-    assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", "wall_seconds", "cpu_seconds"}
+    assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", "wall_seconds", "cpu_seconds", "recipe"}
     again = Course(course.recipe, course.folder)
     again.run()
     assert json.loads(again.log_path.read_text()) == log
@@ -150,3 +151,10 @@ def test_short_videos_come_first(course: Course) -> None:
     assert lengths(growing, range(2000, 3000)) == lengths(steady, range(2000, 3000))
     assert max(lengths(steady, range(300))) > 30
     assert max(lengths(steady, range(3000))) == 40
+
+
+def test_stages_of_another_recipe_are_not_taken_up(course: Course) -> None:
+    longer = dataclasses.replace(course.recipe.lessons[0], steps=3)
+    recipe = dataclasses.replace(course.recipe, lessons=(longer, *course.recipe.lessons[1:]))
+    with pytest.raises(LongVLMError, match=r"holds the stage 'videos' of another recipe; choose another folder"):
+        Course(recipe, course.folder).run()

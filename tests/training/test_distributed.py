@@ -16,6 +16,8 @@ from small_run import read_recipe
 from longvlm.pipeline import LongVLM
 from longvlm.training.checkpointing import complete_checkpoints, remove_checkpoint
 from longvlm.training.finetune import CHECKPOINTS, MODEL, train
+from longvlm.world.scene import make_scene
+from longvlm.world.video import write_video
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +84,25 @@ def test_two_processes_go_on_from_a_checkpoint(how: list[str], small_recipe: Pat
     resumed = weights_of(tmp_path / "run")
     for name, weight in whole.items():
         torch.testing.assert_close(resumed[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_sharded_encoder_learns_and_goes_on(small_recipe: Path, tmp_path: Path) -> None:
+    """Its last layer is read for [CLS] alone, and its last norm not at all."""
+    for number in range(6):
+        path = tmp_path / "videos" / f"v{number}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_video(make_scene(number, 10.0), path, width=64, height=48, fps=2, show_progress=False)
+    changes = [f"data.0.videos={tmp_path / 'videos'}", "model.num_frames=8", "learning_rates.encoder=1e-3"]
+    changes += ["machine.fsdp=true", "schedule.batch_size=1"]
+    torchrun(small_recipe, tmp_path / "run", *changes)
+    whole = weights_of(tmp_path / "run")
+    assert any("vision_tower" in name for name in whole)
+    for checkpoint in complete_checkpoints(tmp_path / "run" / CHECKPOINTS)[1:]:
+        remove_checkpoint(checkpoint)
+    (tmp_path / "run" / MODEL).rename(tmp_path / "finished")
+    torchrun(small_recipe, tmp_path / "run", *changes)
+    for name, weight in weights_of(tmp_path / "run").items():
+        torch.testing.assert_close(weight, whole[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_sharding_with_accumulation_checkpointed_activations_and_bfloat16(small_recipe: Path, tmp_path: Path) -> None:

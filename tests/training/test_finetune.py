@@ -269,3 +269,46 @@ def test_a_curve() -> None:
     assert draw_curve([1.0, 1.0]) == "▁▁"
     assert draw_curve([]) == ""
     assert len(draw_curve(list(range(1000)))) == 60
+
+
+def test_before_a_first_checkpoint_the_recipe_may_change(small_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(LongVLMError, match=r"set schedule.max_tokens higher"):
+        run(small_recipe, tmp_path / "run", *SHORT, "schedule.max_tokens=20")
+    folder, _ = run(small_recipe, tmp_path / "run", *SHORT)
+    assert (folder / FILE_NAME).is_file()
+
+
+def test_changed_rows_are_another_training(small_recipe: Path, tmp_path: Path) -> None:
+    rows = shutil.copy(small_recipe.parent / "train.json", tmp_path / "rows.json")
+    changes = [*SHORT, f"data.0.instructions={rows}"]
+    run(small_recipe, tmp_path / "run", *changes)
+    (tmp_path / "rows.json").write_text(json.dumps(json.loads((tmp_path / "rows.json").read_text())[1:]))
+    with pytest.raises(LongVLMError, match=r"another recipe: data is "):
+        run(small_recipe, tmp_path / "run", *changes)
+
+
+def test_held_out_rows_have_room_before_anything_is_trained(
+    small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = finetune.hold_out
+
+    def hold_out_the_longest(given: list[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
+        text = [sample for sample in given if sample.video is None]
+        return text, [sample for sample in given if sample.video is not None]
+
+    assert callable(samples)
+    monkeypatch.setattr(finetune, "hold_out", hold_out_the_longest)
+    with pytest.raises(LongVLMError, match=r"row \d has .* set schedule.max_tokens higher"):
+        run(small_recipe, tmp_path / "run", *SHORT, "schedule.max_tokens=20", "held_out_share=0.5")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_row_that_a_worker_complains_of_is_one_line(small_recipe: Path, tmp_path: Path) -> None:
+    features = shutil.copytree(small_recipe.parent / "features", tmp_path / "features")
+    path = Path(features) / "v3.longvlm"
+    content = path.read_bytes()
+    path.write_bytes(content[:-200] + bytes(200))  # its header is whole
+    with pytest.raises(LongVLMError) as caught:
+        run(small_recipe, tmp_path / "run", "machine.workers=1", f"data.0.features={features}")
+    assert "v3.longvlm" in str(caught.value)
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)

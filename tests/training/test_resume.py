@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import read_recipe, train_in_child
+from small_run import read_recipe, train_in_child, train_until_marking
 
 from longvlm.errors import LongVLMError
+from longvlm.index.whole_files import holding
 from longvlm.pipeline import LongVLM
 from longvlm.training.checkpointing import (
     COMPLETE,
     complete_checkpoints,
-    holding,
     remove_checkpoint,
     remove_half_written,
 )
@@ -86,15 +87,15 @@ def test_killed_while_a_checkpoint_is_written(
     tmp_path: Path,
     processes: multiprocessing.context.ForkServerContext,
 ) -> None:
-    checkpoints = tmp_path / "run" / CHECKPOINTS
-
-    def half_written() -> bool:
-        return any(not (path / COMPLETE).is_file() for path in checkpoints.glob("checkpoint-4"))
-
-    def later() -> bool:
-        return (checkpoints / "checkpoint-6" / COMPLETE).is_file()
-
-    assert run_with_kills(small_recipe, tmp_path / "run", [half_written, later], processes) == 2
+    changes = [*CHANGES, f"output={tmp_path / 'run'}"]
+    for step in (4, 6):
+        process = processes.Process(target=train_until_marking, args=(small_recipe, changes, step))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        unfinished = tmp_path / "run" / CHECKPOINTS / f"checkpoint-{step}"
+        assert unfinished.is_dir() and not (unfinished / COMPLETE).exists()
+    train(read_recipe(small_recipe, *changes), say=lambda text: None)
     assert_same_weights(tmp_path / "run", uninterrupted)
 
 
@@ -168,7 +169,7 @@ def test_a_whole_language_model_goes_on(small_recipe: Path, tmp_path: Path) -> N
 
 
 def test_two_runs_in_one_folder_are_refused(small_recipe: Path, tmp_path: Path) -> None:
-    with holding(tmp_path), pytest.raises(LongVLMError, match="Another process is training in"):
+    with holding(tmp_path), pytest.raises(LongVLMError, match="Another process is at work in"):
         train(read_recipe(small_recipe, f"output={tmp_path}"), say=lambda text: None)
 
 
@@ -180,3 +181,13 @@ def test_only_marked_checkpoints_are_complete(tmp_path: Path) -> None:
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-10"]
     remove_half_written(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-4"]
+
+
+def test_only_unfinished_checkpoints_are_thrown_away(tmp_path: Path) -> None:
+    for name in ("checkpoint-4", "checkpoint-6", "checkpoint-4-kept", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-notes.txt").touch()
+    (tmp_path / "checkpoint-4" / "complete").touch()
+    remove_half_written(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"checkpoint-4", "checkpoint-4-kept", "other", "checkpoint-notes.txt"}

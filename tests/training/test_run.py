@@ -52,3 +52,15 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start, strict=True):
         assert torch.equal(parameter, expected)
         assert not torch.equal(parameter, untrained)
+
+
+def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(tmp_path: Path) -> None:
+    whole, resumed = Line(), Line()
+    run_stage(whole, Lines(), collate, SETTINGS, tmp_path / "whole", seed=0, batch_size=BATCH_SIZE)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_stage(Line(), Lines(breaks_at=28), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
+    unfinished = tmp_path / "stopped" / "checkpoint-8"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half of")
+    run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
+    assert torch.equal(resumed.linear.weight, whole.linear.weight)

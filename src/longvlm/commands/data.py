@@ -181,7 +181,7 @@ def convert(
         typer.Option(
             "--drop-missing",
             metavar="DIR",
-            help="Leave out rows whose video or features are not in DIR or below it. With several, in any of them.",
+            help="Leave out rows whose video or features are not in DIR or below it. With several, in each of them.",
             show_default=False,
         ),
     ] = None,
@@ -200,7 +200,8 @@ def convert(
     available = reduce(set.intersection, map(list_ids, drop_missing)) if drop_missing else None
     converted = convert_instructions(instructions, available=available, pickle_names=pickle_names)
     if not converted.rows and converted.num_dropped:
-        raise LongVLMError(f"No row of {instructions} has its video in {drop_missing[0] if drop_missing else ''}.")
+        where = " and in ".join(map(str, drop_missing or []))
+        raise LongVLMError(f"No row of {instructions} has its video in {where}.")
     _save(output, lambda: json.dumps(converted.rows, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
     dropped = f", {converted.num_dropped} were left out since their videos are missing" if available is not None else ""
     console.note(f"wrote {output}: {len(converted.rows)} rows{dropped}.")

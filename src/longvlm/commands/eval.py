@@ -43,6 +43,7 @@ def evaluate(
         from longvlm.evaluation.predict import Asking
         from longvlm.evaluation.run import hash_weights, run_benchmark
         from longvlm.model.checkpoints import resolve_model
+        from longvlm.model.projector import ReferenceProjector
         from longvlm.world.lengths import require_matplotlib
 
         require_matplotlib()
@@ -51,7 +52,7 @@ def evaluate(
         judge = _choose_judge(benchmark, rows, judge_options)
         model, weights = _open_model(rows, videos, model_options), ""
         if model is not None:
-            laid_over = [model_options.projector] if model_options.projector else []
+            laid_over = [ReferenceProjector.open(model_options.projector).path] if model_options.projector else []
             weights = hash_weights(resolve_model(model_options.model), laid_over, progress.update)
         outcome = run_benchmark(
             benchmark,

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longvlm.commands import console
 from longvlm.commands.options import EncoderOptions, ModelOptions, VideoOptions
@@ -59,7 +59,7 @@ def require_writable(path: Path) -> None:
 
 def load_model(options: EncoderOptions) -> LongVLM:
     """Open the chosen model, and say so if it is the bundled one, which knows little."""
-    only_to_answer = {}
+    only_to_answer: dict[str, Any] = {}
     if isinstance(options, ModelOptions):
         only_to_answer = {"projector": options.projector, "load_in_4bit": options.load_in_4bit}
     if options.model is None:

@@ -18,20 +18,22 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     chosen = choose_rows(settings, rows)
     require_matplotlib()
     from longvlm import LongVLM
+    from longvlm.index.whole_files import holding, make_folder
     from longvlm.report.tables import put_table
     from longvlm.study import report
     from longvlm.study.course import Study
 
-    work = Study(settings, runs)
-    work.encode_blocks(LongVLM.from_pretrained().encoder)
-    scores = []
-    for row in chosen:
-        finished = []
-        for seed in range(row.seeds):
-            console.note(f"{row.name}, seed {seed}")
-            finished.append(work.run(row, seed))
-        scores.append(report.score_row(row, finished))
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(runs)
+    with holding(runs):
+        work = Study(settings, LongVLM.from_pretrained().encoder, runs)
+        scores = []
+        for row in chosen:
+            finished = []
+            for seed in range(row.seeds):
+                console.note(f"{row.name}, seed {seed}")
+                finished.append(work.run(row, seed))
+            scores.append(report.score_row(row, finished))
+    make_folder(output)
     found = {"rows": report.as_json(scores)}
     (output / "study.json").write_text(json.dumps(found, indent=1) + "\n")
     report.plot(scores, output / "study.png")

@@ -57,4 +57,12 @@ def find_video(folder: Path, name: str, benchmark: Benchmark) -> Path | None:
     candidates = [folder / f"{stem}{VideoIndex.SUFFIX}" for stem in stems]
     candidates += [folder / written] if known else []
     candidates += [folder / f"{stem}{suffix}" for stem in stems for suffix in benchmark.video_suffixes]
-    return next((path for path in candidates if path.is_file()), None)
+    candidates += [path.with_suffix(path.suffix.upper()) for path in candidates if path.suffix]
+    return next((path for path in candidates if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long to be one
+        return False

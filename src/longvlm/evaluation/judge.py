@@ -45,7 +45,11 @@ class JudgeRequest:
 
 
 class _GaveUp(Exception):
-    """One request failed for good; the others may still succeed."""
+    """One request failed for good; the others may still succeed. `remedy` is for where all of them do."""
+
+    def __init__(self, reason: str, remedy: str = "run the same command again later") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 class Judge:
@@ -63,7 +67,7 @@ class Judge:
         self.unreached = 0
         self._kept = kept
         self._by_content = {line.get("content_key"): line for line in kept.lines}
-        self._has_judged = False
+        self._has_judged = any(line.get("judge") == model for line in kept.lines)
         self._failures_in_a_row = 0
         if not self.url.startswith(("http://", "https://")):
             raise LongVLMError(f"--judge-url is {url!r}; give an address such as http://localhost:8000/v1.")
@@ -131,7 +135,7 @@ class Judge:
             self.unreached += 1
             self._failures_in_a_row += 1
             if not self._has_judged or self._failures_in_a_row >= FAILURES_IN_A_ROW:
-                raise self._stop(str(failure), "run the same command again later") from failure
+                raise self._stop(str(failure), failure.remedy) from failure
             return
         self._has_judged, self._failures_in_a_row = True, 0
         line: dict[str, Any] = {"content_key": key, "row_key": request.row_key, "axis": request.axis}
@@ -159,7 +163,7 @@ class Judge:
                 if error.status_code in _HOPELESS or error.code == "insufficient_quota":
                     raise self._stop(reason, _HOPELESS.get(error.status_code, "see to its quota")) from error
                 if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
-                    raise _GaveUp(reason) from error
+                    raise _GaveUp(reason, "see to what it complains of, or choose another judge") from error
             except openai.APIConnectionError as error:
                 reason, header = f"no answer from it ({_one_line(error.__cause__ or error)})", None
                 if not self._has_judged and attempt >= TRIES_TO_CONNECT:

@@ -19,6 +19,7 @@ from longvlm.evaluation.benchmark import Benchmark, find_video
 from longvlm.evaluation.jsonl import JsonLines
 from longvlm.evaluation.rows import Row
 from longvlm.pipeline import DamageWarning
+from longvlm.stages.video import parse_time
 from longvlm.video_index import VideoIndex
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class Asking:
 class Predictor:
     """Answers rows of a benchmark with one model and hands out every prediction.
 
-    What could not be asked, a whole video or one row about it, is a line of `failures`; `damaged` names videos of
-    which the end was missing.
+    What could not be asked, a whole video or one row about it, is a line of `failures`; `lost_seconds` are those of
+    videos of which the end was missing, by name.
     """
 
     def __init__(self, model: LongVLM, benchmark: Benchmark, folder: Path, asking: Asking, failures: JsonLines) -> None:
@@ -49,7 +50,7 @@ class Predictor:
         self.folder = folder
         self.asking = asking
         self.failures = failures
-        self.damaged: list[str] = []
+        self.lost_seconds: dict[str, float] = {}
 
     def predict(self, rows: Sequence[Row]) -> Iterator[tuple[Row, tuple[str, ...]]]:
         """Each row that can be asked with its predictions, batch by batch; a batch may span videos."""
@@ -79,24 +80,33 @@ class Predictor:
         if path.suffix == VideoIndex.SUFFIX:
             index = VideoIndex.load(path)
             index.require_same_encoding(self.model.encoder.name, self.model.encoder.fingerprint, self.model.compression)
-            self._require_sampling(index)
+            index = self._as_asked(index)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DamageWarning)  # counted here, told at the end
                 index = self.model.encode(path, **self.asking.encode)
         if index.lost_seconds > 0:
-            self.damaged.append(name)
+            self.lost_seconds[name] = round(index.lost_seconds, 3)
         return index
 
-    def _require_sampling(self, index: VideoIndex) -> None:
-        """A stored index can't follow a sampling that was asked for, but must not pass for it either."""
+    def _as_asked(self, index: VideoIndex) -> VideoIndex:
+        """The part of a stored index that was asked for. It can't follow another sampling, nor must it pass for it."""
         wanted = self.asking.encode
+        if wanted.get("sampling", "exact") != "exact" and index.sampling.mode != wanted["sampling"]:
+            raise LongVLMError(
+                f"the stored index holds {index.sampling.mode} frames, and --sampling {wanted['sampling']} is asked "
+                "for; encode it again, or leave the option out"
+            )
         for setting in ("num_frames", "fps", "max_frames"):
             if wanted.get(setting) is not None and getattr(index.sampling, setting) != wanted[setting]:
                 raise LongVLMError(
                     f"the stored index was sampled with {setting}={getattr(index.sampling, setting)}, and "
                     f"{setting}={wanted[setting]} is asked for; encode it again, or leave the option out"
                 )
+        if wanted.get("start") is None and wanted.get("end") is None:
+            return index
+        end = wanted.get("end")
+        return index.slice(parse_time(wanted.get("start") or 0), None if end is None else parse_time(end))
 
     def _answer(self, batch: Sequence[tuple[Row, VideoIndex]]) -> Iterator[tuple[Row, tuple[str, ...]]]:
         questions = [question for row, _ in batch for question in row.questions]
@@ -136,7 +146,9 @@ def complete_predictions(
         return done
     for count, (row, texts) in enumerate(predictor.predict(waiting), start=1):
         named = dict(zip(row.prediction_fields, texts, strict=True))
-        files[row.part].append({**row.source, **named, "row_key": row.key})
+        lost = predictor.lost_seconds.get(row.video_name)
+        line = {**row.source, **named, "row_key": row.key}
+        files[row.part].append(line if lost is None else {**line, "lost_seconds": lost})
         done[row.key] = texts
         if on_progress is not None:
             on_progress(count / len(waiting), f"Answered {count:,} of {len(waiting):,} questions")
@@ -151,6 +163,13 @@ def kept_predictions(rows: Sequence[Row], files: Mapping[str, JsonLines]) -> dic
         if line is not None and all(isinstance(line.get(name), str) for name in row.prediction_fields):
             found[row.key] = tuple(line[name] for name in row.prediction_fields)
     return found
+
+
+def damaged_videos(rows: Sequence[Row], files: Mapping[str, JsonLines]) -> list[str]:
+    """The videos of these rows of which the end was missing when they were looked at."""
+    lines = (line for file in files.values() for line in file.lines)
+    damaged = {line.get("row_key") for line in lines if line.get("lost_seconds")}
+    return sorted({row.video_name for row in rows if row.key in damaged})
 
 
 def _one_line(error: BaseException) -> str:

@@ -90,7 +90,7 @@ def read_annotations(path: Path) -> list[Annotation]:
     """The objects of a JSON list, or of JSON lines in a file named *.jsonl. Raises LongVLMError, naming the file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = [json.loads(line) for line in text.splitlines() if line] if _has_lines(path) else json.loads(text)
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()] if _has_lines(path) else json.loads(text)
     except FileNotFoundError as error:
         raise LongVLMError(f"No such annotation file: {path}. Check --annotations.") from error
     except OSError as error:

@@ -22,17 +22,26 @@ from longvlm.evaluation.jsonl import JsonLines
 from longvlm.evaluation.judge import Judge, JudgeRequest
 from longvlm.evaluation.judging import Judgement, JudgePrompt
 from longvlm.evaluation.measures import Measure, Predictions, measure_judged, measure_letters, measure_offline
-from longvlm.evaluation.predict import Asking, Predictor, Progress, complete_predictions, kept_predictions
+from longvlm.evaluation.predict import (
+    Asking,
+    Predictor,
+    Progress,
+    complete_predictions,
+    damaged_videos,
+    kept_predictions,
+)
 from longvlm.evaluation.results import Results, judge_name
-from longvlm.evaluation.rows import Row
+from longvlm.evaluation.rows import Row, content_hash
+from longvlm.index.whole_files import holding, make_folder, write_whole
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
 
 NO_MODEL = "the predictions given"
 _PUBLISHED_NOTE = (
-    "Published figures were given by another judge (GPT-3.5), and LongVLM's are quoted from papers that cite it. The "
-    "judge matters: the same predictions have moved from 35.2 % to 43.6 % on ActivityNet-QA when it changed."
+    "Published figures were given by another judge (GPT-3.5) with prompts of other words, and LongVLM's are quoted "
+    "from papers that cite it. The judge matters: the same predictions have moved from 35.2 % to 43.6 % on "
+    "ActivityNet-QA when it changed."
 )
 _OFFLINE_NOTE = (
     "The offline judge compares words: exact match and token F1 without case, punctuation and articles. It is the "
@@ -80,9 +89,11 @@ def run_benchmark(
     name apart. Raises LongVLMError where the folder belongs to another evaluation, nothing is found to ask
     about, or nothing can be written; what was done is kept.
     """
-    settings = _settings(benchmark, model, weights, asking)
-    _claim(output, settings)
+    settings = _settings(benchmark, model, weights, videos, asking)
+    make_folder(output)
     with ExitStack() as stack:
+        stack.enter_context(holding(output))
+        _claim(output, settings)
         files = {
             part: stack.enter_context(JsonLines(output / f"predictions-{part}.jsonl"))
             for part in dict.fromkeys(row.part for row in rows)
@@ -95,7 +106,7 @@ def run_benchmark(
                 _require_any_video(rows, videos, benchmark)
             predictor = Predictor(model, benchmark, videos, asking, failures)
         predictions = complete_predictions(rows, files, predictor, on_progress)
-        damaged = predictor.damaged if predictor else []
+        damaged = damaged_videos(rows, files)
         kept = stack.enter_context(JsonLines(output / "judgements.jsonl"))
         judged = _JudgePart(benchmark, rows, predictions, judge, kept)
         if judge is not None:  # the offline part is there even if the judge fails, or takes days
@@ -123,6 +134,8 @@ class _JudgePart:
         if choice is None:
             return
         self._judge = Judge(choice.model, choice.url, kept, concurrency=choice.concurrency)
+        # A hash of them: scores by other prompts are other scores.
+        self._prompts = content_hash({name: [one.system, one.user] for name, one in choice.prompts.items()})[:16]
         for axis in benchmark.axes:
             for row in rows:
                 if row.part == axis.part and row.key in predictions:
@@ -145,7 +158,8 @@ class _JudgePart:
         if self._judge is None:
             return None
         versions = self._judge.versions(list(self._requests.values()))
-        return {"model": self._judge.model, "url": self._judge.url, "versions": versions}
+        described = {"model": self._judge.model, "url": self._judge.url, "versions": versions}
+        return {**described, "prompts": self._prompts}
 
     def judgements(self) -> dict[tuple[str, str], Judgement]:
         if self._judge is None:
@@ -158,11 +172,15 @@ def _request(row: Row, axis: Axis, prompt: JudgePrompt, texts: tuple[str, ...]) 
     return JudgeRequest(row.key, axis.name, prompt.fill(row, texts), with_verdict=axis.kind == "verdict")
 
 
-def _settings(benchmark: Benchmark, model: LongVLM | None, weights: str, asking: Asking) -> dict[str, Any]:
+def _settings(
+    benchmark: Benchmark, model: LongVLM | None, weights: str, videos: Path | None, asking: Asking
+) -> dict[str, Any]:
     """All that predictions depend on but the rows themselves."""
     settings: dict[str, Any] = {"task": benchmark.name, "model": model.name if model else NO_MODEL}
     if model is not None:
-        settings |= {"weights": weights, "compression": json.loads(model.compression.to_json())}
+        settings |= {"weights": weights, "encoder": model.encoder.fingerprint[:16], "precision": model.precision}
+        settings |= {"videos": None if videos is None else str(videos.resolve())}
+        settings |= {"compression": json.loads(model.compression.to_json())}
         settings |= {"encode": dict(asking.encode), "answer": dict(asking.answer)}
     return settings
 
@@ -171,9 +189,8 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder this evaluation's own. Raises LongVLMError where it is another one's."""
     path = output / "settings.json"
     try:
-        output.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _replace(path, (json.dumps(settings, indent=2) + "\n").encode())
+            write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
             return
         kept = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -251,8 +268,8 @@ def _write(output: Path, results: Results, *, with_chart: bool = True) -> None:
     """Write the three files, each of them whole or not at all."""
     content = json.dumps(results.as_json(), indent=2, ensure_ascii=False) + "\n"
     try:
-        _replace(output / "results.json", content.encode("utf-8", "replace"))
-        _replace(output / "results.md", results.as_markdown().encode("utf-8", "replace"))
+        write_whole(output / "results.json", content.encode("utf-8", "replace"))
+        write_whole(output / "results.md", results.as_markdown().encode("utf-8", "replace"))
         if not with_chart:
             return
         with tempfile.TemporaryDirectory(dir=output, prefix=".drawing-") as folder:
@@ -264,12 +281,6 @@ def _write(output: Path, results: Results, *, with_chart: bool = True) -> None:
             f"Can't write the results into {output}: {error.strerror or error}. Make room and run the same command "
             "again; predictions and judgements are kept."
         ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    half = path.with_name(f".{path.name}.part")
-    half.write_bytes(content)
-    half.replace(path)
 
 
 def hash_weights(

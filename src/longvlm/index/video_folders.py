@@ -100,7 +100,7 @@ def _locate(name: str, folder: Path) -> ListedVideo:
     path = folder / name
     if not path.is_file():
         stem = path.with_name(video_id(path.name))
-        others = (stem.with_name(stem.name + suffix) for suffix in VIDEO_SUFFIXES)
+        others = (stem.with_name(stem.name + end) for suffix in VIDEO_SUFFIXES for end in (suffix, suffix.upper()))
         path = next((other for other in others if other.is_file()), path)
     return ListedVideo(video_id(name), str(path))
 

@@ -1,11 +1,20 @@
-"""Writing a file whole or not at all: beside its place first, then moved there."""
+"""Files written whole or not at all: beside their place first, then moved there. And folders for one process alone."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from longvlm.errors import LongVLMError
+
+_LOCK = "lock"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -20,6 +29,17 @@ def write_whole(path: Path, content: bytes) -> None:
         raise LongVLMError(f"Can't write {path} ({reason}); choose a place with room that you may write to.") from error
 
 
+def give_usual_mode(folder: Path) -> None:
+    """Let files that safetensors wrote, for their owner's eyes alone, have the mode that files usually get here."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".mode-") as place:
+        usual = Path(place) / "file"
+        usual.touch()
+        mode = usual.stat().st_mode
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, unless it is there. Raises LongVLMError, naming it."""
     try:
@@ -27,3 +47,19 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise LongVLMError(f"Can't make the folder {path} ({reason}); choose another place.") from error
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Within it no other process can hold `folder`; the system lets go of it for a process that is killed."""
+    if fcntl is None:
+        yield
+        return
+    with (folder / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LongVLMError(
+                f"Another process is at work in {folder}; wait for it or stop it, or choose another output."
+            ) from error
+        yield

@@ -191,8 +191,8 @@ def load_encoder(
     images = read_image_settings(source)
     # float16 loses what the fingerprint reads: rounded to bfloat16 afterwards, values would differ.
     tower = _load_tower(source, config.vision_config, torch.float32 if dtype == torch.float16 else dtype)
-    if base_of(folder) is not None:
-        tower.load_state_dict(tower_weights(TrainedPart.load(folder)), strict=False)
+    for part in reversed(_trained_parts(folder)):  # the one nearest to the base first
+        tower.load_state_dict(tower_weights(TrainedPart.load(part)), strict=False)
     digests = digest_weights(tower)
     return VisionEncoder(
         tower.to(device=device, dtype=dtype),
@@ -207,10 +207,25 @@ def load_encoder(
 
 
 def _tower_folder(folder: Path, config: LongVLMConfig) -> Path:
-    base = base_of(folder)
     if config.vision_tower is not None:
         return resolve_model(config.vision_tower)
-    return folder if base is None else _base_folder(base, folder)
+    return _untrained_folder(folder)
+
+
+def _trained_parts(folder: Path) -> list[Path]:
+    """`folder` if it holds a trained part, then that part's base if it is one, and so on."""
+    parts = []
+    while (base := base_of(folder)) is not None:
+        parts.append(folder)
+        folder = _base_folder(base, folder)
+    return parts
+
+
+def _untrained_folder(folder: Path) -> Path:
+    """The checkpoint that lies under all trained parts."""
+    while (base := base_of(folder)) is not None:
+        folder = _base_folder(base, folder)
+    return folder
 
 
 def _base_folder(base: Base, part_folder: Path) -> Path:

@@ -27,6 +27,9 @@ EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Tokenizers of one vocabulary may write a few special tokens differently; those of different ones share few words.
 _MAX_FRACTION_OF_OTHER_WORDS = 0.01
 
+# What fine-tuning leaves alone and generations of a model change: LLaMA 2 has LLaMA's shapes and words.
+_TELLING_SETTINGS = ("rms_norm_eps", "rope_theta")
+
 
 def apply_delta(
     base: str | Path,
@@ -100,6 +103,7 @@ def _pair_tensors(base: Path, other: Path) -> dict[str, tuple[StoredTensor, Stor
 
     Raises LongVLMError, naming the tensor, where the two don't belong together.
     """
+    _require_same_kind(base, other)
     theirs = _open_language_model(base, with_head=True)
     ours = _open_language_model(other, with_head=False)
     pairs: dict[str, tuple[StoredTensor, StoredTensor | None]] = {}
@@ -117,6 +121,14 @@ def _pair_tensors(base: Path, other: Path) -> dict[str, tuple[StoredTensor, Stor
     if EMBEDDINGS in theirs:
         _require_same_words(base, other, theirs[EMBEDDINGS].shape[0])
     return pairs
+
+
+def _require_same_kind(base: Path, other: Path) -> None:
+    """Weights of one shape may belong to models of two generations, which their configs tell apart."""
+    theirs, ours = read_json(base / "config.json"), read_json(other / "config.json")
+    for key in _TELLING_SETTINGS:
+        if key in theirs and key in ours and theirs[key] != ours[key]:
+            raise _misfit(base, other, f"its config.json has {key}={theirs[key]}, and the other one {ours[key]}")
 
 
 def _open_language_model(folder: Path, *, with_head: bool) -> dict[str, StoredTensor]:

@@ -111,7 +111,11 @@ class ReferenceProjector:
             for name, tensor in tensors.items()
             if not is_projector(name) and not (tied and name.endswith("lm_head.weight"))
         }
-        embeddings = next(name for name in laid if name.endswith("embed_tokens.weight"))
+        embeddings = next((name for name in laid if name.endswith("embed_tokens.weight")), None)
+        if embeddings is None:
+            raise LongVLMError(
+                "The base lacks embed_tokens.weight, and can take no projector; give a complete checkpoint."
+            )
         dtype = laid[embeddings].dtype
         laid |= {name: _as_dtype(tensor, dtype) for name, tensor in self.layers.items()}
         if self.embeddings is not None:

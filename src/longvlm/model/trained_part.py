@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from longvlm.errors import LongVLMError
+from longvlm.index.whole_files import give_usual_mode
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
-from longvlm.model.weight_files import weight_files
+from longvlm.model.weight_files import readable, weight_files
 
 FILE_NAME = "trained_part.safetensors"
 TOWER_PREFIX = "model.vision_tower."
@@ -67,7 +68,7 @@ class TrainedPart:
         }
         path = folder / FILE_NAME
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
-        path.chmod(0o644)  # safetensors lets nobody but the owner read its files
+        give_usual_mode(folder)
 
     @classmethod
     def load(cls, folder: Path) -> TrainedPart:
@@ -127,7 +128,9 @@ def digest_checkpoint(folder: Path) -> str:
         return hashlib.sha256((folder / FILE_NAME).read_bytes()).hexdigest()
     digest = hashlib.sha256()
     for path, names in sorted(weight_files(folder).items()):
-        for name, shape, row in _middle_rows(path, sorted(names)):
+        with readable(path):
+            middle_rows = _middle_rows(path, sorted(names))
+        for name, shape, row in middle_rows:
             digest.update(f"{name} {shape} {row.dtype}".encode())
             digest.update(row.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

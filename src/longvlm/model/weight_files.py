@@ -73,7 +73,7 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_outlines(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    with _readable(path):
+    with readable(path):
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -122,7 +122,10 @@ def weight_files(folder: Path) -> dict[Path, list[str]]:
         index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
         if index.is_file():
             files: dict[Path, list[str]] = {}
-            for name, file in read_json(index)["weight_map"].items():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise LongVLMError(f"{index} has no weight_map; download the checkpoint again.")
+            for name, file in weight_map.items():
                 files.setdefault(folder / Path(file).name, []).append(name)
             return files
         if single.is_file():
@@ -131,7 +134,7 @@ def weight_files(folder: Path) -> dict[Path, list[str]]:
 
 
 def tensor_names(path: Path) -> list[str]:
-    with _readable(path):
+    with readable(path):
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
                 return list(file.keys())
@@ -139,7 +142,7 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
-    with _readable(path):
+    with readable(path):
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in names}
@@ -148,12 +151,12 @@ def read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turn a missing or damaged weight file into a message about that file."""
     try:
         yield
     except FileNotFoundError as error:
         raise LongVLMError(f"{path.parent} lacks the file {path.name}; download the checkpoint again.") from error
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise LongVLMError(f"{path} can't be read ({reason}); download the checkpoint again.") from error

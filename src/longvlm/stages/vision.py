@@ -122,9 +122,11 @@ def encode_pixels(
     hidden = family.embed(_unwrap(tower), pixel_values)
     for index in range(chosen.last + 1):
         if index > 0:
-            only_cls = index == chosen.last and index not in chosen.features
+            layer = layers[index - 1]
+            # What hooks do to a layer, such as gathering its shards, they do when it is called.
+            only_cls = index == chosen.last and index not in chosen.features and not layer._forward_pre_hooks
             run = (family.run_cls if only_cls else None) or _run_layer
-            hidden = run(layers[index - 1], hidden)
+            hidden = run(layer, hidden)
         if index in chosen.features:
             features[index] = hidden[:, 1:] if select_strategy == "default" else hidden
         if index >= chosen.first_global:

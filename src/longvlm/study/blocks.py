@@ -21,17 +21,17 @@ from longvlm.training.segment_bank import BlockPlan, DrawnBlocks
 from longvlm.types import Compression
 from longvlm.world.scene import max_events
 
-_EMPTY_SHARE = 0.15
+_EVERY_EMPTY = 7
 _BLOCK_SEED = 700_000
 
 
 def plan_blocks(num_blocks: int, *, first: int, seconds: float) -> list[BlockPlan]:
-    """Blocks of none to as many events as fit, of seeds of their own from `first` on."""
+    """Blocks of none to as many events as fit, of seeds of their own from `first` on; every seventh is empty."""
     plans = []
-    for seed in range(_BLOCK_SEED + first, _BLOCK_SEED + first + num_blocks):
-        rng = random.Random(f"study block {seed}")
-        events = 0 if rng.random() < _EMPTY_SHARE else rng.randint(1, max_events(seconds))
-        plans.append(BlockPlan(seed, 1, events))
+    for number in range(num_blocks):
+        seed = _BLOCK_SEED + first + number
+        events = random.Random(f"study block {seed}").randint(1, max_events(seconds))
+        plans.append(BlockPlan(seed, 1, 0 if number % _EVERY_EMPTY == 0 else events))
     return plans
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import re
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from longvlm.errors import LongVLMError
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
@@ -48,14 +48,39 @@ class Run:
 
 
 class Study:
-    """Encoded blocks, and runs that are trained on them; everything lies in `folder`."""
+    """Encoded blocks, and runs that are trained on them; everything lies in `folder`.
 
-    def __init__(self, settings: StudySettings, folder: Path) -> None:
+    Raises LongVLMError where a study with other settings, other rows of these names or another encoder lies there.
+    """
+
+    def __init__(self, settings: StudySettings, encoder: VisionEncoder, folder: Path) -> None:
         self.settings, self.folder = settings, folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self._claim(encoder.fingerprint)
         torch.set_num_threads(settings.threads)
+        self._encode_blocks(encoder)
 
-    def encode_blocks(self, encoder: VisionEncoder) -> None:
+    def _claim(self, encoder_fingerprint: str) -> None:
+        """Note what all results depend on, and compare it with what is there."""
+        content = json.loads(json.dumps(dataclasses.asdict(self.settings)))
+        del content["threads"]
+        rows = {row.pop("name"): row for row in content.pop("rows")}
+        for row in rows.values():
+            del row["group"], row["seeds"]  # no single run depends on them
+        wanted = {"encoder": encoder_fingerprint, **content}
+        path = self.folder / "settings.json"
+        found = json.loads(path.read_text()) if path.is_file() else {**wanted, "rows": {}}
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        differing += [name for name, row in rows.items() if found["rows"].get(name, row) != row]
+        if differing:
+            raise LongVLMError(
+                f"{self.folder} holds a study that differs in {differing[0]}; choose another folder with --runs, or "
+                "remove that one."
+            )
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({**wanted, "rows": {**found["rows"], **rows}}, indent=1))
+        partial.replace(path)
+
+    def _encode_blocks(self, encoder: VisionEncoder) -> None:
         """Draw and encode the blocks, unless that was done before."""
         settings, first = self.settings, 0
         for part, count in (("training", settings.blocks), ("held-out", settings.held_out_blocks)):
@@ -67,7 +92,7 @@ class Study:
 
     def run(self, row: Row, seed: int) -> Run:
         """Train and score a row, or read what it scored before."""
-        folder = self.folder / f"{re.sub('[^a-z0-9]+', '-', row.name.lower())}-{seed}"
+        folder = self.folder / f"{row.file_name}-{seed}"
         finished = folder.with_suffix(".json")
         if finished.is_file():
             content = json.loads(finished.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,18 @@ class Row:
     with_global: bool = True
     seeds: int = 1
 
+    def __post_init__(self) -> None:
+        for name in ("frames_per_segment", "tokens_per_segment", "merge_heads", "seeds"):
+            if getattr(self, name) < 1:
+                raise LongVLMError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not (self.with_local or self.with_global) or (self.method == "subsample" and not self.with_local):
+            raise LongVLMError("the row has no tokens at all; leave with_local or with_global true.")
+
+    @property
+    def file_name(self) -> str:
+        """The name as part of a file's name."""
+        return re.sub("[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
 
 @dataclass(frozen=True)
 class StudySettings:
@@ -73,13 +86,27 @@ class StudySettings:
     threads: int
     rows: tuple[Row, ...]
 
+    def __post_init__(self) -> None:
+        for name in (
+            "blocks",
+            "held_out_blocks",
+            "videos_per_batch",
+            "questions_per_video",
+            "scored_videos",
+            "threads",
+        ):
+            if getattr(self, name) < 1:
+                raise LongVLMError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if len(self.blocks_per_video) != 2 or not 1 <= self.blocks_per_video[0] <= self.blocks_per_video[1]:
+            raise LongVLMError(f"blocks_per_video is {list(self.blocks_per_video)}; give the least and the most.")
+
 
 def load_study(path: Path) -> StudySettings:
     """Read a study's recipe. Raises LongVLMError for a missing, unknown or wrong key, naming it."""
     study = build_settings(StudySettings, read_settings(path), path.name)
-    names = [row.name for row in study.rows]
+    names = [row.file_name for row in study.rows]
     if len(set(names)) < len(names):
-        raise LongVLMError(f"{path.name} has two rows of the same name; each needs its own.")
+        raise LongVLMError(f"{path.name} has two rows whose names have the same letters; each needs its own.")
     for row in study.rows:
         if study.block_seconds % row.frames_per_segment:
             raise LongVLMError(

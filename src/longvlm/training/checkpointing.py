@@ -21,12 +21,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 from longvlm.errors import LongVLMError
+from longvlm.index.whole_files import give_usual_mode
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart
@@ -36,7 +32,6 @@ from longvlm.training.recipe import LearningRates
 from longvlm.training.sharding import gather_optimizer, gather_weights, is_sharded, scatter_optimizer
 
 COMPLETE = "complete"
-LOCK = "lock"
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"  # transformers' names
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
@@ -107,8 +102,7 @@ class PartsTrainer(Trainer):
             config.vision_tower = self._tower
             config.save_pretrained(folder)
         self._processor.save_pretrained(folder)
-        for path in folder.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner can read
+        give_usual_mode(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         pass  # `restore_weights` did, before the model was sharded
@@ -126,7 +120,7 @@ class PartsTrainer(Trainer):
         if checkpoint is None or not is_sharded(self.model):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        state = torch.load(Path(checkpoint) / OPTIMIZER_FILE, weights_only=True)
+        state = torch.load(Path(checkpoint) / OPTIMIZER_FILE, weights_only=True, mmap=True)
         scatter_optimizer(self.model, self.optimizer.optimizer, state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
 
@@ -135,10 +129,16 @@ class PartsTrainer(Trainer):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def restore_weights(model: LongVLMForConditionalGeneration, folder: Path) -> None:
-    """Put a checkpoint's weights into a model that was prepared as the one that was saved."""
+def restore_weights(model: LongVLMForConditionalGeneration, folder: Path, base: Base) -> None:
+    """Put a checkpoint's weights into a model that was prepared as the one that was saved, on the same base."""
     if (folder / FILE_NAME).is_file():
-        restore_part(model, TrainedPart.load(folder))
+        part = TrainedPart.load(folder)
+        if part.base.digest != base.digest:
+            raise LongVLMError(
+                f"{folder} was trained on another base than the {base.name or 'bundled'} of now: its weights have "
+                "changed since. Choose another output, or put the base back."
+            )
+        restore_part(model, part)
         return
     differing = set(model.state_dict()) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
     for path in weight_files(folder):
@@ -158,32 +158,16 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Throw away the checkpoints that a killed run left unfinished."""
+    """Throw away the checkpoints that a killed run left unfinished, and nothing that merely has a like name."""
     whole = complete_checkpoints(folder)
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if path not in whole:
+    for path in folder.glob("*"):
+        if _CHECKPOINT.match(path.name) and path.is_dir() and path not in whole:
             shutil.rmtree(path)
 
 
 def remove_checkpoint(folder: Path) -> None:
     (folder / COMPLETE).unlink()  # first, so that one removed by half is not taken for whole
     shutil.rmtree(folder)
-
-
-@contextmanager
-def holding(folder: Path) -> Iterator[None]:
-    """Within it no other process can hold `folder`; the system lets go of it for a process that is killed."""
-    if fcntl is None:
-        yield
-        return
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LongVLMError(
-                f"Another process is training in {folder}; wait for it or stop it, or choose another output."
-            ) from error
-        yield
 
 
 @contextmanager
@@ -200,3 +184,16 @@ def naming_what_is_not_written(folder: Path) -> Iterator[None]:
             f"Can't write {folder} ({reason}); make room and start the same command again: it goes on from the last "
             "complete checkpoint."
         ) from error
+
+
+@contextmanager
+def naming_rows_in_workers() -> Iterator[None]:
+    """Raise what a process that prepares batches complains of as the complaint itself, without that process's trace."""
+    try:
+        yield
+    except LongVLMError as error:
+        raise LongVLMError(str(error).strip().splitlines()[-1].removeprefix(f"{_qualified(LongVLMError)}: ")) from error
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

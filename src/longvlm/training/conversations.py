@@ -111,10 +111,18 @@ class VideoConversations(Dataset):
                 fit=self._compression.fit,
             )
             frames = list(segments)
-            duration = reader.info.duration_seconds or 0.0
+            duration, lost_seconds = reader.info.duration_seconds or 0.0, reader.lost_seconds
+        if lost_seconds:
+            raise LongVLMError(
+                f"{path}: its last {lost_seconds:.1f} s can't be decoded, and an encoder learns from whole videos; "
+                "mend it, or take its rows out."
+            )
         starts = [0.0, *(float(segment.times_seconds[0]) for segment in frames[1:])]
         spans = torch.tensor(list(zip(starts, [*starts[1:], duration], strict=True)), dtype=torch.float64)
-        return torch.cat([segment.pixels for segment in frames])[: sampling.num_frames], spans
+        # A short last segment is filled by repeating its frames, which the model does itself: each once.
+        in_last = (sampling.num_frames or 0) - size * (len(frames) - 1)
+        once = [-(-place * size // in_last) for place in range(in_last)]
+        return torch.cat([*(segment.pixels for segment in frames[:-1]), frames[-1].pixels[once]]), spans
 
     def estimate_lengths(self) -> list[int]:
         """About how many tokens each sample has, without writing out its conversation."""

@@ -3,7 +3,7 @@
     python -m longvlm.training.default_model [RECIPE.yaml] [--runs DIR] [--output DIR]
 
 The encoder learns to see single frames; a bank of encoded blocks is made with it; projector and language model learn
-from single blocks, then from whole videos joined from blocks. Model class, collation and loss are those of every model.
+from videos joined from blocks, the short ones first. Model class, collation and loss are those of every model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +22,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
+from longvlm.errors import LongVLMError
+from longvlm.index.whole_files import give_usual_mode
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
@@ -244,22 +246,34 @@ class Course:
         self.log: dict[str, Any] = json.loads(self.log_path.read_text()) if self.log_path.is_file() else {}
 
     def run(self) -> None:
-        self._stage("encoder", self.train_encoder)
-        self._stage("bank", self.make_bank)
-        for stage in self.recipe.lessons:
-            self._stage(stage.name, partial(self.train_language, stage))
+        recipe = self.recipe
+        self._stage("encoder", self.train_encoder, recipe.encoder)
+        self._stage("bank", self.make_bank, recipe.bank)
+        for stage in recipe.lessons:
+            self._stage(stage.name, partial(self.train_language, stage), stage)
 
-    def _stage(self, name: str, work: Callable[[], dict[str, float] | None]) -> None:
-        """Run a stage unless it was finished before; then take up its weights."""
+    def _stage(self, name: str, work: Callable[[], dict[str, float] | None], settings: Any) -> None:
+        """Run a stage unless it was finished before; then take up its weights.
+
+        Raises LongVLMError where it was finished by another recipe.
+        """
         weights = self.folder / f"{name}.pt"
+        decides = {"seed": self.recipe.seed, "model": asdict(self.recipe.model), name: asdict(settings)}
+        decides = json.loads(json.dumps(decides))  # as the log gives it back
+        if name in self.log and self.log[name].get("recipe") != decides:
+            raise LongVLMError(
+                f"{self.folder} holds the stage {name!r} of another recipe; choose another folder with --runs, or "
+                "remove that one."
+            )
         if name not in self.log:
             wall, cpu = time.monotonic(), time.process_time()
             report = work() or {}
             torch.save(self.school.state_dict(), weights)
             spent = {"wall_seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
-            self.log[name] = {**report, **{key: round(value, 1) for key, value in spent.items()}}
+            spent = {key: round(value, 1) for key, value in spent.items()}
+            self.log[name] = {**report, **spent, "recipe": decides}
             self.log_path.write_text(json.dumps(self.log, indent=1))
-            print(f"{name}: {self.log[name]}")
+            print(f"{name}: {report | spent}")
         self.school.load_state_dict(torch.load(weights, weights_only=True))
 
     def train_encoder(self) -> dict[str, float]:
@@ -308,8 +322,7 @@ class Course:
         """Write model and processor, the weights in bfloat16."""
         self.model.eval().to(torch.bfloat16).save_pretrained(output)
         self.processor.save_pretrained(output)
-        for path in output.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner can read
+        give_usual_mode(output)
 
 
 def _stack(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

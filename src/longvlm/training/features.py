@@ -47,10 +47,13 @@ def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def inspect_features(path: Path, encoder_name: str, encoder_fingerprint: str, wanted: Compression) -> StoredVideo:
+def inspect_features(
+    path: Path, encoder_name: str, encoder_fingerprint: str, wanted: Compression, num_frames: int | None = None
+) -> StoredVideo:
     """What a feature file holds, from its header alone, since a training has thousands of them.
 
-    Raises LongVLMError, with both sides and the remedy, for features of another encoder or other settings.
+    Raises LongVLMError, with both sides and the remedy, for features of another encoder, other settings, or, if given,
+    another `num_frames`.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -67,6 +70,12 @@ def inspect_features(path: Path, encoder_name: str, encoder_fingerprint: str, wa
         )
     if settings != wanted:
         raise _misfit(path, num_segments, settings, wanted)
+    expected = num_segments if num_frames is None else -(-num_frames // wanted.frames_per_segment)
+    if num_segments != expected:
+        raise LongVLMError(
+            f"{path} has {num_segments} segments of {wanted.frames_per_segment} frames, where {expected} are expected "
+            f"(model.num_frames={num_frames}); set that to what the features have, or extract them again."
+        )
     return StoredVideo(path, num_segments, count_visual_tokens(num_segments, wanted))
 
 

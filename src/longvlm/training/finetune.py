@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,15 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from longvlm.errors import LongVLMError
-from longvlm.model.checkpoints import load_config, resolve_model
+from longvlm.index.whole_files import holding
+from longvlm.model.checkpoints import resolve_model
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.trained_part import Base, digest_checkpoint
 from longvlm.pipeline import LongVLM
 from longvlm.training.checkpointing import (
     PartsTrainer,
     complete_checkpoints,
-    holding,
+    naming_rows_in_workers,
     naming_what_is_not_written,
     remove_half_written,
     restore_weights,
@@ -38,7 +40,7 @@ from longvlm.training.conversations import (
 )
 from longvlm.training.curves import Lines, Say, table_of_parts, tensorboard_callback
 from longvlm.training.features import encode_videos, find_features, find_video_files, inspect_features
-from longvlm.training.instructions import Conversation, read_instructions
+from longvlm.training.instructions import Conversation, digest_file, read_instructions
 from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
 from longvlm.training.recipe import NEW_BASE, DataSource, Recipe
 from longvlm.training.sample_order import plan_samples
@@ -47,6 +49,7 @@ from longvlm.training.tiny_model import write_tiny_model
 
 CHECKPOINTS, MODEL, BASE, FEATURES, CURVES = "checkpoints", "model", "base", "features", "tensorboard"
 RECIPE_FILE, HISTORY_FILE = "recipe.yaml", "history.json"
+_LONGEST_ENCODING_SECONDS = 7 * 24 * 3600  # while the first process encodes videos, the others wait
 _SHAPES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -61,12 +64,14 @@ def train(recipe: Recipe, say: Say = print) -> Path:
         torch.set_num_threads(recipe.machine.threads)
     say = say if _rank() == 0 else _say_nothing
     arguments = _make_arguments(recipe)
-    with arguments.main_process_first(local=False):
-        _claim_output(recipe, arguments.world_size)
-    if (recipe.output / MODEL).is_dir():
-        say(f"{recipe.output / MODEL} is trained already; for another training choose another output.")
-        return recipe.output / MODEL
+    with naming_what_is_not_written(recipe.output):
+        recipe.output.mkdir(parents=True, exist_ok=True)
     with holding(recipe.output) if _rank() == 0 else nullcontext():
+        with arguments.main_process_first(local=False):
+            _claim_output(recipe, arguments.world_size)
+        if (recipe.output / MODEL).is_dir():
+            say(f"{recipe.output / MODEL} is trained already; for another training choose another output.")
+            return recipe.output / MODEL
         start = _open_start(recipe, arguments)
         samples = _gather_samples(recipe, start.opened, arguments, say)
         return _run(recipe, arguments, start, samples, say)
@@ -81,20 +86,23 @@ def _say_nothing(text: str) -> None:
 
 
 def _claim_output(recipe: Recipe, num_processes: int) -> None:
-    """Note the recipe in the output folder; raise LongVLMError where another recipe's run lies there."""
+    """Note the recipe in the output folder; raise LongVLMError where something that another one has trained lies there.
+
+    A run that had not come to its first checkpoint leaves nothing that depends on the recipe, but the start it drew.
+    """
     path, wanted = recipe.output / RECIPE_FILE, _what_decides(recipe, num_processes)
-    if path.is_file():
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = _first_difference(found, wanted)
-        if differing is not None:
-            key, theirs, ours = differing
-            raise LongVLMError(
-                f"{recipe.output} holds a run of another recipe: {key} is {theirs} there and {ours} here. Choose "
-                "another output, or remove that folder."
-            )
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    differing = _first_difference(found, wanted)
+    if differing is None:
         return
+    if found is not None and ((recipe.output / MODEL).is_dir() or complete_checkpoints(recipe.output / CHECKPOINTS)):
+        key, theirs, ours = differing
+        raise LongVLMError(
+            f"{recipe.output} holds a run of another recipe: {key} is {theirs} there and {ours} here. Choose "
+            "another output, or remove that folder."
+        )
     with naming_what_is_not_written(path):
-        recipe.output.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(recipe.output / BASE, ignore_errors=True)
         whole = path.with_suffix(f".{os.getpid()}")
         whole.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
         whole.replace(path)
@@ -109,11 +117,14 @@ def _first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any,
 
 
 def _what_decides(recipe: Recipe, num_processes: int) -> dict[str, Any]:
-    """The recipe's keys on which the trained weights depend; how a step is divided does not matter."""
+    """What the trained weights depend on: the recipe's keys, but how a step is divided, and the rows to learn from."""
     content = recipe.to_dict()
+    for item, source in zip(content["data"], recipe.data, strict=True):
+        item["sha256"] = digest_file(source.instructions)
     for key in ("output", "reports"):
         del content[key]
-    content["machine"] = {"precision": recipe.machine.precision}
+    # A sharded optimizer's state has another form.
+    content["machine"] = {"precision": recipe.machine.precision, "fsdp": recipe.machine.fsdp}
     schedule = content["schedule"]
     schedule["samples_per_step"] = schedule.pop("batch_size") * schedule.pop("accumulation") * num_processes
     return content
@@ -157,7 +168,7 @@ def _open_start(recipe: Recipe, arguments: TrainingArguments) -> _Start:
             "An encoder learns from videos of one number of frames alone, and the base samples by time; "
             "set model.num_frames."
         )
-    tower = load_config(folder, vision_tower=choice.vision_tower).vision_tower
+    tower = config.vision_tower
     if tower is not None and Path(tower).is_dir():
         tower = str(Path(tower).absolute())
     recorded = "" if name is None else str(folder.absolute()) if Path(name).is_dir() else name
@@ -167,15 +178,17 @@ def _open_start(recipe: Recipe, arguments: TrainingArguments) -> _Start:
 def _gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments, say: Say) -> list[Sample]:
     """The rows of all data sets with their videos, encoded if need be, and checked."""
     samples: list[Sample] = []
-    for source in recipe.data:
+    for number, source in enumerate(recipe.data):
         rows = read_instructions(source.instructions)
         wanted = {row.video for row in rows if row.video is not None}
         if recipe.learning_rates.encoder is not None:
             videos: dict[str, Any] = _find_pixels(source, wanted)
         else:
-            paths = _find_stored(source, wanted, recipe, opened, arguments, say)
+            folder = recipe.output / (FEATURES if len(recipe.data) == 1 else f"{FEATURES}-{number}")
+            paths = _find_stored(source, wanted, folder, opened, arguments, say)
             encoder = (opened.encoder.name, opened.encoder.fingerprint) if paths else ("", "")
-            videos = {v: inspect_features(path, *encoder, opened.compression) for v, path in paths.items()}
+            frames = recipe.model.num_frames
+            videos = {v: inspect_features(path, *encoder, opened.compression, frames) for v, path in paths.items()}
         samples += _join(source, rows, videos, say)
     require_plain_texts(samples, opened.processor)
     if not samples:
@@ -193,14 +206,14 @@ def _find_pixels(source: DataSource, wanted: set[str]) -> dict[str, Path]:
 
 
 def _find_stored(
-    source: DataSource, wanted: set[str], recipe: Recipe, opened: LongVLM, arguments: TrainingArguments, say: Say
+    source: DataSource, wanted: set[str], folder: Path, opened: LongVLM, arguments: TrainingArguments, say: Say
 ) -> dict[str, Path]:
-    """Feature files by id; those of videos are made first."""
+    """Feature files by id; those of videos are made first, in `folder`."""
     if source.features is not None:
         return find_features(source.features, wanted)
     if source.videos is None:
         return {}
-    videos, folder = find_video_files(source.videos, wanted), recipe.output / FEATURES
+    videos = find_video_files(source.videos, wanted)
     sampling = opened.plan_sampling(None, None, None, None, None, "exact")
     with arguments.main_process_first(local=False):
         if _rank() == 0:
@@ -235,6 +248,10 @@ def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: l
     prepare_parts(model, recipe.learning_rates, recipe.lora, video_token_ids(processor), recipe.seed)
     training, held_out = hold_out(samples, recipe.held_out_share, recipe.seed)
     dataset, order = _plan_data(recipe, arguments, start.opened, model, training, say)
+    max_tokens = recipe.schedule.max_tokens
+    measured = VideoConversations(held_out, processor, model.config, max_tokens=max_tokens) if held_out else None
+    if measured is not None:
+        measured.require_room(measured.estimate_lengths())
     say(
         f"{len(samples)} samples, {len(held_out)} of them held out; {arguments.max_steps} steps of "
         f"{_samples_per_step(arguments)} samples each"
@@ -247,15 +264,14 @@ def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: l
     checkpoints = complete_checkpoints(folder)
     if checkpoints:
         say(f"going on from {checkpoints[-1]}")
-        restore_weights(model, checkpoints[-1])
+        restore_weights(model, checkpoints[-1], start.base)
     if recipe.machine.fsdp:
         shard_model(model, arguments.device, arguments.world_size, bf16=arguments.bf16)
-    max_tokens = recipe.schedule.max_tokens
     trainer = PartsTrainer(
         model=model,
         args=arguments,
         train_dataset=InOrder(dataset, order),
-        eval_dataset=VideoConversations(held_out, processor, model.config, max_tokens=max_tokens) if held_out else None,
+        eval_dataset=measured,
         data_collator=BatchMaker(processor),
         callbacks=_make_callbacks(recipe, checkpoints, say),
         rates=recipe.learning_rates,
@@ -265,9 +281,10 @@ def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: l
         checkpoints_kept=recipe.reports.checkpoints_kept,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    if held_out:
-        trainer.evaluate()
+    with naming_rows_in_workers():
+        trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+        if held_out:
+            trainer.evaluate()
     return _finish(recipe, trainer)
 
 
@@ -301,7 +318,8 @@ def _plan_data(
     steps = math.ceil(len(order) / _samples_per_step(arguments))
     arguments.max_steps = min(steps, schedule.max_steps or steps)
     arguments.warmup_steps = math.ceil(schedule.warmup_share * arguments.max_steps)
-    return dataset, order
+    # No longer than the run: the Trainer would take a step more on being started again after the last one.
+    return dataset, order[: arguments.max_steps * _samples_per_step(arguments)]
 
 
 def _samples_per_step(arguments: TrainingArguments) -> int:
@@ -317,7 +335,7 @@ def _make_arguments(recipe: Recipe) -> TrainingArguments:
             "machine.fsdp shards a model over processes, and there is one; start them with torchrun -m longvlm train."
         )
     measured = reports.evaluate_every is not None and recipe.held_out_share > 0
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(recipe.output / CHECKPOINTS),
         num_train_epochs=1,  # the order of the samples holds all epochs
         max_steps=1,  # set when the data are known
@@ -331,6 +349,7 @@ def _make_arguments(recipe: Recipe) -> TrainingArguments:
         bf16=precision == "bf16",  # of a sharded model, the sharding sees to it
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
+        ddp_timeout=_LONGEST_ENCODING_SECONDS,
         # An encoder's last layers and its last norm are not read.
         ddp_find_unused_parameters=rates.encoder is not None,
         activation_checkpointing=machine.gradient_checkpointing,
@@ -351,6 +370,10 @@ def _make_arguments(recipe: Recipe) -> TrainingArguments:
         seed=recipe.seed,
         data_seed=recipe.seed,
     )
+    if "RANK" not in os.environ:
+        # One process trains on one device: the Trainer would deal flat visual tokens out over all of them.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _is_cpu(device: str | None) -> bool:

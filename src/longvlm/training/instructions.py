@@ -6,6 +6,7 @@ The training format is LLaVA's: a JSON list of `{"id", "video", "conversations":
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,16 @@ def read_instructions(path: str | Path) -> list[Conversation]:
     """
     path = Path(path)
     return [parse_row(row, f"{path}, row {number}", number) for number, row in enumerate(read_rows(path))]
+
+
+def digest_file(path: Path) -> str:
+    """A hash of a file of instructions, to tell whether it has changed. Raises LongVLMError, naming it."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise LongVLMError(f"No such file: {path}. Give a JSON file of instructions.") from error
+    except OSError as error:
+        raise LongVLMError(f"Can't read {path}: {error.strerror or error}.") from error
 
 
 def read_rows(path: Path) -> list[Any]:

@@ -151,6 +151,7 @@ class Schedule:
         if self.max_steps is not None:
             _require_positive(max_steps=self.max_steps)
         _require_share(warmup_share=self.warmup_share)
+        _require_at_least_0(weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,11 @@ class Machine:
     threads: int | None = None
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            _require_positive(threads=self.threads)
+        _require_at_least_0(workers=self.workers)
+
 
 @dataclass(frozen=True)
 class Reports:
@@ -193,6 +199,8 @@ class Reports:
 
     def __post_init__(self) -> None:
         _require_positive(log_every=self.log_every, save_every=self.save_every, checkpoints_kept=self.checkpoints_kept)
+        if self.evaluate_every is not None:
+            _require_positive(evaluate_every=self.evaluate_every)
 
 
 @dataclass(frozen=True)
@@ -217,6 +225,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require_share(held_out_share=self.held_out_share)
+        _require_at_least_0(seed=self.seed)
         if not self.data:
             raise LongVLMError("data is empty; give at least one item with instructions.")
         if self.model.load_in_4bit:
@@ -307,6 +316,12 @@ def _require_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise LongVLMError(f"{name} is {value}; it must be above 0.")
+
+
+def _require_at_least_0(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < float("inf"):
+            raise LongVLMError(f"{name} is {value}; it must be at least 0.")
 
 
 def _require_share(**values: float) -> None:

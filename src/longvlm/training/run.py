@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -12,6 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -63,4 +65,13 @@ def run_stage(
     )
     trainer = Trainer(model=module, args=arguments, train_dataset=dataset, data_collator=collate)
     with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that the Trainer had finished; one that a kill left unfinished is removed."""
+    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
+        if (Path(last) / TRAINER_STATE_NAME).is_file():  # written last
+            return last
+        shutil.rmtree(last)
+    return None

@@ -23,16 +23,21 @@ def plan_samples(
     """Positions of samples in the order of training, over all epochs.
 
     A sample of weight w occurs w times an epoch; of a fraction, other samples in each epoch. With `group_lengths`,
-    every `batch_size` samples that follow one another are of like length, and such batches come in random order. The
-    last batch is filled up with the first samples, so that it is the same on any number of processes.
+    every `batch_size` samples that follow one another are of like length, and such batches come in random order; what
+    does not fill a batch of its epoch comes at the end of all. The last batch is filled up with the first samples, so
+    that it is the same on any number of processes.
     """
     order: list[int] = []
+    rests: list[int] = []
     for epoch in range(math.ceil(epochs)):
         rng = random.Random(f"order {seed} {epoch}")
         positions = _draw_epoch(weights, rng, epoch)
+        positions = positions[: round(len(positions) * min(1.0, epochs - epoch))]
         if group_lengths:
-            positions = _group(positions, lengths, batch_size, rng)
-        order += positions[: round(len(positions) * min(1.0, epochs - epoch))]
+            positions, rest = _group(positions, lengths, batch_size, rng)
+            rests += rest
+        order += positions
+    order += sorted(rests, key=lambda position: lengths[position])
     return order + list(islice(cycle(order), -len(order) % batch_size))
 
 
@@ -47,14 +52,16 @@ def _draw_epoch(weights: Sequence[float], rng: random.Random, epoch: int) -> lis
     return positions
 
 
-def _group(positions: list[int], lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
+def _group(
+    positions: list[int], lengths: Sequence[int], batch_size: int, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Whole batches, one after another, and the rest, which would shift the batches of a next epoch."""
     size = batch_size * BATCHES_PER_GROUP
     batches: list[list[int]] = []
     for first in range(0, len(positions), size):
         group = sorted(positions[first : first + size], key=lambda position: lengths[position])
         batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
-    # Batches hold their places from here on, so the one that is not full has to come last.
     whole = [batch for batch in batches if len(batch) == batch_size]
     rng.shuffle(whole)
     rest = [position for batch in batches if len(batch) < batch_size for position in batch]
-    return [position for batch in whole for position in batch] + rest
+    return [position for batch in whole for position in batch], rest

@@ -48,6 +48,8 @@ def build_settings(kind: type[Settings], values: Any, where: str) -> Settings:
         return kind(**built)
     except LongVLMError as mistake:
         raise LongVLMError(str(mistake) if where in str(mistake) else f"{where}: {mistake}") from mistake
+    except (TypeError, ValueError) as mistake:
+        raise LongVLMError(f"{where} holds a value of another kind than it should ({mistake}).") from mistake
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

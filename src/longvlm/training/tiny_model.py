@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from longvlm.index.whole_files import give_usual_mode
 from longvlm.model.checkpoints import DEFAULT_MODEL_FOLDER, load_config, load_model, load_processor
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.trained_part import TOWER_PREFIX
@@ -36,8 +37,7 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     model.generation_config = GenerationConfig.from_pretrained(DEFAULT_MODEL_FOLDER)
     model.save_pretrained(folder)
     load_processor(DEFAULT_MODEL_FOLDER, config).save_pretrained(folder)
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes files that only their owner can read
+    give_usual_mode(folder)
     return folder
 
 
