@@ -32,7 +32,7 @@ def blocks() -> BlockFeatures:
 def tiny_study(folder: Path, **changes: Any) -> Path:
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe.update(threads=1, blocks=6, held_out_blocks=4, block_seconds=20, blocks_per_video=[1, 2], scored_videos=3)
-    recipe.update(videos_per_batch=2, text_width=32, text_heads=2)
+    recipe.update(videos_per_batch=2, text_width=32, text_heads=4)
     recipe["training"] = {"steps": 2, "learning_rate": 1e-3, "warmup_steps": 1}
     recipe["rows"] = [{"name": "both", "seeds": 2}, {"name": "pooled", "method": "pool", "group": "others"}]
     path = folder / "study.yaml"

@@ -48,17 +48,17 @@ KIND_WEIGHTS = {
     "first": 2.0,
     "last": 2.0,
     "after": 2.0,
-    "before": 2.0,
-    "count": 1.0,
+    "before": 3.0,
+    "count": 2.0,
     "exists": 1.0,
     "direction": 1.0,
-    "action": 1.0,
-    "order": 0.7,
+    "action": 1.5,
+    "order": 1.5,
     "when": 1.0,
     "at": 1.0,
     "start": 0.7,
     "duration": 0.7,
-    "describe": 0.7,
+    "describe": 1.5,
 }
 
 CHAT_TEMPLATE = (

@@ -5,8 +5,8 @@ number and neighbours matter, or that a name in a question is to be looked up am
 world knows all of that, so it is asked at every visual token and at every name: rows of heads, thrown away afterwards,
 read it from the hidden states of middle layers. And it knows where to look: a few attention heads are told, at a visual
 token, where the same object was before, where it was last, and where each object began, and at a name, where the object
-is and what comes after it. What an object does is learned from what has changed since: its pose is asked for in
-numbers, and how it differs from that of before.
+is, and those right after and right before it. What an object does is learned from what has changed since: its pose is
+asked for in numbers, and how it differs from that of before.
 """
 
 from __future__ import annotations
@@ -270,10 +270,11 @@ class WatchingSchool(nn.Module):
         return torch.stack(losses).sum()
 
     def _look_up(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Where the named object is, and where the next one; the start of the text where there is none."""
+        """Where the named object is, the next one, and the one before; the start of the text where there is none."""
         losses = []
-        for head in (0, 1):
-            there = ((shown[:, None] == wanted[:, :, None] + head) & (wanted[:, :, None] >= 0)).tril()
+        for head, step in enumerate((0, 1, -1)):
+            neighbour = torch.where(wanted >= 0, wanted + step, NO_EVENT)[:, :, None]
+            there = ((shown[:, None] == neighbour) & (neighbour >= 0)).tril()
             there[:, :, 0] = is_name & ~there.any(2)
             losses.append(self._look(self.state_layer + 1, head, there))
         return torch.stack(losses).sum()
