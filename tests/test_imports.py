@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first; a room imports from itself and from the floors below it.
 FLOORS = [
     {"errors"},
+    {"whole_files"},
     {"types"},
     {"clock"},
     {"video_index"},
@@ -25,7 +26,7 @@ FLOORS = [
     {"index"},
     {"world"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "study"},
     {"report", "serving"},
     {"commands"},
     {"cli"},
@@ -47,7 +48,7 @@ OPTIONAL = {
     "lmms_eval": {"evaluation"},
     "bitsandbytes": {"model"},
     "torchcodec": {"stages"},
-    "matplotlib": {"evaluation", "report", "world"},
+    "matplotlib": {"evaluation", "report", "study", "world"},
 }
 NEVER = {"decord", "torchvision", "cv2", "skvideo"}
 

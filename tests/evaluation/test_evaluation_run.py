@@ -17,7 +17,7 @@ from longvlm.evaluation.benchmarks import BENCHMARKS
 from longvlm.evaluation.judging import load_prompts
 from longvlm.evaluation.predict import Asking
 from longvlm.evaluation.run import JudgeChoice, Outcome, hash_weights, run_benchmark
-from longvlm.index.whole_files import holding
+from longvlm.whole_files import holding
 
 WriteJson = Callable[[str, object], str]
 SHORT = Asking(answer={"max_new_tokens": 12}, batch_size=3)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from small_run import read_recipe, train_in_child, train_until_marking
 
 from longvlm.errors import LongVLMError
-from longvlm.index.whole_files import holding
 from longvlm.pipeline import LongVLM
 from longvlm.training.checkpointing import (
     COMPLETE,
@@ -25,6 +24,7 @@ from longvlm.training.checkpointing import (
     remove_half_written,
 )
 from longvlm.training.finetune import CHECKPOINTS, train
+from longvlm.whole_files import holding
 
 # Dropout makes the random state count, too; two epochs make the order of the second one count.
 CHANGES = ["learning_rates.lora=1e-2", "lora.dropout=0.2", "schedule.epochs=4", "schedule.accumulation=2"]

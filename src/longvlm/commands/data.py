@@ -18,9 +18,9 @@ from longvlm.commands.batch_progress import BatchProgress, describe_pace
 from longvlm.commands.loading import require_writable
 from longvlm.errors import LongVLMError
 from longvlm.index.video_folders import list_ids, list_videos
-from longvlm.index.whole_files import write_whole
 from longvlm.training.activitynet import SplitCheck, check_dataset
 from longvlm.training.instructions import convert_instructions
+from longvlm.whole_files import write_whole
 
 NAMES_SHOWN = 10
 

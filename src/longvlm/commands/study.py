@@ -18,10 +18,10 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     chosen = choose_rows(settings, rows)
     require_matplotlib()
     from longvlm import LongVLM
-    from longvlm.index.whole_files import holding, make_folder
     from longvlm.report.tables import put_table
     from longvlm.study import report
     from longvlm.study.course import Study
+    from longvlm.whole_files import holding, make_folder
 
     make_folder(runs)
     with holding(runs):

@@ -32,7 +32,7 @@ from longvlm.evaluation.predict import (
 )
 from longvlm.evaluation.results import Results, judge_name
 from longvlm.evaluation.rows import Row, content_hash
-from longvlm.index.whole_files import holding, make_folder, write_whole
+from longvlm.whole_files import holding, make_folder, write_whole
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM

@@ -19,9 +19,9 @@ from longvlm.index.decoding_ahead import DecodingVideo, VideoFailed, decode_ahea
 from longvlm.index.extractor import Extractor
 from longvlm.index.reference_features import write_reference_features
 from longvlm.index.video_folders import ListedVideo
-from longvlm.index.whole_files import make_folder, write_whole
 from longvlm.stages.video import VideoReader, open_video
 from longvlm.video_index import VideoIndex
+from longvlm.whole_files import make_folder, write_whole
 
 FAILURES_FILE = "failures.json"
 DEFAULT_DECODERS = 2

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from longvlm.errors import LongVLMError
-from longvlm.index.whole_files import give_usual_mode
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.weight_files import readable, weight_files
+from longvlm.whole_files import give_usual_mode
 
 FILE_NAME = "trained_part.safetensors"
 TOWER_PREFIX = "model.vision_tower."

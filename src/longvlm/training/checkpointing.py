@@ -22,7 +22,6 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longvlm.errors import LongVLMError
-from longvlm.index.whole_files import give_usual_mode
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart
@@ -30,6 +29,7 @@ from longvlm.model.weight_files import weight_files
 from longvlm.training.parameters import collect_part, is_trained, parameter_groups, restore_part
 from longvlm.training.recipe import LearningRates
 from longvlm.training.sharding import gather_optimizer, gather_weights, is_sharded, scatter_optimizer
+from longvlm.whole_files import give_usual_mode
 
 COMPLETE = "complete"
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"  # transformers' names

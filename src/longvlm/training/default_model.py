@@ -23,7 +23,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
 from longvlm.errors import LongVLMError
-from longvlm.index.whole_files import give_usual_mode
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
@@ -34,6 +33,7 @@ from longvlm.training.run import StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank, plan_blocks
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.watching import WatchingSchool
+from longvlm.whole_files import give_usual_mode
 from longvlm.world.wordings import TIMED_KINDS, vocabulary
 
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)

@@ -17,7 +17,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from longvlm.errors import LongVLMError
-from longvlm.index.whole_files import holding
 from longvlm.model.checkpoints import resolve_model
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.trained_part import Base, digest_checkpoint
@@ -46,6 +45,7 @@ from longvlm.training.recipe import NEW_BASE, DataSource, Recipe
 from longvlm.training.sample_order import plan_samples
 from longvlm.training.sharding import shard_model
 from longvlm.training.tiny_model import write_tiny_model
+from longvlm.whole_files import holding
 
 CHECKPOINTS, MODEL, BASE, FEATURES, CURVES = "checkpoints", "model", "base", "features", "tensorboard"
 RECIPE_FILE, HISTORY_FILE = "recipe.yaml", "history.json"

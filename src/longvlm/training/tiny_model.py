@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from longvlm.index.whole_files import give_usual_mode
 from longvlm.model.checkpoints import DEFAULT_MODEL_FOLDER, load_config, load_model, load_processor
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.trained_part import TOWER_PREFIX
+from longvlm.whole_files import give_usual_mode
 
 WIDTH, LAYERS, HEADS = 128, 4, 4
 
