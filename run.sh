@@ -38,6 +38,7 @@ leaving_out longvlm data check "$DATA"
 
 # 1. Features of the training videos: every video is decoded and encoded once.
 for split in v1-2/train v1-2/val v1-3/train_val; do
+    [ -n "$(ls "$DATA/$split" 2>/dev/null)" ] || continue
     leaving_out longvlm extract "$DATA/$split" -o "$OUTPUT/features/train" ${ENCODER:+--vision-tower "$ENCODER"}
 done
 

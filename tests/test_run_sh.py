@@ -28,7 +28,7 @@ def test_the_script_goes_from_data_to_scores_and_on_after_a_stop(tmp_path: Path)
     run()
     axes = json.loads((tmp_path / "runs/run/results/video-chatgpt/results.json").read_text())
     assert {"correctness", "detail", "context", "temporal", "consistency"} <= {
-        one["name"].partition(":")[0] for one in axes["measures"]
+        one["measure"].partition(":")[0] for one in axes["measures"]
     }
     assert (tmp_path / "runs/run/results/activitynet-qa/results.md").is_file()
     (video, *_) = sorted((tmp_path / "datasets/generated/v1-2/train").iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -94,6 +95,11 @@ def test_a_sharded_encoder_learns_and_goes_on(small_recipe: Path, tmp_path: Path
         write_video(make_scene(number, 10.0), path, width=64, height=48, fps=2, show_progress=False)
     changes = [f"data.0.videos={tmp_path / 'videos'}", "model.num_frames=8", "learning_rates.encoder=1e-3"]
     changes += ["machine.fsdp=true", "schedule.batch_size=1"]
+    with pytest.raises(AssertionError, match=r"row 6 has no video, and an encoder that is sharded learns from rows"):
+        torchrun(small_recipe, tmp_path / "with_texts", *changes)
+    rows = json.loads((small_recipe.parent / "train.json").read_text())
+    (tmp_path / "rows.json").write_text(json.dumps([row for row in rows if "video" in row]))
+    changes.append(f"data.0.instructions={tmp_path / 'rows.json'}")
     torchrun(small_recipe, tmp_path / "run", *changes)
     whole = weights_of(tmp_path / "run")
     assert any("vision_tower" in name for name in whole)

@@ -193,6 +193,13 @@ def _gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArgument
     require_plain_texts(samples, opened.processor)
     if not samples:
         raise LongVLMError("There is not a single row to learn from; give instructions with rows.")
+    without = next((sample.place for sample in samples if sample.video is None), None)
+    if without is not None and recipe.machine.fsdp and recipe.learning_rates.encoder is not None:
+        # The processes gather an encoder's shards together, and one that has no frames would not come.
+        raise LongVLMError(
+            f"{without} has no video, and an encoder that is sharded learns from rows with videos alone; take those "
+            "without out, or leave machine.fsdp out."
+        )
     return samples
 
 
