@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -63,3 +64,11 @@ def holding(folder: Path) -> Iterator[None]:
                 f"Another process is at work in {folder}; wait for it or stop it, or choose another output."
             ) from error
         yield
+
+
+def first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key, with dots, at which two nested mappings differ, and both values; None where they are equal."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        deeper = (first_difference(found.get(k), wanted.get(k), f"{key}.{k}".lstrip(".")) for k in {**wanted, **found})
+        return next((difference for difference in deeper if difference is not None), None)
+    return None if found == wanted else (key, found, wanted)

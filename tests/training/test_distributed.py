@@ -16,7 +16,8 @@ from small_run import read_recipe
 
 from longvlm.pipeline import LongVLM
 from longvlm.training.checkpointing import complete_checkpoints, remove_checkpoint
-from longvlm.training.finetune import CHECKPOINTS, MODEL, train
+from longvlm.training.finetune import train
+from longvlm.training.run_folder import CHECKPOINTS, MODEL
 from longvlm.world.scene import make_scene
 from longvlm.world.video import write_video
 

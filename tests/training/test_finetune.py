@@ -17,7 +17,8 @@ from longvlm.pipeline import LongVLM
 from longvlm.training import finetune
 from longvlm.training.checkpointing import complete_checkpoints
 from longvlm.training.curves import draw_curve
-from longvlm.training.finetune import CHECKPOINTS, HISTORY_FILE, train
+from longvlm.training.finetune import train
+from longvlm.training.run_folder import CHECKPOINTS, HISTORY_FILE
 from longvlm.world.scene import make_scene
 from longvlm.world.video import write_video
 

@@ -23,7 +23,8 @@ from longvlm.training.checkpointing import (
     remove_checkpoint,
     remove_half_written,
 )
-from longvlm.training.finetune import CHECKPOINTS, train
+from longvlm.training.finetune import train
+from longvlm.training.run_folder import CHECKPOINTS
 from longvlm.whole_files import holding
 
 # Dropout makes the random state count, too; two epochs make the order of the second one count.

@@ -32,7 +32,7 @@ from longvlm.evaluation.predict import (
 )
 from longvlm.evaluation.results import Results, judge_name
 from longvlm.evaluation.rows import Row, content_hash
-from longvlm.whole_files import holding, make_folder, write_whole
+from longvlm.whole_files import first_difference, holding, make_folder, write_whole
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -197,12 +197,13 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
         raise LongVLMError(f"Can't write into {output}: {error.strerror or error}; choose another -o.") from error
     except ValueError as error:
         raise LongVLMError(f"{path} is not readable; choose another -o, or remove that folder.") from error
-    for name in dict.fromkeys([*settings, *kept]):
-        if kept.get(name) != json.loads(json.dumps(settings.get(name))):
-            raise LongVLMError(
-                f"{output} holds an evaluation with {name} {_short(kept.get(name))}, and now it is "
-                f"{_short(settings.get(name))}; choose another -o, or remove that folder."
-            )
+    differing = first_difference(kept, json.loads(json.dumps(settings)))
+    if differing is not None:
+        name, theirs, ours = differing
+        raise LongVLMError(
+            f"{output} holds an evaluation with {name} {_short(theirs)}, and now it is {_short(ours)}; choose another "
+            "-o, or remove that folder."
+        )
 
 
 def _short(value: Any) -> str:

@@ -29,6 +29,7 @@ from longvlm.training.examples import (
 from longvlm.training.run import run_stage
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
 from longvlm.training.watching import NameFinder, WatchingSchool, list_names
+from longvlm.whole_files import first_difference, write_whole
 from longvlm.world.questions import make_questions
 from longvlm.world.wordings import TIMED_KINDS
 
@@ -69,16 +70,17 @@ class Study:
         wanted = {"encoder": encoder_fingerprint, **content}
         path = self.folder / "settings.json"
         found = json.loads(path.read_text()) if path.is_file() else {**wanted, "rows": {}}
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        differing += [name for name, row in rows.items() if found["rows"].get(name, row) != row]
-        if differing:
+        known_rows = found.pop("rows")
+        same = known_rows.keys() & rows.keys()
+        differing = first_difference(found, wanted) or first_difference(
+            {name: known_rows[name] for name in same}, {name: rows[name] for name in same}
+        )
+        if differing is not None:
             raise LongVLMError(
-                f"{self.folder} holds a study that differs in {differing[0]}; choose another folder with --runs, or "
-                "remove that one."
+                f"{self.folder} holds a study that differs in {differing[0].partition('.')[0]}; choose another folder "
+                "with --runs, or remove that one."
             )
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({**wanted, "rows": {**found["rows"], **rows}}, indent=1))
-        partial.replace(path)
+        write_whole(path, json.dumps({**wanted, "rows": {**known_rows, **rows}}, indent=1).encode())
 
     def _encode_blocks(self, encoder: VisionEncoder) -> None:
         """Draw and encode the blocks, unless that was done before."""
@@ -102,9 +104,7 @@ class Study:
         model = self._build_model(tokenizer)
         self._train(model, tokenizer, row, folder, seed)
         run = self._score(model, tokenizer, row, seed)
-        partial = finished.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(run)))
-        partial.replace(finished)
+        write_whole(finished, json.dumps(dataclasses.asdict(run)).encode())
         return run
 
     def _blocks_path(self, part: str) -> Path:

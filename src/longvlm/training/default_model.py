@@ -330,6 +330,7 @@ def _stack(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def take_only(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The collation of data sets whose items are whole batches already."""
     (batch,) = batches
     return batch
 

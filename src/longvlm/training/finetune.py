@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -39,16 +37,15 @@ from longvlm.training.conversations import (
 )
 from longvlm.training.curves import Lines, Say, table_of_parts, tensorboard_callback
 from longvlm.training.features import encode_videos, find_features, find_video_files, inspect_features
-from longvlm.training.instructions import Conversation, digest_file, read_instructions
+from longvlm.training.instructions import Conversation, read_instructions
 from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
 from longvlm.training.recipe import NEW_BASE, DataSource, Recipe
+from longvlm.training.run_folder import BASE, CHECKPOINTS, CURVES, FEATURES, HISTORY_FILE, MODEL, claim_output
 from longvlm.training.sample_order import plan_samples
 from longvlm.training.sharding import shard_model
 from longvlm.training.tiny_model import write_tiny_model
 from longvlm.whole_files import holding
 
-CHECKPOINTS, MODEL, BASE, FEATURES, CURVES = "checkpoints", "model", "base", "features", "tensorboard"
-RECIPE_FILE, HISTORY_FILE = "recipe.yaml", "history.json"
 _LONGEST_ENCODING_SECONDS = 7 * 24 * 3600  # while the first process encodes videos, the others wait
 _SHAPES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -68,7 +65,7 @@ def train(recipe: Recipe, say: Say = print) -> Path:
         recipe.output.mkdir(parents=True, exist_ok=True)
     with holding(recipe.output) if _rank() == 0 else nullcontext():
         with arguments.main_process_first(local=False):
-            _claim_output(recipe, arguments.world_size)
+            claim_output(recipe, arguments.world_size)
         if (recipe.output / MODEL).is_dir():
             say(f"{recipe.output / MODEL} is trained already; for another training choose another output.")
             return recipe.output / MODEL
@@ -83,51 +80,6 @@ def _rank() -> int:
 
 def _say_nothing(text: str) -> None:
     pass
-
-
-def _claim_output(recipe: Recipe, num_processes: int) -> None:
-    """Note the recipe in the output folder; raise LongVLMError where something that another one has trained lies there.
-
-    A run that had not come to its first checkpoint leaves nothing that depends on the recipe, but the start it drew.
-    """
-    path, wanted = recipe.output / RECIPE_FILE, _what_decides(recipe, num_processes)
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    differing = _first_difference(found, wanted)
-    if differing is None:
-        return
-    if found is not None and ((recipe.output / MODEL).is_dir() or complete_checkpoints(recipe.output / CHECKPOINTS)):
-        key, theirs, ours = differing
-        raise LongVLMError(
-            f"{recipe.output} holds a run of another recipe: {key} is {theirs} there and {ours} here. Choose "
-            "another output, or remove that folder."
-        )
-    with naming_what_is_not_written(path):
-        shutil.rmtree(recipe.output / BASE, ignore_errors=True)
-        whole = path.with_suffix(f".{os.getpid()}")
-        whole.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
-        whole.replace(path)
-
-
-def _first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first key, with dots, at which two recipes differ, and both values."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        deeper = (_first_difference(found.get(k), wanted.get(k), f"{key}.{k}".lstrip(".")) for k in {**wanted, **found})
-        return next((difference for difference in deeper if difference is not None), None)
-    return None if found == wanted else (key, found, wanted)
-
-
-def _what_decides(recipe: Recipe, num_processes: int) -> dict[str, Any]:
-    """What the trained weights depend on: the recipe's keys, but how a step is divided, and the rows to learn from."""
-    content = recipe.to_dict()
-    for item, source in zip(content["data"], recipe.data, strict=True):
-        item["sha256"] = digest_file(source.instructions)
-    for key in ("output", "reports"):
-        del content[key]
-    # A sharded optimizer's state has another form.
-    content["machine"] = {"precision": recipe.machine.precision, "fsdp": recipe.machine.fsdp}
-    schedule = content["schedule"]
-    schedule["samples_per_step"] = schedule.pop("batch_size") * schedule.pop("accumulation") * num_processes
-    return content
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""What lies in the output folder of a training, and which recipe it belongs to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+import yaml
+
+from longvlm.errors import LongVLMError
+from longvlm.training.checkpointing import complete_checkpoints, naming_what_is_not_written
+from longvlm.training.instructions import digest_file
+from longvlm.training.recipe import Recipe
+from longvlm.whole_files import first_difference
+
+CHECKPOINTS, MODEL, BASE, FEATURES, CURVES = "checkpoints", "model", "base", "features", "tensorboard"
+RECIPE_FILE, HISTORY_FILE = "recipe.yaml", "history.json"
+
+
+def claim_output(recipe: Recipe, num_processes: int) -> None:
+    """Note the recipe in the output folder; raise LongVLMError where something that another one has trained lies there.
+
+    A run that had not come to its first checkpoint leaves nothing that depends on the recipe, but the start it drew.
+    """
+    path, wanted = recipe.output / RECIPE_FILE, _what_decides(recipe, num_processes)
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    differing = first_difference(found, wanted)
+    if differing is None:
+        return
+    if found is not None and ((recipe.output / MODEL).is_dir() or complete_checkpoints(recipe.output / CHECKPOINTS)):
+        key, theirs, ours = differing
+        raise LongVLMError(
+            f"{recipe.output} holds a run of another recipe: {key} is {theirs} there and {ours} here. Choose "
+            "another output, or remove that folder."
+        )
+    with naming_what_is_not_written(path):
+        shutil.rmtree(recipe.output / BASE, ignore_errors=True)
+        whole = path.with_suffix(f".{os.getpid()}")
+        whole.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+        whole.replace(path)
+
+
+def _what_decides(recipe: Recipe, num_processes: int) -> dict[str, Any]:
+    """What the trained weights depend on: the recipe's keys, but how a step is divided, and the rows to learn from."""
+    content = recipe.to_dict()
+    for item, source in zip(content["data"], recipe.data, strict=True):
+        item["sha256"] = digest_file(source.instructions)
+    for key in ("output", "reports"):
+        del content[key]
+    # A sharded optimizer's state has another form.
+    content["machine"] = {"precision": recipe.machine.precision, "fsdp": recipe.machine.fsdp}
+    schedule = content["schedule"]
+    schedule["samples_per_step"] = schedule.pop("batch_size") * schedule.pop("accumulation") * num_processes
+    return content

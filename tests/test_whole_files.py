@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from longvlm.errors import LongVLMError
+from longvlm.whole_files import first_difference, give_usual_mode, holding, make_folder, write_whole
+
+
+def test_a_file_is_replaced_whole_and_a_place_that_is_none_is_named(tmp_path: Path) -> None:
+    write_whole(tmp_path / "file", b"old")
+    write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(LongVLMError, match=r"Can't write .*gone/file \("):
+        write_whole(tmp_path / "gone" / "file", b"")
+    with pytest.raises(LongVLMError, match=r"Can't make the folder .*file/folder \("):
+        make_folder(tmp_path / "file" / "folder")
+
+
+def test_files_get_the_mode_that_files_get_here(tmp_path: Path) -> None:
+    for name in ("closed", "usual"):
+        (tmp_path / name).touch()
+    (tmp_path / "closed").chmod(0o600)
+    give_usual_mode(tmp_path)
+    assert (tmp_path / "closed").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert {path.name for path in tmp_path.iterdir()} == {"closed", "usual"}
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    with holding(tmp_path), pytest.raises(LongVLMError, match="Another process is at work in"), holding(tmp_path):
+        pass
+    with holding(tmp_path):
+        pass
+
+
+def test_the_first_difference_is_named_with_both_values() -> None:
+    found = {"a": 1, "b": {"c": [1, 2], "d": None}}
+    assert first_difference(found, {"a": 1, "b": {"c": [1, 2], "d": None}}) is None
+    assert first_difference(found, {"a": 1, "b": {"c": [1, 3], "d": None}}) == ("b.c", [1, 2], [1, 3])
+    assert first_difference(found, {"a": 1}) == ("b", {"c": [1, 2], "d": None}, None)
