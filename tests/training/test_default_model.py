@@ -22,7 +22,7 @@ def tiny_recipe(folder: Path) -> Path:
     """The shipped recipe with every number that costs time turned down."""
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe["threads"] = 1
-    recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=3, text_heads=4)
+    recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=4, text_heads=4)
     recipe["model"].update(global_layers=2, state_layer=2, recall_layer=3)
     recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2]}
     recipe["encoder"].update(steps=2, warmup_steps=1, batch_size=2)
@@ -135,6 +135,24 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
     del recipe["encoder"]["learning_rat"], recipe["encoder"]["steps"]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(LongVLMError, match=r"encoder lacks the key 'steps'"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recall_layer": 7}, "state_layer is 3 and recall_layer 7 of 7 text layers; choose 2 <= state_layer"),
+        ({"state_layer": 1}, "state_layer is 1 and recall_layer 5 of 7 text layers"),
+        ({"text_heads": 2}, "text_heads is 2; 3 at least look names up"),
+    ],
+)
+def test_a_model_too_small_for_what_it_is_to_learn_is_refused(
+    tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["model"].update(change)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(LongVLMError, match=message):
         load_recipe(tmp_path / "r.yaml")
 
 

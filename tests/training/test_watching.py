@@ -7,6 +7,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.training.default_model import build_tokenizer
+from longvlm.training.examples import see_own_branch
 from longvlm.training.watching import (
     MOTION_NUMBERS,
     RECALL_SIZES,
@@ -22,7 +23,7 @@ from longvlm.training.watching import (
     list_names,
 )
 from longvlm.world.render import NO_EVENT
-from longvlm.world.scene import ACTIONS, COLOURS, SHAPES, Event, Scene, make_scene
+from longvlm.world.scene import ACTIONS, COLOURS, MAX_EVENTS, SHAPES, Event, Scene, make_scene
 
 NONE = (len(COLOURS), len(SHAPES))
 NO_ACTION = len(ACTIONS)
@@ -86,16 +87,17 @@ def test_recalls_are_what_the_whole_video_says_of_a_name(scene: Scene) -> None:
     names = [scene.events[i].object for i in (2, 0, 1)]
     absent = next(f"{x} {y}" for x in COLOURS for y in SHAPES if f"{x} {y}" not in names)
     rows = describe_recalls(scene, [*names, absent]).tolist()
-    assert [tuple(row[:-1]) for row in rows] == [
+    assert [tuple(row[:-2]) for row in rows] == [
         (1, *NONE, *b, does[2]),
         (1, *b, *NONE, does[0]),
         (1, *c, *a, does[1]),
         (0, *NONE, *NONE, NO_ACTION),
     ]
-    for event, third in ((scene.events[2], rows[0][-1]), (scene.events[0], rows[1][-1])):
+    for event, third in ((scene.events[2], rows[0][-2]), (scene.events[0], rows[1][-2])):
         whole = [k for k in range(3) if 20 * k <= event.start_seconds and event.end_seconds <= 20 * (k + 1)]
         assert third == (whole[0] if whole else 3)
-    assert rows[3][-1] == 3
+    assert rows[3][-2] == 3
+    assert [row[-1] for row in rows] == [2, 0, 1, MAX_EVENTS]
     assert describe_recalls(scene, []).shape == (0, len(RECALL_SIZES))
 
 
@@ -155,36 +157,71 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     model = tiny_model()
     school = WatchingSchool(model, state_layer=2, recall_layer=3)
     place = model.config.video_token_index
-    input_ids = torch.tensor([[1, place, place, place, 5, 6, 5]])
+    input_ids = torch.tensor([[1, place, place, place, 7, 6, 5, 6, 5, 6, 5]])
+    visual, names, said = [1, 2, 3], [6, 8, 10], [5, 7, 9, 10]
     batch = {"input_ids": input_ids, "visual_tokens": torch.randn(3, model.config.visual_width)}
-    labels = input_ids.where(input_ids == 6, -100)
+    labels = torch.full_like(input_ids, -100)
+    labels[0, said] = input_ids[0, said]
     outputs = model(labels=labels, **batch, output_hidden_states=True)
-    visual, names = [1, 2, 3], [4, 6]
-    state_weights, recall_weights = (1.0,) * 8 + (4.0, 2.0, 1.0), (1.0,) * 5 + (2.0, 1.0)
+    state_weights, recall_weights = (1.0,) * 8 + (4.0, 2.0, 1.0), (1.0,) * 5 + (2.0, 1.0, 1.0)
     known = mean_loss(school.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
     read = mean_loss(school.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
     moved = (
         (school.motion_heads(rms(outputs.hidden_states[1][0, visual])) - torch.eye(3, MOTION_NUMBERS)).square().mean()
     )
     recalled = mean_loss(school.recall_heads, outputs.hidden_states[3][0, names], RECALL_SIZES, recall_weights)
-    # Tokens 1 and 3 show the first object, token 2 the second; the first name is the first object's.
-    before, begun, look_up = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3))
-    followed = -sum(head[1, 0] + head[2, 0] + head[3, 1] for head in (before[0], before[1], begun[1])) / 3
+    # Tokens 1 and 3 show the first object, token 2 the second; the first and the last name are the first object's.
+    before, begun, look_up, naming = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3, 4))
+    followed = sum(head[1, 0] + head[2, 0] + head[3, 1] for head in (before[0], before[1], begun[1])) / 3
     begins = (begun[0, 1, [0, 1]].mean() + begun[0, 2, [0, 1, 2]].mean() + begun[0, 3, [0, 1, 2]].mean()) / 3
-    itself = (look_up[0, 4, [1, 3]].logsumexp(0) + look_up[0, 6, 0]) / 2
-    the_next = (look_up[1, 4, 2] + look_up[1, 6, 0]) / 2
-    the_one_before = (look_up[2, 4, 0] + look_up[2, 6, 0]) / 2
-    expected = outputs.loss + known + read + moved + recalled + followed - begins - itself - the_next - the_one_before
-    result = school(
-        states=torch.tensor([[size - 1 for size in STATE_SIZES]] * 3),
-        motions=torch.eye(3, MOTION_NUMBERS),
-        token_events=torch.tensor([0, 1, 0]),
-        token_frames=torch.tensor([0.0, 1.0, 2.0]),
-        is_name=input_ids == 5,
-        recalls=torch.tensor([[size - 1 for size in RECALL_SIZES]] * 2),
-        name_events=torch.tensor([0, NO_EVENT]),
-        named=torch.tensor([[size - 1 for size in STATE_SIZES[:2]]] * 2),
-        labels=labels,
+    itself = (look_up[0, 6, [1, 3]].logsumexp(0) + look_up[0, 8, 0] + look_up[0, 10, [1, 3]].logsumexp(0)) / 3
+    the_next = (look_up[1, 6, 2] + look_up[1, 8, 0] + look_up[1, 10, 2]) / 3
+    the_one_before = (look_up[2, 6, 0] + look_up[2, 8, 0] + look_up[2, 10, 0]) / 3
+    # The talk is about the video, as its end knows it, until a name is said.
+    topic = (look_up[0, 4, 3] + look_up[0, 6, 6] + look_up[0, 8, 8] + look_up[0, 9, 8]) / 4
+    named = (naming[0, 4, [1, 3]].logsumexp(0) + naming[0, [8, 9]][:, [1, 3, 6]].logsumexp(1).sum()) / 3
+    looked = followed + begins + itself + the_next + the_one_before
+    arguments = {
+        "states": torch.tensor([[size - 1 for size in STATE_SIZES]] * 3),
+        "motions": torch.eye(3, MOTION_NUMBERS),
+        "token_events": torch.tensor([0, 1, 0]),
+        "token_frames": torch.tensor([0.0, 1.0, 2.0]),
+        "is_name": input_ids == 5,
+        "recalls": torch.tensor([[size - 1 for size in RECALL_SIZES]] * 3),
+        "name_events": torch.tensor([0, NO_EVENT, 0]),
+        "named": torch.tensor([[size - 1 for size in STATE_SIZES[:2]]] * 3),
         **batch,
-    )
-    torch.testing.assert_close(result["loss"], expected, rtol=1e-5, atol=1e-5)
+    }
+    without_answers = known + read + moved + recalled - looked
+    torch.testing.assert_close(school(**arguments)["loss"], without_answers, rtol=1e-5, atol=1e-5)
+    expected = without_answers + outputs.loss - topic - named
+    torch.testing.assert_close(school(**arguments, labels=labels)["loss"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:
+    """The name in the other conversation is neither its topic nor where the same name is to be found."""
+    model = tiny_model()
+    school = WatchingSchool(model, state_layer=2, recall_layer=3)
+    place = model.config.video_token_index
+    input_ids = torch.tensor([[1, place, place, 5, 6, 7, 6, 5]])
+    mask = see_own_branch(torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]]))[:, None]
+    batch = {"input_ids": input_ids, "visual_tokens": torch.randn(2, model.config.visual_width)}
+    batch |= {"attention_mask": mask, "position_ids": torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5]])}
+    labels = torch.full_like(input_ids, -100)
+    labels[0, [6, 7]] = input_ids[0, [6, 7]]
+    arguments = {
+        "states": torch.zeros(2, len(STATE_SIZES), dtype=torch.int64),
+        "motions": torch.zeros(2, MOTION_NUMBERS),
+        "token_events": torch.tensor([NO_EVENT, 0]),
+        "token_frames": torch.tensor([0.0, 1.0]),
+        "is_name": input_ids == 5,
+        "recalls": torch.zeros(2, len(RECALL_SIZES), dtype=torch.int64),
+        "name_events": torch.tensor([0, 0]),
+        "named": torch.zeros(2, 2, dtype=torch.int64),
+        **batch,
+    }
+    added = {**batch, "attention_mask": torch.zeros(mask.shape).masked_fill(~mask, -1e9)}  # as this attention takes it
+    topics, naming = (attention_of(model, layer, added)[0, 0] for layer in (3, 4))
+    difference = school(**arguments, labels=labels)["loss"] - school(**arguments)["loss"]
+    looked = (topics[5, 2] + topics[6, 2]) / 2 + (naming[5, 2] + naming[6, 2]) / 2
+    torch.testing.assert_close(difference, model(labels=labels, **batch).loss - looked, rtol=1e-4, atol=1e-4)

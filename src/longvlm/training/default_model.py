@@ -32,7 +32,7 @@ from longvlm.training.examples import ComposedBatches, Lesson
 from longvlm.training.run import StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank, plan_blocks
 from longvlm.training.settings import build_settings, read_settings
-from longvlm.training.watching import WatchingSchool
+from longvlm.training.watching import LOOK_UP_HEADS, WatchingSchool
 from longvlm.whole_files import give_usual_mode
 from longvlm.world.wordings import TIMED_KINDS, vocabulary
 
@@ -90,6 +90,15 @@ class ModelShape:
     # Of the language model; here it tells, in training, what it has seen so far, and what it knows of a named object.
     state_layer: int
     recall_layer: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.state_layer < self.recall_layer < self.text_layers:
+            raise LongVLMError(
+                f"state_layer is {self.state_layer} and recall_layer {self.recall_layer} of {self.text_layers} text "
+                "layers; choose 2 <= state_layer < recall_layer < text_layers."
+            )
+        if self.text_heads < LOOK_UP_HEADS:
+            raise LongVLMError(f"text_heads is {self.text_heads}; {LOOK_UP_HEADS} at least look names up.")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ An answer's few words say little about a long video, and a small model needs ver
 number and neighbours matter, or that a name in a question is to be looked up among the visual tokens. The generated
 world knows all of that, so it is asked at every visual token and at every name: rows of heads, thrown away afterwards,
 read it from the hidden states of middle layers. And it knows where to look: a few attention heads are told, at a visual
-token, where the same object was before, where it was last, and where each object began, and at a name, where the object
-is, and those right after and right before it. What an object does is learned from what has changed since: its pose is
-asked for in numbers, and how it differs from that of before.
+token, where the same object was before, where it was last, and where each object began; at a name, where the object
+is, and those right after and right before it; and in an answer, what the talk is about, and the object that it names
+next. What an object does is learned from what has changed since: its pose is asked for in numbers, and how it differs
+from that of before.
 """
 
 from __future__ import annotations
@@ -36,15 +37,19 @@ _PLACES_PER_DOUBLING, _MOST_PLACES = 4, 40
 # one does; how many there were; how many segments, in steps of a quarter of a doubling.
 STATE_SIZES = (*_OBJECT_SIZES * 4, len(ACTIONS) + 1, MAX_EVENTS + 1, _MOST_PLACES)
 _STATE_WEIGHTS = (1.0,) * 8 + (4.0, 2.0, 1.0)  # what is learned last weighs more
-# At a name. Whether the object appears; the ones right after and right before it; what it does; in which third.
-RECALL_SIZES = (2, *_OBJECT_SIZES * 2, len(ACTIONS) + 1, 4)
-_RECALL_WEIGHTS = (1.0,) * 5 + (2.0, 1.0)
+# At a name. Whether the object appears; the ones right after and right before it; what it does; in which third; how
+# many there were before it.
+RECALL_SIZES = (2, *_OBJECT_SIZES * 2, len(ACTIONS) + 1, 4, MAX_EVENTS + 1)
+_RECALL_WEIGHTS = (1.0,) * 5 + (2.0, 1.0, 1.0)
 _CHANGE_SCALE = 2.5  # brings changes of a pose to about unit variance, as poses have
 _NO_ACTION, _NO_THIRD = len(ACTIONS), 3
 # At a visual token that shows an object: its pose; how that differs from its mean so far and from the last one, scaled;
 # the frames since.
 MOTION_NUMBERS = 3 * POSE_NUMBERS + 1
 _LEAST_FRAMES_APART, _MOST_FRAMES_APART = 0.5, 4.0
+# At a name, what head by head looks for, in the order of events: the object itself, the next, the one before.
+_LOOK_UP_STEPS = (0, 1, -1)
+LOOK_UP_HEADS = len(_LOOK_UP_STEPS)
 _LEAST_NAMES = 12  # a list shorter than the video would waste the watching
 
 
@@ -107,17 +112,17 @@ def describe_names(names: Sequence[str]) -> torch.Tensor:
 
 
 def describe_recalls(scene: Scene, names: Sequence[str]) -> torch.Tensor:
-    """What is known of each named object, (n, 7) int64: an index into each of RECALL_SIZES."""
+    """What is known of each named object, (n, 8) int64: an index into each of RECALL_SIZES."""
     objects = [event.object for event in scene.events]
     recalls = []
     for name in names:
         if name not in objects:
-            recalls.append([0, *_kind((), NO_EVENT) * 2, _NO_ACTION, _NO_THIRD])
+            recalls.append([0, *_kind((), NO_EVENT) * 2, _NO_ACTION, _NO_THIRD, MAX_EVENTS])
             continue
         i = objects.index(name)
         after, before = _kind(scene.events, i + 1), _kind(scene.events, i - 1)
         third = scene.third_of(scene.events[i])
-        recalls.append([1, *after, *before, _action(scene.events, i), _NO_THIRD if third is None else third])
+        recalls.append([1, *after, *before, _action(scene.events, i), _NO_THIRD if third is None else third, i])
     return torch.tensor(recalls, dtype=torch.int64).view(-1, len(RECALL_SIZES))
 
 
@@ -169,7 +174,8 @@ class WatchingSchool(nn.Module):
 
     Counted from 1, layer `state_layer` looks where each object began and knows the states; the one before it looks
     where the same object was, and knows how it moved; the one after it looks up names, and `recall_layer` knows what is
-    known of them.
+    known of them. Where an answer is spoken, `recall_layer` looks at what the talk is about, and the one after it at
+    the object that is named next.
     """
 
     def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
@@ -185,7 +191,7 @@ class WatchingSchool(nn.Module):
         layers = cast(nn.ModuleList, model.model.language_model.layers)
         for layer in (state_layer - 1, state_layer, recall_layer):
             layers[layer - 1].register_forward_hook(partial(self._keep, layer))
-        for layer in (state_layer - 1, state_layer, state_layer + 1):
+        for layer in {state_layer - 1, state_layer, state_layer + 1, recall_layer, recall_layer + 1}:
             attention = cast(LlamaAttention, layers[layer - 1].self_attn)
             attention.register_forward_pre_hook(partial(self._keep_attended, layer), with_kwargs=True)
 
@@ -208,27 +214,29 @@ class WatchingSchool(nn.Module):
         labels: torch.Tensor | None = None,
         **batch: Any,
     ) -> dict[str, torch.Tensor]:
-        """`states` (visual tokens, 11), `motions` (visual tokens, 16) and `recalls` (names, 7): see `describe_states`,
+        """`states` (visual tokens, 11), `motions` (visual tokens, 16) and `recalls` (names, 8): see `describe_states`,
         `describe_motions` and `describe_recalls`; `token_events` (visual tokens,) and `name_events` (names,): the
         object of the video that is shown, or named; `token_frames` (visual tokens,): when; `named` (names, 2): its
         colour and shape, which are to be known just as if the object were seen.
 
         `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
+        answers = None if labels is None else self.model(labels=labels, **batch).loss
         if labels is None:
             self.model.model(**batch)
-            losses = []
-        else:
-            losses = [self.model(labels=labels, **batch).loss]
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _spread(token_events, is_visual, NO_EVENT)
-        losses += [
+        named_events = _spread(name_events, is_name, NO_EVENT)
+        losses = [
             self._know_states(is_visual, states),
             self._know_motions(shown >= 0, motions[token_events >= 0]),
             self._follow_objects(is_visual, shown, _spread(token_frames, is_visual, 0.0)),
             self._know_names(is_name, named, recalls),
-            self._look_up(is_name, shown, _spread(name_events, is_name, NO_EVENT)),
+            self._look_up(is_name, shown, named_events),
         ]
+        if answers is not None and labels is not None:
+            losses += [answers, self._mind_the_topic(is_visual, is_name, labels)]
+            losses += [self._look_before_naming(shown, is_name, named_events, labels)]
         self._hidden.clear()
         self._attended.clear()
         return {"loss": torch.stack(losses).sum()}
@@ -272,12 +280,39 @@ class WatchingSchool(nn.Module):
     def _look_up(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Where the named object is, the next one, and the one before; the start of the text where there is none."""
         losses = []
-        for head, step in enumerate((0, 1, -1)):
+        for head, step in enumerate(_LOOK_UP_STEPS):
             neighbour = torch.where(wanted >= 0, wanted + step, NO_EVENT)[:, :, None]
             there = ((shown[:, None] == neighbour) & (neighbour >= 0)).tril()
             there[:, :, 0] = is_name & ~there.any(2)
             losses.append(self._look(self.state_layer + 1, head, there))
         return torch.stack(losses).sum()
+
+    def _mind_the_topic(self, is_visual: torch.Tensor, is_name: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Where an answer is spoken: the name said last; the end of the video where none was."""
+        places = torch.arange(labels.shape[1])
+        said = (is_name[:, None] & self._is_seen(self.recall_layer, labels)).long() * places
+        end = (is_visual.long() * places).amax(1)[:, None]
+        topics = torch.maximum(said.amax(2), end)  # names stand after the video
+        return self._look(self.recall_layer, 0, _speaks(labels)[:, :, None] & (topics[:, :, None] == places))
+
+    def _look_before_naming(
+        self, shown: torch.Tensor, is_name: torch.Tensor, named_events: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Where colour and shape of a name are to be spoken: its object in the video, or its name in the question."""
+        layer = self.recall_layer + 1
+        coming = torch.full_like(named_events, NO_EVENT)
+        for words in (2, 1):
+            coming[:, :-words] = torch.where(is_name[:, words:], named_events[:, words:], coming[:, :-words])
+        coming = coming.masked_fill(~_speaks(labels), NO_EVENT)[:, :, None]
+        is_there = (shown[:, None] == coming) | (named_events[:, None] == coming)
+        return self._look(layer, 0, is_there & (coming >= 0) & self._is_seen(layer, labels))
+
+    def _is_seen(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+        """What each token (B, T) sees, (B, T, T) bool."""
+        mask = self._attended[layer].get("attention_mask")  # (B, 1, T, T) bool, or none: all that is before
+        if mask is None:
+            return torch.ones(*tokens.shape, tokens.shape[1], dtype=torch.bool).tril()
+        return mask[:, 0]
 
     def _look(self, layer: int, head: int, targets: torch.Tensor, *, evenly: bool = False) -> torch.Tensor:
         """Minus the mean log of the attention that goes to `targets` (B, T, T), over the tokens that have any: to all
@@ -285,8 +320,7 @@ class WatchingSchool(nn.Module):
         """
         attention = cast(LlamaAttention, self.model.model.language_model.layers[layer - 1].self_attn)
         logits = _attention_logits(attention, head, **self._attended[layer])
-        mask = self._attended[layer].get("attention_mask")  # (B, 1, T, T) bool, or none: all that is before
-        is_seen = torch.ones_like(targets).tril() if mask is None else mask[:, 0]
+        is_seen = self._is_seen(layer, targets[:, 0])
         rows = targets.any(2)
         targets = targets[rows]
         attended = logits.masked_fill(~is_seen, -math.inf)[rows].logsumexp(1)
@@ -310,6 +344,11 @@ def _attention_logits(
     keys = linear(hidden_states, attention.k_proj.weight[rows])[:, None]
     queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
     return (queries @ keys.transpose(2, 3))[:, 0] * attention.scaling
+
+
+def _speaks(labels: torch.Tensor) -> torch.Tensor:
+    """Where the next token is one of an answer, (B, T) bool."""
+    return nn.functional.pad(labels[:, 1:] >= 0, (0, 1))
 
 
 def _spread(values: torch.Tensor, places: torch.Tensor, elsewhere: float) -> torch.Tensor:
