@@ -18,7 +18,7 @@ FLOORS = [
     {"errors"},
     {"whole_files"},
     {"types"},
-    {"clock"},
+    {"clock", "working_ahead"},
     {"video_index"},
     {"stages"},
     {"model"},

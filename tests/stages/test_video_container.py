@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from media import (
 from longvlm.errors import LongVLMError
 from longvlm.stages.video import Sampling, open_video, sample_indices
 from longvlm.stages.video_fitting import PAD_COLOUR
+from longvlm.world.scene import make_scene
+from longvlm.world.video import frames as scene_frames
 
 UNEVEN = [0, 40, 50, 200] + [300 + number * number for number in range(56)]
 
@@ -56,6 +59,11 @@ def read(source, sampling, frames_per_segment=10, image_size=48):
         return frames, video
 
 
+def segments_of(path, sampling):
+    with open_video(path) as video:
+        yield from video.segments(sampling, frames_per_segment=10, image_size=48, fit="squash")
+
+
 @pytest.mark.parametrize("name", VIDEOS)
 def test_every_frame_has_the_time_that_ffprobe_reports_and_its_own_pixels(tmp_path, name):
     path = VIDEOS[name](tmp_path / name)
@@ -71,6 +79,53 @@ def test_every_frame_has_the_time_that_ffprobe_reports_and_its_own_pixels(tmp_pa
     assert len(reported) > 57
     expected = [reported[index] for index in indices if index < len(reported)]
     np.testing.assert_allclose([seconds for seconds, _ in every][: len(expected)], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 3], ids=["one_decoder", "three_decoders"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4"])
+def test_what_is_skipped_on_the_way_changes_no_pixel(tmp_path, codec, threads):
+    """Few frames, each reached from the keyframe before it, by several decoders or one: as if all were decoded."""
+    path = tmp_path / "scene.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=12)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = 24, 0 if codec == "libvpx-vp9" else 3
+        for _, pixels in scene_frames(make_scene(3, 20.0), width=96, height=64, fps=12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        every, few = (
+            {
+                time: pixels
+                for segment in segments_of(path, sampling)
+                for time, pixels in zip(segment.times_seconds, segment.pixels, strict=True)
+            }
+            for sampling in (Sampling(num_frames=None, fps=24), Sampling(num_frames=31))
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert (len(every), len(few)) == (240, 31)
+    for time_seconds, pixels in few.items():
+        assert torch.equal(pixels, every[time_seconds]), time_seconds
+
+
+def test_a_reader_that_is_left_early_leaves_no_decoder_running(tmp_path):
+    path = write_video(tmp_path / "video.mp4", 600)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        segments = segments_of(path, Sampling(num_frames=200))
+        next(segments)
+        assert "longvlm-decode" in {thread.name for thread in threading.enumerate()}
+        segments.close()
+    finally:
+        torch.set_num_threads(before)
+    for thread in threading.enumerate():
+        if thread.name == "longvlm-decode":
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 def test_an_edit_list_hides_the_frames_before_its_start(tmp_path):

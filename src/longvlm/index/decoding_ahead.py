@@ -1,24 +1,23 @@
 """Decoding ahead of the encoder: threads read the next videos while the encoder is busy with this one.
 
-PyAV releases Python's lock while it decodes, so threads are enough. Each video has a short queue of its own,
-and its thread waits where that is full: memory stays that of a few segments, however long the videos are.
+Each video has a short queue of its own, and its thread waits where that is full: memory stays that of a few segments,
+however long the videos are.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 
 from longvlm.errors import LongVLMError
 from longvlm.index.video_folders import ListedVideo
 from longvlm.stages.video import VideoReader
 from longvlm.types import Frames, VideoInfo
+from longvlm.working_ahead import WorkingAhead
 
 SEGMENTS_AHEAD = 4
-_LOOK_UP_SECONDS = 0.2  # how often a thread that waits for room sees whether it is still wanted
 
 OpenReader = Callable[[ListedVideo], VideoReader]
 ReadSegments = Callable[[VideoReader], Iterator[Frames]]
@@ -28,57 +27,33 @@ class VideoFailed(Exception):
     """A video can't be opened or decoded; the text says why."""
 
 
-class _NoLongerWanted(Exception):
-    """Ends a decoding thread whose consumer has left."""
-
-
 class DecodingVideo:
     """One video that a thread decodes. Iterate it once for its segments; `info` and `lost_seconds` hold then."""
 
     info: VideoInfo
     lost_seconds: float
 
-    def __init__(self, video: ListedVideo, open_reader: OpenReader, read: ReadSegments, left: threading.Event) -> None:
+    def __init__(self, video: ListedVideo, open_reader: OpenReader, read: ReadSegments) -> None:
         self.video = video
-        self._segments: queue.Queue[Frames | VideoReader | Exception] = queue.Queue(SEGMENTS_AHEAD)
-        self._left = left
-        threading.Thread(target=self._decode, args=(open_reader, read), name="longvlm-decode", daemon=True).start()
+        self._segments = WorkingAhead(self._decode(open_reader, read), room=SEGMENTS_AHEAD, name="longvlm-video")
 
     def __iter__(self) -> Iterator[Frames]:
         """The segments. Raises VideoFailed where the video can't be opened, or decoded any further."""
-        while isinstance(item := self._segments.get(), Frames):
-            yield item
-        if isinstance(item, LongVLMError):
-            raise VideoFailed(str(item)) from item
-        if isinstance(item, Exception):
-            raise VideoFailed(f"{type(item).__name__}: {item}") from item
-        self.info, self.lost_seconds = item.info, item.lost_seconds
-
-    def _decode(self, open_reader: OpenReader, read: ReadSegments) -> None:
         try:
-            with open_reader(self.video) as reader:
-                for frames in read(reader):
-                    self._hand_over(frames)
-                self._hand_over(reader)
-        except _NoLongerWanted:
-            return
-        except Exception as error:  # noqa: BLE001 - raised where the segments are taken
-            self._hand_over_last(error)
+            yield from self._segments
+        except LongVLMError as error:
+            raise VideoFailed(str(error)) from error
+        except Exception as error:
+            raise VideoFailed(f"{type(error).__name__}: {error}") from error
 
-    def _hand_over(self, item: Frames | VideoReader | Exception) -> None:
-        while not self._left.is_set():
-            try:
-                self._segments.put(item, timeout=_LOOK_UP_SECONDS)
-                return
-            except queue.Full:
-                continue
-        raise _NoLongerWanted
+    def close(self) -> None:
+        """Let its thread end."""
+        self._segments.close()
 
-    def _hand_over_last(self, error: Exception) -> None:
-        try:
-            self._hand_over(error)
-        except _NoLongerWanted:
-            return
+    def _decode(self, open_reader: OpenReader, read: ReadSegments) -> Generator[Frames, None, None]:
+        with open_reader(self.video) as reader:
+            yield from read(reader)
+            self.info, self.lost_seconds = reader.info, reader.lost_seconds
 
 
 def decode_ahead(
@@ -89,12 +64,13 @@ def decode_ahead(
     Take each one's segments to the end, or to its failure, before the next video. Closing the iterator, or
     an error of the consumer, ends the threads.
     """
-    left = threading.Event()
     waiting = iter(videos)
-    running = deque(DecodingVideo(video, open_reader, read, left) for video in islice(waiting, num_threads))
+    running = deque(DecodingVideo(video, open_reader, read) for video in islice(waiting, num_threads))
     try:
         while running:
-            yield running.popleft()
-            running.extend(DecodingVideo(video, open_reader, read, left) for video in islice(waiting, 1))
+            with closing(running.popleft()) as video:
+                yield video
+            running.extend(DecodingVideo(video, open_reader, read) for video in islice(waiting, 1))
     finally:
-        left.set()
+        for video in running:
+            video.close()

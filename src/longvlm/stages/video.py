@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice, repeat
 from pathlib import Path
 from types import TracebackType
 
@@ -131,22 +132,26 @@ class VideoReader:
             yield Frames(torch.stack([pixels for _, pixels in filled]), times, num_distinct=len(set(times)))
 
     def _fitted(self, sampling: Sampling, image_size: int, fit: Fit) -> Iterator[tuple[float, torch.Tensor]]:
-        """(time, pixels (3, R, R)) of each sampled frame; a repeated frame is fitted once."""
-        last_time, pixels = -1.0, torch.empty(0)
-        for time, picture in self._pictures(sampling):
-            if time != last_time:
-                last_time, pixels = time, fit_picture(picture, image_size, fit, self._source.pixel_aspect)
-            yield time, pixels
-        if last_time < 0:
+        """(time, pixels (3, R, R)) of each sampled frame; a repeated frame is read and fitted once."""
+
+        def prepare(picture: np.ndarray) -> torch.Tensor:
+            return fit_picture(picture, image_size, fit, self._source.pixel_aspect)
+
+        repetitions: Iterable[int]
+        if isinstance(self._source, ContainerSource) and self._source.times_seconds is None and sampling.fps:
+            repetitions, frames = repeat(1), self._source.read_live(_live_targets(self.info.name, sampling), prepare)
+        else:
+            positions = Counter(self._positions(sampling))
+            repetitions, frames = positions.values(), self._source.read(list(positions), prepare)
+        is_empty = True
+        for number, frame in zip(repetitions, frames, strict=False):  # a damaged video yields fewer
+            yield from repeat(frame, number)
+            is_empty = False
+        if is_empty:
             raise LongVLMError(
                 f"No frame of {self.info.name} could be read from {sampling.start_seconds:g} s on; "
                 "choose another start."
             )
-
-    def _pictures(self, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
-        if isinstance(self._source, ContainerSource) and self._source.times_seconds is None and sampling.fps:
-            return self._source.read_live(_live_targets(self.info.name, sampling))
-        return self._source.read(self._positions(sampling))
 
     def _positions(self, sampling: Sampling) -> list[int]:
         """Which of the presented frames are wanted, in ascending order; repeated ones appear repeatedly."""

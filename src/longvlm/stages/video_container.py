@@ -1,9 +1,7 @@
 """Video files and addresses read with PyAV: the pictures that are presented at chosen times.
 
-Two passes: the first only demuxes and notes when every frame is presented; the second seeks to the keyframe
-before a wanted frame and decodes up to it, or decodes on where no keyframe lies between. Frames are matched
-by timestamp, so that a picture is always the one of its stated time, and never more than a few pictures are
-held.
+Two passes: the first only demuxes and notes when every frame is presented; the second decodes what is wanted. The
+stretches from keyframe to keyframe are independent of one another: several decoders take turns at those of a file.
 """
 
 from __future__ import annotations
@@ -11,64 +9,35 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
-from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
+import torch
 
 from longvlm.errors import LongVLMError
-from longvlm.stages.video_access import BlockingCalls, display_name, local_path, open_container, source_scheme
+from longvlm.stages.video_access import display_name, local_path, source_scheme
+from longvlm.stages.video_decoder import Cursor, Decoder, EndOfVideo, Presented
 from longvlm.stages.video_fingerprint import fingerprint_files
 from longvlm.stages.video_timeline import Timeline, scan_timeline
 from longvlm.types import VideoInfo
+from longvlm.working_ahead import WorkingAhead
 
 if TYPE_CHECKING:
     from av.buffer import Buffer
-    from av.packet import Packet
     from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
-_Result = TypeVar("_Result")
+_Prepared = TypeVar("_Prepared")
 
 _MISSING_TOLERANCE_SECONDS = 0.5  # containers round the length they state; less than this is no damage
-_SEEK_MARGINS_SECONDS = (0, 1, 8, 64)
 _MAX_STRETCH = 16  # beyond it a header is wrong, or meant to make huge pictures
 _ROUNDING_SECONDS = 1e-9  # so that a target that was rounded down still shows the frame that begins there
-
-
-class _Presented(NamedTuple):
-    pts: int
-    frame: VideoFrame
-
-
-class _Cursor:
-    """Decodes forwards, holding the frame shown at a time and, if decoded already, the one after it."""
-
-    def __init__(self, frames: Iterator[_Presented]) -> None:
-        self._frames = frames
-        self.shown: _Presented | None = None
-        self.ahead: _Presented | None = None
-
-    @property
-    def reached_pts(self) -> float:
-        latest = self.ahead or self.shown
-        return -math.inf if latest is None else latest.pts
-
-    def advance(self, pts: int) -> bool:
-        """Decode until the frame shown at `pts` is certain; False where the stream ends before that."""
-        while self.shown is None or self.shown.pts < pts:
-            upcoming = self.ahead or next(self._frames, None)
-            self.ahead = None
-            if upcoming is None:
-                return False
-            if upcoming.pts > pts:
-                self.ahead = upcoming
-                return True
-            self.shown = upcoming
-        return True
+_MAX_DECODERS = 8
+_STRETCHES_PER_DECODER = 2  # with fewer, one decoder with threads of its own is as fast
+_PICTURES_AHEAD = 4  # of each decoder
 
 
 class ContainerSource:
@@ -81,21 +50,21 @@ class ContainerSource:
         self._source, self._allow_references = source, allow_references
         self._scheme = source_scheme(source)
         self._name = display_name(source)
-        self._skip_frame: Literal["DEFAULT", "NONKEY"] = "DEFAULT"
-        # A file answers at once; an address may stall, and then Ctrl-C must not wait for it.
-        self._blocking = None if self._scheme == "file" else BlockingCalls()
-        self._open()
+        self._decoder = Decoder(source, allow_references=allow_references)
         with ExitStack() as if_it_fails:
             if_it_fails.callback(self.close)
             self._timeline = None if self._is_live() else self._scan()
             self._can_seek = self._can_jump()
-            frames = self._decode(self._packets()) if self._timeline is None else self._frames_from(0)
+            if self._timeline is None:
+                frames = self._decoder.frames(self._decoder.packets(), None)
+            else:
+                frames = self._decoder.frames_from(self._timeline, 0, can_seek=self._can_seek)
             first = next(frames, None)
             if first is None:
-                codec = self._stream.codec_context.name
+                codec = self._decoder.stream.codec_context.name
                 raise LongVLMError(f"No frame of {self._name} can be decoded ({codec}); convert it to H.264 mp4.")
             self._live_start_pts = first.pts
-            self._live_cursor = _Cursor(chain([first], frames))
+            self._live_cursor = Cursor(chain([first], frames))
             self._missing_seconds = self.lost_seconds = self._seconds_missing()
             self._orientation = _display_matrix(first.frame)
             stretch, is_turned = self._stretch(), _is_turned(self._orientation)
@@ -106,10 +75,7 @@ class ContainerSource:
             if_it_fails.pop_all()
 
     def close(self) -> None:
-        if self._blocking is None:
-            self._container.close()
-        else:
-            self._blocking.finish(self._container.close)
+        self._decoder.close()
 
     @property
     def times_seconds(self) -> np.ndarray | None:
@@ -124,39 +90,64 @@ class ContainerSource:
         """Positions in `times_seconds` of the frames that decode without any other."""
         return self._known_timeline().keyframe_positions
 
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[float, np.ndarray]]:
-        """Yield (time in seconds, RGB picture (H, W, 3) uint8) for each position; positions must not descend.
+    def read(
+        self, positions: Sequence[int], prepare: Callable[[np.ndarray], _Prepared]
+    ) -> Iterator[tuple[float, _Prepared]]:
+        """Yield (time in seconds, what `prepare` makes of the RGB picture (H, W, 3) uint8) for each position.
 
-        A frame that can't be decoded is replaced by the one shown before it, under that one's own time.
-        Where nothing decodes any more, reading ends and `lost_seconds` grows by what the video should still
-        have had.
+        Positions must not descend. `prepare` may run in other threads. A frame that can't be decoded is replaced by
+        the one shown before it, under that one's own time. Where nothing decodes any more, reading ends and
+        `lost_seconds` grows by what the video should still have had.
         """
         timeline = self._known_timeline()
-        cursor: _Cursor | None = None
-        only_keyframes = np.isin(positions, timeline.keyframe_positions).all()
-        self._skip_frame = "NONKEY" if only_keyframes and not self._timestamps_are_guesses() else "DEFAULT"
-        self._reopen()
+        stretches = groupby(timeline.pts[np.asarray(positions, dtype=np.int64)].tolist(), timeline.keyframe_before)
+        wanted = [list(stretch) for _, stretch in stretches]
+        only_keyframes = bool(np.isin(positions, timeline.keyframe_positions).all())
         self.lost_seconds = self._missing_seconds
-        for pts in timeline.pts[np.asarray(positions, dtype=np.int64)].tolist():
-            key = timeline.keyframe_before(pts)
-            if cursor is None or (self._can_seek and timeline.keyframe_pts[key] > cursor.reached_pts):
-                cursor = _Cursor(self._frames_from(key))
-            goes_on, step = cursor.advance(pts), 1
-            while cursor.shown is None and key > 0 and self._can_seek:
-                # A broken or open group of pictures: the frame before it is needed, so start further back.
-                key, step = max(0, key - step), 2 * step
-                cursor = _Cursor(self._frames_from(key))
-                goes_on = cursor.advance(pts)
-            found = cursor.shown or cursor.ahead
-            if found is None or not (goes_on or pts - found.pts <= 2 * timeline.frame_pts):
-                decoded_end_pts = timeline.pts[0] if found is None else found.pts + timeline.frame_pts
-                self.lost_seconds += float((timeline.end_pts - int(decoded_end_pts)) * self._time_base)
-                return
-            yield float((found.pts - int(timeline.pts[0])) * self._time_base), _picture(found.frame, self._orientation)
+        try:
+            for pts, prepared in self._decode(timeline, wanted, only_keyframes, prepare):
+                yield float((pts - int(timeline.pts[0])) * self._time_base), prepared
+        except EndOfVideo as end:
+            self.lost_seconds += float((timeline.end_pts - end.pts) * self._time_base)
 
-    def read_live(self, times_seconds: Iterable[float]) -> Iterator[tuple[float, np.ndarray]]:
-        """Decode forwards and yield the frames shown at ascending times, each once; ends with the stream."""
-        last: _Presented | None = None
+    def _decode(
+        self,
+        timeline: Timeline,
+        wanted: list[list[int]],
+        only_keyframes: bool,
+        prepare: Callable[[np.ndarray], _Prepared],
+    ) -> Iterator[tuple[int, _Prepared]]:
+        """What is shown at the `wanted` timestamps, stretch by stretch, in their order."""
+
+        def prepared_frames(decoder: Decoder, stretches: list[list[int]]) -> Iterator[tuple[int, _Prepared]]:
+            pts = list(chain.from_iterable(stretches))
+            for shown in decoder.frames_at(timeline, pts, can_seek=self._can_seek, only_keyframes=only_keyframes):
+                yield shown.pts, prepare(_picture(shown.frame, self._orientation))
+
+        def decode_apart(stretches: list[list[int]]) -> Generator[tuple[int, _Prepared], None, None]:
+            with Decoder(self._source, allow_references=self._allow_references, threads="NONE") as decoder:
+                yield from prepared_frames(decoder, stretches)
+
+        number = min(_MAX_DECODERS, torch.get_num_threads(), len(wanted) // _STRETCHES_PER_DECODER)
+        if number < 2 or not (self._can_seek and self._decoder.is_file):
+            self._decoder.reopen()
+            yield from prepared_frames(self._decoder, wanted)
+            return
+        with ExitStack() as at_the_end:
+            decoders = []
+            for first in range(number):
+                mine = decode_apart(wanted[first::number])
+                decoders.append(WorkingAhead(mine, room=_PICTURES_AHEAD, name="longvlm-decode"))
+                at_the_end.callback(decoders[-1].close)
+            for place, stretch in enumerate(wanted):
+                for _ in stretch:
+                    yield next(decoders[place % number])
+
+    def read_live(
+        self, times_seconds: Iterable[float], prepare: Callable[[np.ndarray], _Prepared]
+    ) -> Iterator[tuple[float, _Prepared]]:
+        """As `read`, decoding forwards: the frames shown at ascending times, each once; ends with the stream."""
+        last: Presented | None = None
         for time_seconds in times_seconds:
             offset_pts = math.floor(Fraction(time_seconds + _ROUNDING_SECONDS) / self._time_base)
             goes_on = self._live_cursor.advance(self._live_start_pts + offset_pts)
@@ -165,50 +156,26 @@ class ContainerSource:
                 last = shown
                 yield (
                     float((shown.pts - self._live_start_pts) * self._time_base),
-                    _picture(shown.frame, self._orientation),
+                    prepare(_picture(shown.frame, self._orientation)),
                 )
             if not goes_on:
                 return
 
     # Opening and describing
 
-    def _open(self) -> None:
-        source, allowed = self._source, self._allow_references
-        self._container = self._wait_for(lambda: open_container(source, allow_references=allowed))
-        with ExitStack() as if_it_fails:
-            if_it_fails.callback(self.close)
-            self._stream = self._choose_stream()
-            self._stream.thread_type = "AUTO"
-            self._stream.codec_context.skip_frame = self._skip_frame
-            if_it_fails.pop_all()
-        self._time_base = self._stream.time_base or Fraction(1, 1_000_000)
-
-    def _reopen(self) -> None:
-        self._wait_for(self._container.close)
-        self._open()
-
-    def _wait_for(self, call: Callable[[], _Result]) -> _Result:
-        return call() if self._blocking is None else self._blocking.run(call)
-
-    def _choose_stream(self) -> VideoStream:
-        from av.stream import Disposition
-
-        pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not pictures:
-            if self._container.streams.audio:
-                raise LongVLMError(f"{self._name} has sound only; give a file that has a video.")
-            raise LongVLMError(f"{self._name} holds no readable video; copy, download or convert it again.")
-        best = self._container.streams.best("video")
-        return next((stream for stream in pictures if stream is best), pictures[0])
+    @property
+    def _time_base(self) -> Fraction:
+        return self._decoder.time_base
 
     def _is_live(self) -> bool:
         if self._scheme == "file":
             return False
-        return self._scheme.startswith("rtsp") or (self._container.duration is None and self._container.size <= 0)
+        container = self._decoder.container
+        return self._scheme.startswith("rtsp") or (container.duration is None and container.size <= 0)
 
     def _scan(self) -> Timeline:
-        rate = self._stream.guessed_rate or Fraction(25)
-        timeline = scan_timeline(self._packets(), one_frame_pts=max(1, round(1 / (rate * self._time_base))))
+        rate = self._decoder.stream.guessed_rate or Fraction(25)
+        timeline = scan_timeline(self._decoder.packets(), one_frame_pts=max(1, round(1 / (rate * self._time_base))))
         if timeline is None:
             raise LongVLMError(f"{self._name} holds no frames: the length of its video is zero. Give another video.")
         return timeline
@@ -223,7 +190,7 @@ class ContainerSource:
 
     def _describe(self, first_picture: np.ndarray, stretches: tuple[Fraction | int, Fraction | int]) -> VideoInfo:
         height, width = first_picture.shape[:2]
-        timeline, rate = self._timeline, self._stream.average_rate
+        timeline, rate = self._timeline, self._decoder.stream.average_rate
         held = self._held_seconds()
         if self._scheme == "file":
             fingerprint = fingerprint_files([local_path(self._source)])
@@ -243,7 +210,7 @@ class ContainerSource:
 
     def _stretch(self) -> Fraction:
         """By what the width of the stored pictures grows for display; 1 where the pixels are square."""
-        stretch = self._stream.sample_aspect_ratio
+        stretch = self._decoder.stream.sample_aspect_ratio
         return stretch if stretch and 1 / _MAX_STRETCH <= stretch <= _MAX_STRETCH else Fraction(1)
 
     def _held_seconds(self) -> float:
@@ -253,7 +220,7 @@ class ContainerSource:
 
     def _seconds_missing(self) -> float:
         """How much earlier the frames end than the container says; 0.0 where it doesn't say, or agrees."""
-        timeline, stream, container = self._timeline, self._stream, self._container
+        timeline, stream, container = self._timeline, self._decoder.stream, self._decoder.container
         if timeline is None:
             return 0.0
         start = float((stream.start_time or 0) * self._time_base)
@@ -275,21 +242,6 @@ class ContainerSource:
         missing = stated_end - float(timeline.end_pts * self._time_base)
         return missing if missing > _MISSING_TOLERANCE_SECONDS else 0.0
 
-    # Packets and frames
-
-    def _packets(self) -> Iterator[Packet]:
-        """The stream's packets, last the empty one that flushes the decoder; a damaged file's end early."""
-        import av
-
-        packets = self._container.demux(self._stream)
-        try:
-            while (packet := self._wait_for(lambda: next(packets, None))) is not None:
-                if packet.size or packet.dts is None:
-                    yield packet
-        except av.FFmpegError as error:
-            if self._scheme != "file" and not isinstance(error, av.error.InvalidDataError):
-                raise LongVLMError(f"Reading {self._name} failed: {error.strerror}. Try again.") from error
-
     def _can_jump(self) -> bool:
         """Whether seeking works; elsewhere frames are reached by decoding on from the start.
 
@@ -297,73 +249,15 @@ class ContainerSource:
         only some frames carry a timestamp, and in an AVI that has lost frames or its index, which counts
         frames instead of storing times, the times that FFmpeg infers after a seek are wrong.
         """
-        timeline, format_name = self._timeline, self._container.format.name
+        timeline, format_name = self._timeline, self._decoder.container.format.name
         if timeline is None or format_name == "mpeg":
             return False
-        if format_name == "avi" and (self._scheme != "file" or self._stream.frames != len(timeline.pts)):
+        if format_name == "avi" and (self._scheme != "file" or self._decoder.stream.frames != len(timeline.pts)):
             return False
         try:
-            return self._scheme == "file" or self._packets_from(0) is not None
+            return self._scheme == "file" or self._decoder.packets_from(timeline, 0) is not None
         except LongVLMError:
             return False
-
-    def _packets_from(self, key: int) -> Iterator[Packet] | None:
-        """Packets from a keyframe on, or from somewhat before it; None where seeking there fails."""
-        import av
-
-        timeline = self._known_timeline()
-        key_pts, key_dts = int(timeline.keyframe_pts[key]), int(timeline.keyframe_dts[key])
-        # Containers take a seek's target for a pts or a dts, and some land late: look, and step back.
-        targets = [key_pts, *(key_dts - int(s / self._time_base) for s in _SEEK_MARGINS_SECONDS)]
-        for target in targets:
-            try:
-                self._wait_for(lambda: self._container.seek(target, stream=self._stream))  # noqa: B023
-            except av.FFmpegError:
-                continue
-            packets = self._packets()
-            first = next(packets, None)
-            if first is None or first.pts is None:
-                continue
-            on_keyframe = first.is_keyframe and first.pts <= key_pts
-            if on_keyframe or (first.dts is not None and first.dts <= key_dts):
-                return chain([first], packets)
-        return None
-
-    def _frames_from(self, key: int) -> Iterator[_Presented]:
-        packets = self._packets_from(key) if self._can_seek else None
-        if packets is None:
-            self._reopen()
-            packets = self._packets()
-        return self._decode(packets)
-
-    def _decode(self, packets: Iterator[Packet]) -> Iterator[_Presented]:
-        """Decode packets to presented frames; what is damaged is left out."""
-        import av
-
-        guessed_times = self._timestamps_are_guesses()
-        position: int | None = None
-        for packet in packets:
-            try:
-                frames = self._stream.decode(packet) if packet.size else self._stream.decode(None)
-            except av.FFmpegError:
-                continue
-            if position is None and packet.pts is not None and self._timeline is not None:
-                position = int(np.searchsorted(self._timeline.pts, packet.pts))
-            for frame in frames:
-                if guessed_times and self._timeline is not None and position is not None:
-                    frame.pts = int(self._timeline.pts[min(position, len(self._timeline.pts) - 1)])
-                    position += 1
-                if frame.pts is not None:
-                    yield _Presented(frame.pts, frame)
-
-    def _timestamps_are_guesses(self) -> bool:
-        """AVI stores no presentation times: with reordered frames, FFmpeg's are those of decoding order."""
-        return (
-            self._container.format.name == "avi"
-            and bool(self._stream.codec_context.has_b_frames)
-            and self._timeline is not None
-            and self._timeline.in_decoding_order
-        )
 
 
 def _display_matrix(frame: VideoFrame) -> np.ndarray | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,6 +17,8 @@ from longvlm.errors import LongVLMError
 from longvlm.stages.video_access import kind_of_path, naming_errors_of, printable
 from longvlm.stages.video_fingerprint import fingerprint_files
 from longvlm.types import VideoInfo
+
+_Prepared = TypeVar("_Prepared")
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
 # What Pillow may take such a file for; left to itself it would try formats that start other programs, as EPS does.
@@ -48,10 +51,12 @@ class PictureSource(ABC):
     def _picture(self, position: int) -> np.ndarray:
         """The picture at this position, (H, W, 3) uint8 RGB."""
 
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[float, np.ndarray]]:
-        """Yield (time in seconds, RGB picture (H, W, 3) uint8) for each position."""
+    def read(
+        self, positions: Sequence[int], prepare: Callable[[np.ndarray], _Prepared]
+    ) -> Iterator[tuple[float, _Prepared]]:
+        """Yield (time in seconds, what `prepare` makes of the RGB picture (H, W, 3) uint8) for each position."""
         for position in positions:
-            yield float(self.times_seconds[position]), self._picture(position)
+            yield float(self.times_seconds[position]), prepare(self._picture(position))
 
     def close(self) -> None:  # noqa: B027
         """Nothing is held open, unless a subclass says so."""

@@ -1,0 +1,69 @@
+"""Working ahead: a generator that a thread of its own runs, a few items ahead of whoever takes them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from typing import Generic, NamedTuple, TypeVar
+
+_Item = TypeVar("_Item")
+
+_LOOK_UP_SECONDS = 0.2  # how often a thread that waits for room sees whether it is still wanted
+
+
+class _End(NamedTuple):
+    """The last of what a thread hands over; `error` is what its generator raised, if it did."""
+
+    error: BaseException | None
+
+
+class WorkingAhead(Generic[_Item]):
+    """The items of a generator, which runs in a thread, at most `room` of them ahead. Close it after use.
+
+    What the generator raises is raised where its items are taken. PyAV releases Python's lock while it decodes, so
+    threads are enough for decoding.
+    """
+
+    def __init__(self, items: Generator[_Item, None, None], *, room: int, name: str) -> None:
+        self._items = items
+        self._made: queue.Queue[_Item | _End] = queue.Queue(room)
+        self._is_left = threading.Event()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def __iter__(self) -> WorkingAhead[_Item]:
+        return self
+
+    def __next__(self) -> _Item:
+        item = self._made.get()
+        if not isinstance(item, _End):
+            return item
+        self._made.put(item)  # for whoever asks again
+        if item.error is not None:
+            raise item.error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Tell the thread that nothing more is wanted; it ends at its next item, and doesn't keep anybody waiting."""
+        self._is_left.set()
+
+    def _work(self) -> None:
+        error: BaseException | None = None
+        try:
+            with closing(self._items):
+                for item in self._items:
+                    if not self._hand_over(item):
+                        return
+        except BaseException as raised:  # noqa: BLE001 - raised where the items are taken
+            error = raised
+        self._hand_over(_End(error))
+
+    def _hand_over(self, item: _Item | _End) -> bool:
+        while not self._is_left.is_set():
+            try:
+                self._made.put(item, timeout=_LOOK_UP_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
