@@ -96,18 +96,22 @@ def test_what_is_skipped_on_the_way_changes_no_pixel(tmp_path, codec, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        every, few = (
+        every, few, keyframes = (
             {
                 time: pixels
                 for segment in segments_of(path, sampling)
                 for time, pixels in zip(segment.times_seconds, segment.pixels, strict=True)
             }
-            for sampling in (Sampling(num_frames=None, fps=24), Sampling(num_frames=31))
+            for sampling in (
+                Sampling(num_frames=None, fps=24),
+                Sampling(num_frames=31),
+                Sampling(num_frames=9, mode="keyframe"),
+            )
         )
     finally:
         torch.set_num_threads(before)
-    assert (len(every), len(few)) == (240, 31)
-    for time_seconds, pixels in few.items():
+    assert (len(every), len(few), len(keyframes)) == (240, 31, 9)
+    for time_seconds, pixels in (few | keyframes).items():
         assert torch.equal(pixels, every[time_seconds]), time_seconds
 
 

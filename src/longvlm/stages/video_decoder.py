@@ -84,7 +84,6 @@ class Decoder:
         # A file answers at once; an address may stall, and then Ctrl-C must not wait for it.
         self._blocking = None if self.is_file else BlockingCalls()
         self._unwanted_before_pts: float = -math.inf
-        self._only_keyframes = False
         self._open()
 
     def __enter__(self) -> Decoder:
@@ -183,9 +182,7 @@ class Decoder:
                 if frame.pts is not None:
                     yield Presented(frame.pts, frame)
 
-    def _what_to_skip(self, packet: Packet) -> Literal["DEFAULT", "NONREF", "NONKEY"]:
-        if self._only_keyframes:
-            return "NONKEY"
+    def _what_to_skip(self, packet: Packet) -> Literal["DEFAULT", "NONREF"]:
         is_unwanted = packet.pts is not None and packet.pts < self._unwanted_before_pts
         return "NONREF" if is_unwanted else "DEFAULT"
 
@@ -216,8 +213,11 @@ class Decoder:
         may_skip = can_seek and not self.timestamps_are_guesses(timeline)
         cursor: Cursor | None = None
         for pts in wanted_pts:
+            if only_keyframes and may_skip and (alone := self._decode_alone(timeline, pts)):
+                cursor = None
+                yield alone
+                continue
             key = timeline.keyframe_before(pts)
-            self._only_keyframes = only_keyframes and may_skip
             self._unwanted_before_pts = pts if may_skip else -math.inf
             if cursor is None or (can_seek and timeline.keyframe_pts[key] > cursor.reached_pts):
                 cursor = Cursor(self.frames_from(timeline, key, can_seek=can_seek))
@@ -229,10 +229,27 @@ class Decoder:
                 raise EndOfVideo(int(timeline.pts[0]) if found is None else found.pts + timeline.frame_pts)
             yield found
 
+    def _decode_alone(self, timeline: Timeline, pts: int) -> Presented | None:
+        """A keyframe without the frames that the decoder would wait for; None where that doesn't give it."""
+        import av
+
+        key = timeline.keyframe_before(pts)
+        key_dts = int(timeline.keyframe_dts[key])
+        for packet in self.packets_from(timeline, key) or ():
+            if packet.pts == pts:
+                try:
+                    frames = [*self.stream.decode(packet), *self.stream.decode(None)]
+                except av.FFmpegError:
+                    return None
+                return next((Presented(pts, frame) for frame in frames if frame.pts == pts), None)
+            if packet.dts is None or packet.dts > key_dts:
+                return None
+        return None
+
     def _search(self, timeline: Timeline, pts: int) -> tuple[Cursor, bool]:
         """A cursor at what is shown in place of a frame that wasn't found: every frame counts, and where a group of
         pictures is broken or open, the frame before it is needed, so start further back."""
-        self._only_keyframes, self._unwanted_before_pts = False, -math.inf
+        self._unwanted_before_pts = -math.inf
         key, step = timeline.keyframe_before(pts), 1
         cursor = Cursor(self.frames_from(timeline, key, can_seek=True))
         goes_on = cursor.advance(pts)
