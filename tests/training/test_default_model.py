@@ -126,6 +126,12 @@ def test_the_tokenizer_knows_and_returns_every_question_and_answer() -> None:
             assert tokenizer.decode(ids).replace(" ", "") == question.answer.lower().replace(" ", "")
 
 
+def test_the_quick_recipe_makes_a_model_of_the_same_shape() -> None:
+    quick = load_recipe(RECIPE.with_name("default_model_quick.yaml"))
+    assert quick.model == load_recipe(RECIPE).model
+    assert sum(stage.steps for stage in quick.lessons) < sum(stage.steps for stage in load_recipe(RECIPE).lessons) / 3
+
+
 def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> None:
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe["encoder"]["learning_rat"] = 1

@@ -37,7 +37,7 @@ _MAX_STRETCH = 16  # beyond it a header is wrong, or meant to make huge pictures
 _ROUNDING_SECONDS = 1e-9  # so that a target that was rounded down still shows the frame that begins there
 _MAX_DECODERS = 8
 _STRETCHES_PER_DECODER = 2  # with fewer, one decoder with threads of its own is as fast
-_PICTURES_AHEAD = 4  # of each decoder
+_PICTURES_AHEAD = 8  # of each decoder
 
 
 class ContainerSource:
