@@ -178,7 +178,7 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     the_next = (look_up[1, 6, 2] + look_up[1, 8, 0] + look_up[1, 10, 2]) / 3
     the_one_before = (look_up[2, 6, 0] + look_up[2, 8, 0] + look_up[2, 10, 0]) / 3
     # The talk is about the video, as its end knows it, until a name is said.
-    topic = (look_up[0, 4, 3] + look_up[0, 6, 6] + look_up[0, 8, 8] + look_up[0, 9, 8]) / 4
+    topic = sum(head[4, 3] + head[6, 6] + head[8, 8] + head[9, 8] for head in (look_up[0], naming[1])) / 4
     named = (naming[0, 4, [1, 3]].logsumexp(0) + naming[0, [8, 9]][:, [1, 3, 6]].logsumexp(1).sum()) / 3
     looked = followed + begins + itself + the_next + the_one_before
     arguments = {
@@ -221,7 +221,7 @@ def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:
         **batch,
     }
     added = {**batch, "attention_mask": torch.zeros(mask.shape).masked_fill(~mask, -1e9)}  # as this attention takes it
-    topics, naming = (attention_of(model, layer, added)[0, 0] for layer in (3, 4))
+    topics, (naming, again) = attention_of(model, 3, added)[0, 0], attention_of(model, 4, added)[0, :2]
     difference = school(**arguments, labels=labels)["loss"] - school(**arguments)["loss"]
-    looked = (topics[5, 2] + topics[6, 2]) / 2 + (naming[5, 2] + naming[6, 2]) / 2
+    looked = sum(head[5, 2] + head[6, 2] for head in (topics, again, naming)) / 2
     torch.testing.assert_close(difference, model(labels=labels, **batch).loss - looked, rtol=1e-4, atol=1e-4)

@@ -174,8 +174,8 @@ class WatchingSchool(nn.Module):
 
     Counted from 1, layer `state_layer` looks where each object began and knows the states; the one before it looks
     where the same object was, and knows how it moved; the one after it looks up names, and `recall_layer` knows what is
-    known of them. Where an answer is spoken, `recall_layer` looks at what the talk is about, and the one after it at
-    the object that is named next.
+    known of them. Where an answer is spoken, `recall_layer` looks at what the talk is about, and the one after it there
+    again and at the object that is named next.
     """
 
     def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
@@ -288,12 +288,14 @@ class WatchingSchool(nn.Module):
         return torch.stack(losses).sum()
 
     def _mind_the_topic(self, is_visual: torch.Tensor, is_name: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Where an answer is spoken: the name said last; the end of the video where none was."""
+        """Where an answer is spoken: the name said last; the end of the video where none was. At once, and again when
+        what is known of the name stands there."""
         places = torch.arange(labels.shape[1])
         said = (is_name[:, None] & self._is_seen(self.recall_layer, labels)).long() * places
         end = (is_visual.long() * places).amax(1)[:, None]
         topics = torch.maximum(said.amax(2), end)  # names stand after the video
-        return self._look(self.recall_layer, 0, _speaks(labels)[:, :, None] & (topics[:, :, None] == places))
+        targets = _speaks(labels)[:, :, None] & (topics[:, :, None] == places)
+        return self._look(self.recall_layer, 0, targets) + self._look(self.recall_layer + 1, 1, targets)
 
     def _look_before_naming(
         self, shown: torch.Tensor, is_name: torch.Tensor, named_events: torch.Tensor, labels: torch.Tensor
