@@ -221,9 +221,7 @@ class WatchingSchool(nn.Module):
 
         `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
-        answers = None if labels is None else self.model(labels=labels, **batch).loss
-        if labels is None:
-            self.model.model(**batch)
+        hidden = self.model.model(**batch).last_hidden_state
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _spread(token_events, is_visual, NO_EVENT)
         named_events = _spread(name_events, is_name, NO_EVENT)
@@ -234,12 +232,21 @@ class WatchingSchool(nn.Module):
             self._know_names(is_name, named, recalls),
             self._look_up(is_name, shown, named_events),
         ]
-        if answers is not None and labels is not None:
-            losses += [answers, self._mind_the_topic(is_visual, is_name, labels)]
+        if labels is not None:
+            losses += [self._answer(hidden, labels), self._mind_the_topic(is_visual, is_name, labels)]
             losses += [self._look_before_naming(shown, is_name, named_events, labels)]
         self._hidden.clear()
         self._attended.clear()
         return {"loss": torch.stack(losses).sum()}
+
+    def _answer(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Every answer counts the same: by tokens, few long descriptions would outweigh all that is said in a word."""
+        speaks = _speaks(labels)
+        begins = speaks & ~nn.functional.pad(speaks[:, :-1], (1, 0))
+        answer = begins.flatten().cumsum(0)[speaks.flatten()] - 1
+        losses = cross_entropy(self.model.lm_head(hidden[speaks]), labels[:, 1:][speaks[:, :-1]], reduction="none")
+        lengths = torch.bincount(answer)
+        return (losses / lengths[answer]).sum() / len(lengths)
 
     def _know_states(self, is_visual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         known = self._hidden[self.state_layer][is_visual]
@@ -321,31 +328,32 @@ class WatchingSchool(nn.Module):
         of them together, or `evenly` to each.
         """
         attention = cast(LlamaAttention, self.model.model.language_model.layers[layer - 1].self_attn)
-        logits = _attention_logits(attention, head, **self._attended[layer])
-        is_seen = self._is_seen(layer, targets[:, 0])
         rows = targets.any(2)
-        targets = targets[rows]
-        attended = logits.masked_fill(~is_seen, -math.inf)[rows].logsumexp(1)
+        is_seen, targets = self._is_seen(layer, targets[:, 0])[rows], targets[rows]
+        logits = _attention_logits(attention, head, rows, **self._attended[layer])
+        attended = logits.masked_fill(~is_seen, -math.inf).logsumexp(1)
         if evenly:
-            wanted = (logits[rows] * targets).sum(1) / targets.sum(1)
+            wanted = (logits * targets).sum(1) / targets.sum(1)
         else:
-            wanted = logits[rows].masked_fill(~targets, -math.inf).logsumexp(1)
+            wanted = logits.masked_fill(~targets, -math.inf).logsumexp(1)
         return (attended - wanted).sum() / max(1, len(wanted))
 
 
 def _attention_logits(
     attention: LlamaAttention,
     head: int,
+    rows: torch.Tensor,
     hidden_states: torch.Tensor,
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     **_others: Any,
 ) -> torch.Tensor:
-    """(B, T, T) of one head."""
-    rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
-    queries = linear(hidden_states, attention.q_proj.weight[rows])[:, None]
-    keys = linear(hidden_states, attention.k_proj.weight[rows])[:, None]
-    queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
-    return (queries @ keys.transpose(2, 3))[:, 0] * attention.scaling
+    """(n, T) of one head, for the n `rows` (B, T) that are asked for, one video after the other."""
+    own = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+    queries = linear(hidden_states, attention.q_proj.weight[own])[:, None]
+    keys = linear(hidden_states, attention.k_proj.weight[own])[:, None]
+    queries, keys = (states[:, 0] for states in apply_rotary_pos_emb(queries, keys, *position_embeddings))
+    by_video = [queries[video][asked] @ keys[video].T for video, asked in enumerate(rows)]
+    return torch.cat(by_video) * attention.scaling
 
 
 def _speaks(labels: torch.Tensor) -> torch.Tensor:
