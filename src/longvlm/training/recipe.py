@@ -244,9 +244,9 @@ class Recipe:
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by file name."""
+    """The recipes that come with the package, by file name; those of the bundled model are of another kind."""
     folder = Path(str(files("longvlm.training") / "recipes"))
-    return {path.name: path for path in sorted(folder.glob("*.yaml")) if path.name != "default_model.yaml"}
+    return {path.name: path for path in sorted(folder.glob("*.yaml")) if not path.name.startswith("default_model")}
 
 
 def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
