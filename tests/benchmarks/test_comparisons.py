@@ -10,7 +10,7 @@ import pytest
 import torch
 from media import write_video
 
-from benchmarks import comparators, report, videos
+from benchmarks import comparators, report, rows, videos
 from benchmarks.checkpoints import make_checkpoint, plain_tower
 from benchmarks.measuring import ratio, take_turns
 from benchmarks.rows import ROWS, Row, count_tower_operations
@@ -51,6 +51,19 @@ def test_the_comparator_computes_what_encoding_does(model: LongVLM, tmp_path: Pa
     assert features.shape == (305, 256)
     torch.testing.assert_close(index.segment_globals.mean(0), features[:5], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(index.local_features.flatten(0, 1), features[5:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["encoder", "merging", "questions", "prefill", "encode", "decoding", "memory"])
+def test_every_row_can_be_measured(name: str, model: LongVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny model and a short video; the start of the program is left to the benchmark itself."""
+    if name in ("encode", "decoding", "memory"):
+        pytest.importorskip("decord", reason="decord is for benchmarks alone: pip install -e '.[bench]'")
+    video = write_video(tmp_path / "video.mp4", 130, keyframe_distance=25)
+    monkeypatch.setattr(rows, "make_checkpoint", lambda _: model.folder)
+    monkeypatch.setattr(rows, "make_long_video", lambda *_: video)
+    for row in ROWS[name](rows.Bench(tmp_path, 1, "cpu")):
+        assert row.reached > 0
+        assert all(value > 0 for values in row.measured.values() for value in values)
 
 
 def test_decord_decodes_the_same_frames(tmp_path: Path) -> None:

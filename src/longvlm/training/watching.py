@@ -41,6 +41,9 @@ _STATE_WEIGHTS = (1.0,) * 8 + (4.0, 2.0, 1.0)  # what is learned last weighs mor
 # many there were before it.
 RECALL_SIZES = (2, *_OBJECT_SIZES * 2, len(ACTIONS) + 1, 4, MAX_EVENTS + 1)
 _RECALL_WEIGHTS = (1.0,) * 5 + (2.0, 1.0, 1.0)
+# Where objects began: the shares of attention tell their number, best when the start of the text weighs as much as half
+# of the most; and what tells 11 from 12 is small.
+_START_WEIGHT, _BEGINNINGS_WEIGHT = MAX_EVENTS / 2, 4.0
 _CHANGE_SCALE = 2.5  # brings changes of a pose to about unit variance, as poses have
 _NO_ACTION, _NO_THIRD = len(ACTIONS), 3
 # At a visual token that shows an object: its pose; how that differs from its mean so far and from the last one, scaled;
@@ -108,7 +111,8 @@ def find_events(scene: Scene, names: Sequence[str]) -> torch.Tensor:
 def describe_names(names: Sequence[str]) -> torch.Tensor:
     """Colour and shape of each name, (n, 2) int64."""
     pairs = [name.split() for name in names]
-    return torch.tensor([(_COLOURS.index(colour), _SHAPES.index(shape)) for colour, shape in pairs]).view(-1, 2)
+    kinds = [(_COLOURS.index(colour), _SHAPES.index(shape)) for colour, shape in pairs]
+    return torch.tensor(kinds, dtype=torch.int64).view(-1, 2)
 
 
 def describe_recalls(scene: Scene, names: Sequence[str]) -> torch.Tensor:
@@ -274,12 +278,12 @@ class WatchingSchool(nn.Module):
         latest = find_latest(same, frames)
         latest[:, :, 0] = shows_object & ~latest.any(2)
         same[:, :, 0] = is_new
-        beginnings = (is_new[:, None] & is_visual[:, :, None]).tril()
-        beginnings[:, :, 0] = is_visual
+        beginnings = (is_new[:, None] & is_visual[:, :, None]).tril().float()
+        beginnings[:, :, 0] = _START_WEIGHT * is_visual
         losses = [
             self._look(self.state_layer - 1, 0, same, evenly=True),
             self._look(self.state_layer - 1, 1, latest),
-            self._look(self.state_layer, 0, beginnings, evenly=True),
+            _BEGINNINGS_WEIGHT * self._look(self.state_layer, 0, beginnings, evenly=True),
             self._look(self.state_layer, 1, same, evenly=True),
         ]
         return torch.stack(losses).sum()
@@ -325,7 +329,7 @@ class WatchingSchool(nn.Module):
 
     def _look(self, layer: int, head: int, targets: torch.Tensor, *, evenly: bool = False) -> torch.Tensor:
         """Minus the mean log of the attention that goes to `targets` (B, T, T), over the tokens that have any: to all
-        of them together, or `evenly` to each.
+        of them together, or `evenly` to each, by its weight where they have weights.
         """
         attention = cast(LlamaAttention, self.model.model.language_model.layers[layer - 1].self_attn)
         rows = targets.any(2)
