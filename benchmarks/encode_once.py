@@ -1,28 +1,41 @@
-"""Encode one video in one of two ways and print the most memory that this process held, in bytes."""
+"""Encode one video in one of two ways and print, as JSON, the seconds and the most memory that this process held."""
 
 from __future__ import annotations
 
-import resource
-import sys
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.checkpoints import plain_tower
 from benchmarks.comparators import reference_path
+from longvlm.commands.ask import measure_peak_memory
 from longvlm.pipeline import LongVLM
 
 
 def main() -> None:
-    kind, checkpoint, video, num_frames = sys.argv[1:]
-    model = LongVLM.from_pretrained(checkpoint, device="cpu")
-    if kind == "longvlm":
-        model.encode(video, num_frames=int(num_frames))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=["longvlm", "reference"])
+    parser.add_argument("video", type=Path)
+    parser.add_argument("num_frames", type=int)
+    parser.add_argument("--checkpoint", type=Path, help="without one, the bundled model")
+    parser.add_argument("--frames-per-segment", type=int, help="frames that the encoder gets at once")
+    arguments = parser.parse_args()
+    changes = {} if arguments.frames_per_segment is None else {"frames_per_segment": arguments.frames_per_segment}
+    model = LongVLM.from_pretrained(arguments.checkpoint, device="cpu", compression=changes or None)
+    if arguments.kind == "longvlm":
+        _ = model.encoder  # reads the weights
+        run: Callable[[], object] = partial(model.encode, arguments.video, num_frames=arguments.num_frames)
     else:
-        tower = plain_tower(model, torch.float32)
+        run = partial(reference_path, plain_tower(model, torch.float32), arguments.video, arguments.num_frames)
         del model
-        reference_path(tower, Path(video), int(num_frames))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    began = time.perf_counter()
+    run()
+    print(json.dumps({"seconds": time.perf_counter() - began, "bytes": measure_peak_memory()}))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -36,9 +38,7 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(slow) / statistics.median(fast)
 
 
-def peak_bytes(module: str, *arguments: str) -> int:
-    """The most memory that `python -m module arguments` holds at any time; it prints it as its last line."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    return int(done.stdout.split()[-1])
+def run_alone(*arguments: str) -> dict[str, Any]:
+    """What `python -m arguments…`, a process of its own, prints: one JSON object."""
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)

@@ -53,17 +53,15 @@ def table(device: str) -> list[str]:
     lines = ["| what | against | reached | asked | n |", "|---|---|---:|---:|---:|"]
     results = json.loads(_read(RESULTS / f"{torch.device(device).type}.json") or "{}")
     for group in results.values():
-        for row in group["rows"]:
-            unit, asked = row["unit"], row["asked"]
-            word = "at most" if unit == "s" else "at least"
-            mark = {True: "✓ ", False: "✗ ", None: ""}[row["holds"]]
-            runs = max(map(len, row["measured"].values()))
-            medians = " / ".join(_show(name, values) for name, values in row["measured"].items())
-            reached = f"{mark}{row['reached']:.3g} {unit}" + ("" if unit == "s" else f" ({medians})")
-            lines.append(
-                f"| {row['what']} | {row['against']} | {reached} | "
-                f"{'—' if asked is None else f'{word} {asked:g} {unit}'} | {runs} |"
-            )
+        for kept in group["rows"]:
+            row = Row(**{name: value for name, value in kept.items() if name != "holds"})
+            mark = {True: "✓ ", False: "✗ ", None: ""}[row.holds]
+            medians = " / ".join(_show(name, values) for name, values in row.measured.items())
+            reached = f"{mark}{row.reached:.3g} {row.unit}" + ("" if row.unit == "s" else f" ({medians})")
+            bound = "at most" if row.is_limit else "at least"
+            asked = "—" if row.asked is None else f"{bound} {row.asked:g} {row.unit}"
+            runs = max(map(len, row.measured.values()))
+            lines.append(f"| {row.what} | {row.against} | {reached} | {asked} | {runs} |")
     return lines
 
 

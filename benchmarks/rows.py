@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import comparators
 from benchmarks.checkpoints import CLIP_LARGE, make_checkpoint, plain_tower
-from benchmarks.measuring import peak_bytes, ratio, take_turns
+from benchmarks.measuring import ratio, run_alone, take_turns
 from benchmarks.videos import make_long_video
 from longvlm.model.prompting import build_prompt, user_message
 from longvlm.pipeline import LongVLM
@@ -33,8 +33,8 @@ _ONE_PASS = 1  # of what takes many minutes
 class Row:
     """One line of the table.
 
-    `reached` and `asked` are in `unit`: "×" (how many times faster, or less), "% of peak", or "s" (at most). `asked` is
-    None where the row only reports. `measured`: seconds, or bytes, of every run by name.
+    `reached` and `asked` are in `unit`: "×" (how many times faster, or less) or "% of peak", at least; "s" or "% off",
+    at most. `asked` is None where the row only reports. `measured`: seconds, or bytes, of every run by name.
     """
 
     what: str
@@ -48,7 +48,12 @@ class Row:
     def holds(self) -> bool | None:
         if self.asked is None:
             return None
-        return self.reached <= self.asked if self.unit == "s" else self.reached >= self.asked
+        return self.reached <= self.asked if self.is_limit else self.reached >= self.asked
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether less is better."""
+        return self.unit in ("s", "% off")
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,11 @@ class Bench:
 
     def video(self, minutes: float) -> Path:
         return make_long_video(self.folder, minutes)
+
+    def encode_alone(self, kind: str, video: Path) -> dict[str, float]:
+        """Seconds and bytes of `benchmarks.encode_once`."""
+        checkpoint = str(make_checkpoint(self.folder))
+        return run_alone("benchmarks.encode_once", kind, str(video), str(NUM_FRAMES), "--checkpoint", checkpoint)
 
     @cached_property
     def model(self) -> LongVLM:
@@ -181,11 +191,7 @@ def decoding_rows(bench: Bench) -> Iterator[Row]:
 
 
 def memory_rows(bench: Bench) -> Iterator[Row]:
-    checkpoint, video = str(make_checkpoint(bench.folder)), str(bench.video(120))
-    ours, theirs = (
-        peak_bytes("benchmarks.encode_once", kind, checkpoint, video, str(NUM_FRAMES))
-        for kind in ("longvlm", "reference")
-    )
+    ours, theirs = (bench.encode_alone(kind, bench.video(120))["bytes"] for kind in ("longvlm", "reference"))
     yield Row(
         f"peak memory, encode 2 hours at {NUM_FRAMES} frames",
         "reference path",
@@ -251,6 +257,35 @@ def prefill_rows(bench: Bench) -> Iterator[Row]:
     )
 
 
+def plan_rows(bench: Bench) -> Iterator[Row]:
+    """What `longvlm plan` says, against what it then takes."""
+    video, checkpoint = bench.video(30), str(make_checkpoint(bench.folder))
+    command = ("longvlm", "plan", str(video), "--model", checkpoint, "--num-frames", str(NUM_FRAMES), "--json")
+    model, index = bench.model, bench.index
+    planned: dict[str, list[float]] = {name: [] for name in ("encoding", "question", "memory (bytes)")}
+    taken: dict[str, list[float]] = {name: [] for name in planned}
+    for _ in range(bench.repeats):
+        plan = run_alone(*command, "--device", bench.device)
+        seconds, memory = plan["seconds"], plan["memory_bytes"]
+        planned["encoding"].append(seconds["decode"] + seconds["encode"] + seconds["merge"])
+        planned["question"].append(seconds["prefill"])
+        planned["memory (bytes)"].append(memory["encoding_total"])
+        alone = bench.encode_alone("longvlm", video)
+        taken["encoding"].append(alone["seconds"])
+        taken["memory (bytes)"].append(alone["bytes"])
+        model.ask(None, "And without a video?", max_new_tokens=1)  # takes the place of what was kept
+        taken["question"].append(model.ask(index, "What happens?", max_new_tokens=1).timings.prefill_seconds)
+    for name, what in (
+        ("encoding", f"`longvlm plan`: time to encode 30 minutes, {NUM_FRAMES} frames"),
+        ("question", "`longvlm plan`: time to the first token, 1B-shaped"),
+        ("memory (bytes)", f"`longvlm plan`: peak memory, encode 30 minutes, {NUM_FRAMES} frames"),
+    ):
+        off = 100 * abs(ratio(planned[name], taken[name]) - 1)
+        kind = " (bytes)" if name.endswith("(bytes)") else ""
+        measured = {f"planned{kind}": planned[name], f"taken{kind}": taken[name]}
+        yield Row(what, "what it takes", off, 25.0, "% off", measured)
+
+
 def start_rows(bench: Bench) -> Iterator[Row]:
     video = bench.folder / "three-minutes.mp4"
     if not video.is_file():
@@ -283,5 +318,6 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "memory": memory_rows,
     "questions": question_rows,
     "prefill": prefill_rows,
+    "plan": plan_rows,
     "start": start_rows,
 }

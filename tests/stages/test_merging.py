@@ -86,6 +86,15 @@ def test_equals_the_plain_loops(num_patches: int, tokens: int) -> None:
         ]
 
 
+def test_among_equals_the_first_wins_in_long_rows_too() -> None:
+    patches = torch.eye(4)[torch.randint(0, 4, (512,), generator=torch.Generator().manual_seed(0))]
+    merged = merge_tokens(patches[None], tokens_per_segment=300, heads=1)
+    _, members = merge_by_loops(patches.tolist(), [212], heads=1)
+    assert [sorted(m) for m in members] == [
+        (merged.assignment[0] == token).nonzero().flatten().tolist() for token in range(300)
+    ]
+
+
 def test_assignment_accounts_for_sizes_and_features() -> None:
     patches = correlated_patches(3, 5, 12, 32)
     merged = merge_tokens(patches, tokens_per_segment=8, heads=4)

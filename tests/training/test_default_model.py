@@ -22,8 +22,8 @@ def tiny_recipe(folder: Path) -> Path:
     """The shipped recipe with every number that costs time turned down."""
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe["threads"] = 1
-    recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=4, text_heads=4)
-    recipe["model"].update(global_layers=2, state_layer=2, recall_layer=3)
+    recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=5, text_heads=4)
+    recipe["model"].update(global_layers=2, state_layer=2, recall_layer=4)
     recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2]}
     recipe["encoder"].update(steps=2, warmup_steps=1, batch_size=2)
     for stage in recipe["lessons"]:

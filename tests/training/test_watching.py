@@ -128,7 +128,7 @@ def test_names_are_found_where_they_end() -> None:
 def tiny_model() -> LongVLMForConditionalGeneration:
     set_seed(0)
     vision = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-    text = LlamaConfig(vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=4)
+    text = LlamaConfig(vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=5, num_attention_heads=4)
     return LongVLMForConditionalGeneration(LongVLMConfig(vision_config=vision, text_config=text, video_token_index=9))
 
 
@@ -155,7 +155,7 @@ def attention_of(model: LongVLMForConditionalGeneration, layer: int, batch: dict
 
 def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks() -> None:
     model = tiny_model()
-    school = WatchingSchool(model, state_layer=2, recall_layer=3)
+    school = WatchingSchool(model, state_layer=2, recall_layer=4)
     place = model.config.video_token_index
     input_ids = torch.tensor([[1, place, place, place, 7, 6, 5, 6, 5, 6, 5]])
     visual, names, said = [1, 2, 3], [6, 8, 10], [5, 7, 9, 10]
@@ -169,20 +169,21 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     moved = (
         (school.motion_heads(rms(outputs.hidden_states[1][0, visual])) - torch.eye(3, MOTION_NUMBERS)).square().mean()
     )
-    recalled = mean_loss(school.recall_heads, outputs.hidden_states[3][0, names], RECALL_SIZES, recall_weights)
+    recalled = mean_loss(school.recall_heads, outputs.hidden_states[4][0, names], RECALL_SIZES, recall_weights)
     # Tokens 1 and 3 show the first object, token 2 the second; the first and the last name are the first object's.
-    before, begun, look_up, naming = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3, 4))
+    before, begun, look_up, recall, naming = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3, 4, 5))
     followed = sum(head[1, 0] + head[2, 0] + head[3, 1] for head in (before[0], before[1], begun[1])) / 3
     start = 6 * begun[0, :, 0]  # one beginning counts 1
     begun_so_far = [(start[1] + begun[0, 1, 1]) / 7, *((start[t] + begun[0, t, [1, 2]].sum()) / 8 for t in (2, 3))]
     begins = 4 * sum(begun_so_far) / 3
     itself = (look_up[0, 6, [1, 3]].logsumexp(0) + look_up[0, 8, 0] + look_up[0, 10, [1, 3]].logsumexp(0)) / 3
     the_next = (look_up[1, 6, 2] + look_up[1, 8, 0] + look_up[1, 10, 2]) / 3
-    the_one_before = (look_up[2, 6, 0] + look_up[2, 8, 0] + look_up[2, 10, 0]) / 3
+    the_newest = (look_up[2, 6, 1] + look_up[2, 8, 0] + look_up[2, 10, 1]) / 3
+    the_one_before = (recall[1, 6, 0] + recall[1, 8, 0] + recall[1, 10, 0]) / 3
     # The talk is about the video, as its end knows it, until a name is said.
-    topic = sum(head[4, 3] + head[6, 6] + head[8, 8] + head[9, 8] for head in (look_up[0], naming[1])) / 4
+    topic = sum(head[4, 3] + head[6, 6] + head[8, 8] + head[9, 8] for head in (recall[0], naming[1])) / 4
     named = (naming[0, 4, [1, 3]].logsumexp(0) + naming[0, [8, 9]][:, [1, 3, 6]].logsumexp(1).sum()) / 3
-    looked = followed + begins + itself + the_next + the_one_before
+    looked = followed + begins + itself + the_next + the_newest + the_one_before
     arguments = {
         "states": torch.tensor([[size - 1 for size in STATE_SIZES]] * 3),
         "motions": torch.eye(3, MOTION_NUMBERS),
@@ -205,7 +206,7 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
 def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:
     """The name in the other conversation is neither its topic nor where the same name is to be found."""
     model = tiny_model()
-    school = WatchingSchool(model, state_layer=2, recall_layer=3)
+    school = WatchingSchool(model, state_layer=2, recall_layer=4)
     place = model.config.video_token_index
     input_ids = torch.tensor([[1, place, place, 5, 6, 7, 6, 5]])
     mask = see_own_branch(torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]]))[:, None]
@@ -225,7 +226,7 @@ def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:
         **batch,
     }
     added = {**batch, "attention_mask": torch.zeros(mask.shape).masked_fill(~mask, -1e9)}  # as this attention takes it
-    topics, (naming, again) = attention_of(model, 3, added)[0, 0], attention_of(model, 4, added)[0, :2]
+    topics, (naming, again) = attention_of(model, 4, added)[0, 0], attention_of(model, 5, added)[0, :2]
     difference = school(**arguments, labels=labels)["loss"] - school(**arguments)["loss"]
     looked = sum(head[5, 2] + head[6, 2] for head in (topics, again, naming)) / 2
     torch.testing.assert_close(difference, model(labels=labels, **batch).loss - looked, rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ from longvlm.types import Compression, MergedSegments, MergeOrder
 
 # Similarities held at once: 64 MiB in float32, the paper's ten segments. Larger batches take several turns.
 _MAX_SIMILARITIES = 2**24
+_BLOCK_SIMILARITIES = 128  # of a row, whose best is found first
 
 
 def merge_segments(patches: torch.Tensor, settings: Compression) -> MergedSegments:
@@ -136,7 +137,10 @@ def _assign_patches(patches: torch.Tensor, reductions: list[int], heads: int) ->
         raise LongVLMError(
             f"Features of width {width} can't be split into {heads} heads; set merge_heads to a divisor."
         )
-    segments_at_once = max(1, _MAX_SIMILARITIES // max(1, num_patches // 2) ** 2)
+    pairs = max(1, num_patches // 2) * ((num_patches + 1) // 2)
+    segments_at_once = min(num_segments, max(1, _MAX_SIMILARITIES // pairs))
+    # Taken once for all levels: the system clears new memory, which takes longer than the product that fills it.
+    memory = patches.new_empty(segments_at_once * pairs)
     parts = []
     with torch.autocast(patches.device.type, enabled=False):
         for chunk in patches.split(segments_at_once):
@@ -145,7 +149,7 @@ def _assign_patches(patches: torch.Tensor, reductions: list[int], heads: int) ->
             sums = chunk.unflatten(2, (heads, -1)).mean(2)
             assignment = torch.arange(num_patches, device=patches.device).repeat(len(chunk), 1)
             for removed in reductions:
-                destination = _match_once(sums, removed)
+                destination = _match_once(sums, removed, memory)
                 remaining = sums.new_zeros(len(chunk), sums.shape[1] - removed, sums.shape[2])
                 sums = remaining.scatter_add_(1, destination[..., None].expand_as(sums), sums)
                 assignment = destination.gather(1, assignment)
@@ -153,16 +157,19 @@ def _assign_patches(patches: torch.Tensor, reductions: list[int], heads: int) ->
     return torch.cat(parts)
 
 
-def _match_once(sums: torch.Tensor, removed: int) -> torch.Tensor:
+def _match_once(sums: torch.Tensor, removed: int, memory: torch.Tensor) -> torch.Tensor:
     """One level of matching: sums (S, T, C) -> each token's place among the T − removed next ones, (S, T).
 
     The next order is: unmerged even tokens by falling similarity, then all odd ones. Among equals the first
-    wins, so that a segment's result does not depend on the batch it is in.
+    wins, so that a segment's result does not depend on the batch it is in. The similarities are written to `memory`.
     """
     num_segments, num_tokens, _ = sums.shape
     metric = normalize(sums, dim=-1)
-    similarity = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
-    best_similarity, best_odd = similarity.max(dim=-1)
+    even, odd = metric[:, ::2], metric[:, 1::2]
+    shape = (num_segments, even.shape[1], odd.shape[1])
+    similarity = memory[: math.prod(shape)].view(shape)
+    torch.bmm(even, odd.transpose(1, 2), out=similarity)
+    best_similarity, best_odd = _find_best(similarity)
     ranked = best_similarity.argsort(dim=-1, descending=True, stable=True)
     rank = ranked.argsort(dim=-1)
 
@@ -172,6 +179,19 @@ def _match_once(sums: torch.Tensor, removed: int) -> torch.Tensor:
     destination[:, ::2] = torch.where(rank < removed, num_unmerged + best_odd, rank - removed)
     destination[:, 1::2] = places[num_unmerged:]
     return destination
+
+
+def _find_best(similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest of each row (S, E, O) and its place, the first among equals: as `max(dim=-1)`, but several times
+    faster, since a processor finds a maximum faster than its place, which only the best block is then searched for.
+    """
+    if similarity.shape[2] % _BLOCK_SIMILARITIES:
+        best, place = similarity.max(dim=-1)
+        return best, place
+    blocks = similarity.unflatten(2, (-1, _BLOCK_SIMILARITIES))
+    best, block = blocks.amax(dim=-1).max(dim=-1)
+    in_block = blocks.take_along_dim(block[..., None, None], dim=2).squeeze(2).argmax(dim=-1)
+    return best, block * _BLOCK_SIMILARITIES + in_block
 
 
 def _sort_by_time(assignment: torch.Tensor, num_tokens: int, num_frames: int) -> torch.Tensor:

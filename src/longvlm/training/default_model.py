@@ -92,10 +92,10 @@ class ModelShape:
     recall_layer: int
 
     def __post_init__(self) -> None:
-        if not 2 <= self.state_layer < self.recall_layer < self.text_layers:
+        if not 2 <= self.state_layer < self.recall_layer - 1 < self.text_layers - 1:
             raise LongVLMError(
                 f"state_layer is {self.state_layer} and recall_layer {self.recall_layer} of {self.text_layers} text "
-                "layers; choose 2 <= state_layer < recall_layer < text_layers."
+                "layers; choose 2 <= state_layer < recall_layer - 1 < text_layers - 1."
             )
         if self.text_heads < LOOK_UP_HEADS:
             raise LongVLMError(f"text_heads is {self.text_heads}; {LOOK_UP_HEADS} at least look names up.")

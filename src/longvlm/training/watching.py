@@ -50,9 +50,7 @@ _NO_ACTION, _NO_THIRD = len(ACTIONS), 3
 # the frames since.
 MOTION_NUMBERS = 3 * POSE_NUMBERS + 1
 _LEAST_FRAMES_APART, _MOST_FRAMES_APART = 0.5, 4.0
-# At a name, what head by head looks for, in the order of events: the object itself, the next, the one before.
-_LOOK_UP_STEPS = (0, 1, -1)
-LOOK_UP_HEADS = len(_LOOK_UP_STEPS)
+LOOK_UP_HEADS = 3  # that `_look_up` tells where to look, in one layer
 _LEAST_NAMES = 12  # a list shorter than the video would waste the watching
 
 
@@ -289,13 +287,23 @@ class WatchingSchool(nn.Module):
         return torch.stack(losses).sum()
 
     def _look_up(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Where the named object is, the next one, and the one before; the start of the text where there is none."""
-        losses = []
-        for head, step in enumerate(_LOOK_UP_STEPS):
+        """Where the named object is; the next one; where the object is the newest so far, which is where the one before
+        is known; and then that one itself. The start of the text where there is none."""
+        newest = shown.cummax(1).values
+
+        def find(step: int) -> torch.Tensor:
             neighbour = torch.where(wanted >= 0, wanted + step, NO_EVENT)[:, :, None]
-            there = ((shown[:, None] == neighbour) & (neighbour >= 0)).tril()
+            return ((shown[:, None] == neighbour) & (neighbour >= 0)).tril()
+
+        losses = []
+        for layer, head, there in (
+            (self.state_layer + 1, 0, find(0)),
+            (self.state_layer + 1, 1, find(1)),
+            (self.state_layer + 1, 2, find(0) & (shown == newest)[:, None]),
+            (self.recall_layer, 1, find(-1)),
+        ):
             there[:, :, 0] = is_name & ~there.any(2)
-            losses.append(self._look(self.state_layer + 1, head, there))
+            losses.append(self._look(layer, head, there))
         return torch.stack(losses).sum()
 
     def _mind_the_topic(self, is_visual: torch.Tensor, is_name: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
