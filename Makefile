@@ -10,7 +10,7 @@ ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
 TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
 endif
 
-.PHONY: help setup demo test test-slow lint format check model study bench clean
+.PHONY: help setup demo test test-slow lint format check model study bench growth clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -51,6 +51,10 @@ study: setup  ## test the paper's claims with small models (hours; stops and res
 bench: setup  ## measure speed and memory against what users would otherwise run (an hour or two)
 	$(PIP) install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(ROWS)
+
+growth: setup  ## plot how time and memory grow with duration, frames, tokens and batch (an hour)
+	$(PIP) install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.growth
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -53,10 +53,10 @@ def test_the_comparator_computes_what_encoding_does(model: LongVLM, tmp_path: Pa
     torch.testing.assert_close(index.local_features.flatten(0, 1), features[5:], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["encoder", "merging", "questions", "prefill", "encode", "decoding", "memory"])
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "start"])
 def test_every_row_can_be_measured(name: str, model: LongVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a tiny model and a short video; the start of the program is left to the benchmark itself."""
-    if name in ("encode", "decoding", "memory"):
+    if name in ("encode", "decoding", "memory"):  # which are compared with it
         pytest.importorskip("decord", reason="decord is for benchmarks alone: pip install -e '.[bench]'")
     video = write_video(tmp_path / "video.mp4", 130, keyframe_distance=25)
     monkeypatch.setattr(rows, "make_checkpoint", lambda _: model.folder)
