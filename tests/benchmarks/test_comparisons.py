@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from media import write_video
+from PIL import Image
 
 from benchmarks import comparators, report, rows, videos
 from benchmarks.checkpoints import make_checkpoint, plain_tower
@@ -122,3 +123,11 @@ def test_results_are_kept_by_group_and_shown(tmp_path: Path, monkeypatch: pytest
 def test_the_rows_that_can_be_asked_for_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
     assert f"single rows: {' '.join(ROWS)}" in text
+
+
+def test_growth_is_drawn_axis_by_axis(tmp_path: Path) -> None:
+    growth = pytest.importorskip("benchmarks.growth", reason="matplotlib draws the plots")
+    points = [growth.Point(axis, n, 0.1 * n, 2**30) for axis in ("frames", "tokens") for n in (10, 20, 40)]
+    growth.draw(points, tmp_path / "growth.png")
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert picture.size == (880, 660)

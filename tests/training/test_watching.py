@@ -165,6 +165,8 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     outputs = model(labels=labels, **batch, output_hidden_states=True)
     state_weights, recall_weights = (1.0,) * 8 + (4.0, 2.0, 1.0), (1.0,) * 5 + (2.0, 1.0, 1.0)
     known = mean_loss(school.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
+    written = rms(outputs.hidden_states[2][0, visual])[:, 0]  # the number of objects, 12 of them, from -3 to 3
+    known = known + 2 * (written - 3).square().mean()
     read = mean_loss(school.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
     moved = (
         (school.motion_heads(rms(outputs.hidden_states[1][0, visual])) - torch.eye(3, MOTION_NUMBERS)).square().mean()

@@ -37,6 +37,7 @@ _PLACES_PER_DOUBLING, _MOST_PLACES = 4, 40
 # one does; how many there were; how many segments, in steps of a quarter of a doubling.
 STATE_SIZES = (*_OBJECT_SIZES * 4, len(ACTIONS) + 1, MAX_EVENTS + 1, _MOST_PLACES)
 _STATE_WEIGHTS = (1.0,) * 8 + (4.0, 2.0, 1.0)  # what is learned last weighs more
+_COUNT = STATE_SIZES.index(MAX_EVENTS + 1)
 # At a name. Whether the object appears; the ones right after and right before it; what it does; in which third; how
 # many there were before it.
 RECALL_SIZES = (2, *_OBJECT_SIZES * 2, len(ACTIONS) + 1, 4, MAX_EVENTS + 1)
@@ -44,6 +45,9 @@ _RECALL_WEIGHTS = (1.0,) * 5 + (2.0, 1.0, 1.0)
 # Where objects began: the shares of attention tell their number, best when the start of the text weighs as much as half
 # of the most; and what tells 11 from 12 is small.
 _START_WEIGHT, _BEGINNINGS_WEIGHT = MAX_EVENTS / 2, 4.0
+# A number that is only told apart by large weights is learned late: that of the objects so far is to stand in one
+# coordinate of the normalised hidden state, so many of them to one unit, where all later layers read it.
+_COUNT_COORDINATE, _COUNT_PER_UNIT, _COUNT_WEIGHT = 0, 2.0, 2.0
 _CHANGE_SCALE = 2.5  # brings changes of a pose to about unit variance, as poses have
 _NO_ACTION, _NO_THIRD = len(ACTIONS), 3
 # At a visual token that shows an object: its pose; how that differs from its mean so far and from the last one, scaled;
@@ -252,7 +256,10 @@ class WatchingSchool(nn.Module):
 
     def _know_states(self, is_visual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         known = self._hidden[self.state_layer][is_visual]
-        return _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS)
+        written = rms_norm(known, known.shape[-1:])[:, _COUNT_COORDINATE]
+        counts = (states[:, _COUNT].to(written) - MAX_EVENTS / 2) / _COUNT_PER_UNIT
+        heads = _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS)
+        return heads + _COUNT_WEIGHT * mse_loss(written, counts)
 
     def _know_motions(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
         known = self._hidden[self.state_layer - 1][shows_object]
