@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -93,6 +94,19 @@ def silence_libraries() -> None:
 
     av.logging.set_level(av.logging.PANIC)
     transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def collecting_no_garbage() -> Iterator[None]:
+    """For the import of large libraries: nothing of them is garbage, and to look for it a hundred times, and once more
+    when the process ends, takes longer than a second.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

@@ -69,9 +69,10 @@ def load_model(options: EncoderOptions) -> LongVLM:
         )
     elif re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", options.model) and not Path(options.model).exists():
         console.note(f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress.")
-    if not options.verbose:
-        console.silence_libraries()
-    from longvlm.pipeline import LongVLM
+    with console.collecting_no_garbage():
+        if not options.verbose:
+            console.silence_libraries()
+        from longvlm.pipeline import LongVLM
 
     return LongVLM.from_pretrained(
         options.model,

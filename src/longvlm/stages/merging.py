@@ -15,8 +15,9 @@ from torch.nn.functional import normalize
 from longvlm.errors import LongVLMError
 from longvlm.types import Compression, MergedSegments, MergeOrder
 
-# Similarities held at once: 64 MiB in float32, the paper's ten segments. Larger batches take several turns.
-_MAX_SIMILARITIES = 2**24
+# Similarities held at once: 16 MiB in float32, two of the paper's segments, as a processor's cache holds, or 64 MiB.
+# Larger batches take several turns.
+_MAX_SIMILARITIES_CPU, _MAX_SIMILARITIES = 2**22, 2**24
 _BLOCK_SIMILARITIES = 128  # of a row, whose best is found first
 
 
@@ -138,7 +139,8 @@ def _assign_patches(patches: torch.Tensor, reductions: list[int], heads: int) ->
             f"Features of width {width} can't be split into {heads} heads; set merge_heads to a divisor."
         )
     pairs = max(1, num_patches // 2) * ((num_patches + 1) // 2)
-    segments_at_once = min(num_segments, max(1, _MAX_SIMILARITIES // pairs))
+    most = _MAX_SIMILARITIES_CPU if patches.device.type == "cpu" else _MAX_SIMILARITIES
+    segments_at_once = min(num_segments, max(1, most // pairs))
     # Taken once for all levels: the system clears new memory, which takes longer than the product that fills it.
     memory = patches.new_empty(segments_at_once * pairs)
     parts = []
@@ -188,10 +190,12 @@ def _find_best(similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if similarity.shape[2] % _BLOCK_SIMILARITIES:
         best, place = similarity.max(dim=-1)
         return best, place
-    blocks = similarity.unflatten(2, (-1, _BLOCK_SIMILARITIES))
-    best, block = blocks.amax(dim=-1).max(dim=-1)
-    in_block = blocks.take_along_dim(block[..., None, None], dim=2).squeeze(2).argmax(dim=-1)
-    return best, block * _BLOCK_SIMILARITIES + in_block
+    blocks = similarity.view(-1, _BLOCK_SIMILARITIES)
+    blocks_per_row = similarity.shape[2] // _BLOCK_SIMILARITIES
+    best, block = blocks.amax(dim=1).view(-1, blocks_per_row).max(dim=1)
+    best_blocks = torch.arange(len(block), device=block.device) * blocks_per_row + block
+    place = block * _BLOCK_SIMILARITIES + blocks.index_select(0, best_blocks).argmax(dim=1)
+    return best.view(similarity.shape[:2]), place.view(similarity.shape[:2])
 
 
 def _sort_by_time(assignment: torch.Tensor, num_tokens: int, num_frames: int) -> torch.Tensor:
