@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from benchmarks.checkpoints import make_checkpoint
@@ -51,7 +52,7 @@ def encoding_points(folder: Path) -> Iterator[Point]:
     runs += [("frames", n, two_hours, n, ()) for n in FRAMES]
     clip = ("--checkpoint", str(checkpoint), "--frames-per-segment")
     runs += [("frames at once through CLIP-L", n, make_long_video(folder, 5), 20, (*clip, str(n))) for n in BATCHES]
-    for axis, value, video, num_frames, more in track(runs, "Encoding"):
+    for axis, value, video, num_frames, more in track(runs, "Encoding", console=Console(stderr=True)):
         command = ("benchmarks.encode_once", "longvlm", str(video), str(num_frames), *more)
         measured = [run_alone(*command) for _ in range(REPEATS)]
         yield Point(axis, value, *(statistics.median(run[key] for run in measured) for key in ("seconds", "bytes")))

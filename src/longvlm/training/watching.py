@@ -179,9 +179,9 @@ class WatchingSchool(nn.Module):
     it looks.
 
     Counted from 1, layer `state_layer` looks where each object began and knows the states; the one before it looks
-    where the same object was, and knows how it moved; the one after it looks up names, and `recall_layer` knows what is
-    known of them. Where an answer is spoken, `recall_layer` looks at what the talk is about, and the one after it there
-    again and at the object that is named next.
+    where the same object was, and knows how it moved; the one after it looks up names, and `recall_layer` looks at the
+    object before and knows what is known of them. Where an answer is spoken, `recall_layer` looks at what the talk is
+    about, and the one after it there again and at the object that is named next.
     """
 
     def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
