@@ -179,7 +179,7 @@ def test_a_segment_does_not_depend_on_its_batch(kind: str, monkeypatch: pytest.M
     assert torch.equal(together.assignment, torch.cat([one.assignment for one in alone]))
     assert torch.equal(together.features, torch.cat([one.features for one in alone]))
 
-    monkeypatch.setattr("longvlm.stages.merging._MAX_SIMILARITIES", 2 * 32**2)
+    monkeypatch.setattr("longvlm.stages.merging._MAX_SIMILARITIES_CPU", 2 * 32**2)
     in_turns = merge_tokens(patches, tokens_per_segment=9)
     assert torch.equal(together.assignment, in_turns.assignment)
 

@@ -15,9 +15,9 @@ from torch.nn.functional import normalize
 from longvlm.errors import LongVLMError
 from longvlm.types import Compression, MergedSegments, MergeOrder
 
-# Similarities held at once: 16 MiB in float32, two of the paper's segments, as a processor's cache holds, or 64 MiB.
+# Similarities held at once: 8 MiB in float32, one of the paper's segments, as a processor's cache holds, or 64 MiB.
 # Larger batches take several turns.
-_MAX_SIMILARITIES_CPU, _MAX_SIMILARITIES = 2**22, 2**24
+_MAX_SIMILARITIES_CPU, _MAX_SIMILARITIES = 2**21, 2**24
 _BLOCK_SIMILARITIES = 128  # of a row, whose best is found first
 
 
@@ -138,48 +138,55 @@ def _assign_patches(patches: torch.Tensor, reductions: list[int], heads: int) ->
         raise LongVLMError(
             f"Features of width {width} can't be split into {heads} heads; set merge_heads to a divisor."
         )
-    pairs = max(1, num_patches // 2) * ((num_patches + 1) // 2)
-    most = _MAX_SIMILARITIES_CPU if patches.device.type == "cpu" else _MAX_SIMILARITIES
-    segments_at_once = min(num_segments, max(1, most // pairs))
-    # Taken once for all levels: the system clears new memory, which takes longer than the product that fills it.
-    memory = patches.new_empty(segments_at_once * pairs)
-    parts = []
+    # Averaging over heads and merging are both linear, so they commute: every level can run on head averages, D/heads
+    # wide. Their sums do for their means, since normalising removes the sizes.
+    sums = patches.unflatten(2, (heads, -1)).mean(2)
+    assignment = torch.arange(num_patches, device=patches.device).repeat(num_segments, 1)
+    memory = _take_memory(sums)
     with torch.autocast(patches.device.type, enabled=False):
-        for chunk in patches.split(segments_at_once):
-            # Averaging over heads and merging are both linear, so they commute: every level can run on head
-            # averages, D/heads wide. Their sums do for their means, since normalising removes the sizes.
-            sums = chunk.unflatten(2, (heads, -1)).mean(2)
-            assignment = torch.arange(num_patches, device=patches.device).repeat(len(chunk), 1)
-            for removed in reductions:
-                destination = _match_once(sums, removed, memory)
-                remaining = sums.new_zeros(len(chunk), sums.shape[1] - removed, sums.shape[2])
-                sums = remaining.scatter_add_(1, destination[..., None].expand_as(sums), sums)
-                assignment = destination.gather(1, assignment)
-            parts.append(assignment)
-    return torch.cat(parts)
+        for removed in reductions:
+            destination = _match_once(sums, removed, memory)
+            remaining = sums.new_zeros(num_segments, sums.shape[1] - removed, sums.shape[2])
+            sums = remaining.scatter_add_(1, destination[..., None].expand_as(sums), sums)
+            assignment = destination.gather(1, assignment)
+    return assignment
+
+
+def _take_memory(tokens: torch.Tensor) -> torch.Tensor:
+    """Room for the similarities of as many segments (S, N, C) as are matched at once, at least one; for all levels:
+    the system clears new memory, which takes longer than the product that fills it.
+    """
+    num_segments, num_tokens, _ = tokens.shape
+    pairs = max(1, num_tokens // 2) * ((num_tokens + 1) // 2)
+    most = _MAX_SIMILARITIES_CPU if tokens.device.type == "cpu" else _MAX_SIMILARITIES
+    return tokens.new_empty(max(pairs, min(most, num_segments * pairs)))
 
 
 def _match_once(sums: torch.Tensor, removed: int, memory: torch.Tensor) -> torch.Tensor:
     """One level of matching: sums (S, T, C) -> each token's place among the T − removed next ones, (S, T).
 
     The next order is: unmerged even tokens by falling similarity, then all odd ones. Among equals the first
-    wins, so that a segment's result does not depend on the batch it is in. The similarities are written to `memory`.
+    wins, so that a segment's result does not depend on the batch it is in. The similarities are written to `memory`,
+    of as many segments at once as it holds.
     """
     num_segments, num_tokens, _ = sums.shape
     metric = normalize(sums, dim=-1)
     even, odd = metric[:, ::2], metric[:, 1::2]
-    shape = (num_segments, even.shape[1], odd.shape[1])
-    similarity = memory[: math.prod(shape)].view(shape)
-    torch.bmm(even, odd.transpose(1, 2), out=similarity)
-    best_similarity, best_odd = _find_best(similarity)
+    pairs = even.shape[1] * odd.shape[1]
+    segments_at_once = len(memory) // pairs
+    best = []
+    for some_even, some_odd in zip(even.split(segments_at_once), odd.split(segments_at_once), strict=True):
+        similarity = memory[: len(some_even) * pairs].view(-1, even.shape[1], odd.shape[1])
+        best.append(_find_best(torch.bmm(some_even, some_odd.transpose(1, 2), out=similarity)))
+    best_similarity, best_odd = map(torch.cat, zip(*best, strict=True))
     ranked = best_similarity.argsort(dim=-1, descending=True, stable=True)
-    rank = ranked.argsort(dim=-1)
+    places = torch.arange(num_tokens, device=sums.device)
+    rank = torch.empty_like(ranked).scatter_(1, ranked, places[: ranked.shape[1]].expand_as(ranked))
 
     num_unmerged = ranked.shape[1] - removed
-    places = torch.arange(num_tokens - removed, device=sums.device)
     destination = torch.empty(num_segments, num_tokens, dtype=torch.int64, device=sums.device)
     destination[:, ::2] = torch.where(rank < removed, num_unmerged + best_odd, rank - removed)
-    destination[:, 1::2] = places[num_unmerged:]
+    destination[:, 1::2] = places[num_unmerged : num_tokens - removed]
     return destination
 
 
