@@ -26,9 +26,10 @@ from longvlm.training.examples import (
     draw_weighted,
     make_side_by_side,
 )
+from longvlm.training.ground_truth import NameFinder, list_names
 from longvlm.training.run import run_stage
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
-from longvlm.training.watching import NameFinder, WatchingSchool, list_names
+from longvlm.training.watching import WatchingSchool
 from longvlm.whole_files import first_difference, write_whole
 from longvlm.world.questions import make_questions
 from longvlm.world.wordings import TIMED_KINDS

@@ -12,8 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from longvlm.model.processing import LongVLMProcessor
-from longvlm.training.segment_bank import ComposedVideo, SegmentBank
-from longvlm.training.watching import (
+from longvlm.training.ground_truth import (
     NameFinder,
     describe_motions,
     describe_names,
@@ -22,6 +21,7 @@ from longvlm.training.watching import (
     find_events,
     list_names,
 )
+from longvlm.training.segment_bank import ComposedVideo, SegmentBank
 from longvlm.world.questions import Question, make_conversation, make_questions
 from longvlm.world.scene import Scene
 
