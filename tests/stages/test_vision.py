@@ -170,6 +170,21 @@ def test_frames_are_normalised_and_keep_their_times() -> None:
     assert encoder.image_size == 28
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_segment_that_caches_do_not_hold_is_encoded_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = make_tower(kind)
+    encoder = make_encoder(tower)
+    whole = encoder(make_frames(5))
+    seen: list[int] = []
+    layer = next(module for module in tower.modules() if isinstance(module, torch.nn.ModuleList))[0]
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr("longvlm.stages.vision._MAX_CPU_ACTIVATION_BYTES", 2 * 4 * 32 * 16 * 4)
+    parts = encoder(make_frames(5))
+    assert seen == [2, 2, 1]
+    torch.testing.assert_close(parts.patches, whole.patches)
+    torch.testing.assert_close(parts.layer_globals, whole.layer_globals)
+
+
 def test_features_have_the_towers_dtype_and_no_gradient() -> None:
     features = make_encoder(make_tower("clip").bfloat16())(make_frames())
     assert features.patches.dtype == features.layer_globals.dtype == torch.bfloat16

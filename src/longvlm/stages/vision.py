@@ -24,6 +24,8 @@ from longvlm.types import FrameFeatures, Frames
 # What decides a tower's function beside its weights and their shapes; other settings may vary between loads.
 _FINGERPRINTED_SETTINGS = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps")
 _SAMPLES_PER_WEIGHT = 256
+# A layer's widest activations, four times as wide as its input in all towers served, that a processor's caches hold.
+_MAX_CPU_ACTIVATION_BYTES, _MLP_WIDENING = 22 * 2**20, 4
 
 
 class VisionEncoder:
@@ -73,8 +75,16 @@ class VisionEncoder:
     def __call__(self, frames: Frames) -> FrameFeatures:
         """Encode one segment; the features stay on the tower's device and in its dtype."""
         pixels = frames.pixels.to(self.tower.device).float().div_(255).sub_(self._mean).div_(self._std)
-        patches, layer_globals = self._encode(pixels.to(self.tower.dtype))
+        parts = [self._encode(some) for some in pixels.to(self.tower.dtype).split(self._frames_at_once(len(pixels)))]
+        patches, layer_globals = (torch.cat(part) for part in zip(*parts, strict=True))
         return FrameFeatures(patches, layer_globals, frames.times_seconds, frames.num_distinct)
+
+    def _frames_at_once(self, num_frames: int) -> int:
+        """All of them on an accelerator; on a processor, what its caches hold."""
+        if self.tower.device.type != "cpu":
+            return num_frames
+        values_per_frame = _MLP_WIDENING * self.tower.config.hidden_size * self.patches_per_frame
+        return max(1, _MAX_CPU_ACTIVATION_BYTES // (values_per_frame * self.tower.dtype.itemsize))
 
     @cached_property
     def fingerprint(self) -> str:
