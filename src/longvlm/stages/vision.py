@@ -91,7 +91,7 @@ class VisionEncoder:
 
 
 def frames_at_once(vision_config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> int | None:
-    """Frames that a processor encodes fastest at once, by what its caches hold; None elsewhere: as many as there are."""
+    """Frames that a processor encodes fastest at once, by what its caches hold; None elsewhere: as many as come."""
     if device.type != "cpu":
         return None
     values_per_frame = _MLP_WIDENING * vision_config.hidden_size * count_patches(vision_config, "full")
