@@ -93,11 +93,9 @@ def test_a_file_of_another_dtype_counts_while_it_is_read(checkpoint: Path, film:
     half = LongVLM.from_pretrained(checkpoint, dtype="bfloat16")
     with open_video(film) as reader:
         memory = make_plan(half, reader, Sampling(num_frames=10), program_bytes=0).memory
-    assert made.memory.encoder_file == made.memory.language_model_file == 0  # of the dtype that is asked for
-    assert memory.encoder_file == made.memory.encoder_weights
+    assert made.memory.language_model_file == 0  # of the dtype that is asked for
     assert memory.language_model_file == made.memory.language_model_weights
-    large = dataclasses.replace(memory, encoder_file=10**9, language_model_file=10**10)
-    assert large.encoding_total == memory.encoder_weights + 10**9
+    large = dataclasses.replace(memory, language_model_file=10**10)
     assert large.asking_total == memory.encoder_weights + memory.language_model_weights + 10**10
 
 

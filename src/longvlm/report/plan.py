@@ -52,12 +52,12 @@ class Counts:
 class Memory:
     """Bytes. Encoding needs the program, the encoder and its activations; asking needs all but those.
 
-    The files' pages are there while weights are read that have another dtype on disk, and gone before activations come.
+    The language model's file is mapped while weights are read that have another dtype on disk, and gone before
+    activations come.
     """
 
     program: int
     encoder_weights: int
-    encoder_file: int
     language_model_weights: int
     language_model_file: int
     kv_cache: int
@@ -66,7 +66,7 @@ class Memory:
 
     @property
     def encoding_total(self) -> int:
-        return self.program + self.encoder_weights + max(self.encoding_activations, self.encoder_file)
+        return self.program + self.encoder_weights + self.encoding_activations
 
     @property
     def asking_total(self) -> int:
@@ -116,9 +116,8 @@ def make_plan(
         Memory(
             program=program_bytes,
             encoder_weights=encoder_parameters * model.dtype.itemsize,
-            encoder_file=encoder_parameters * _bytes_read(model),
             language_model_weights=_language_model_bytes(model, other_parameters, load_in_4bit),
-            language_model_file=other_parameters * _bytes_read(model),
+            language_model_file=other_parameters * _bytes_mapped(model),
             kv_cache=_kv_cache_bytes(model, counts.prompt_tokens + ANSWER_TOKENS),
             encoding_activations=_encoding_bytes(model),
             prefill_activations=_prefill_bytes(model, counts.prompt_tokens),
@@ -162,7 +161,7 @@ def _language_model_bytes(model: LongVLM, parameters: int, load_in_4bit: bool) -
     return round(whole * model.dtype.itemsize + (parameters - whole) * BYTES_PER_4BIT_WEIGHT)
 
 
-def _bytes_read(model: LongVLM) -> int:
+def _bytes_mapped(model: LongVLM) -> int:
     """Of one weight on disk; 0 where it is taken as it stands there."""
     stored = model.config.dtype
     return stored.itemsize if isinstance(stored, torch.dtype) and stored != model.dtype else 0
