@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("video", type=Path)
     parser.add_argument("num_frames", type=int)
     parser.add_argument("--checkpoint", type=Path, help="without one, the bundled model")
-    parser.add_argument("--frames-per-segment", type=int, help="frames that the encoder gets at once")
+    parser.add_argument("--frames-per-segment", type=int, help="frames that are merged together")
     arguments = parser.parse_args()
     changes = {} if arguments.frames_per_segment is None else {"frames_per_segment": arguments.frames_per_segment}
     model = LongVLM.from_pretrained(arguments.checkpoint, device="cpu", compression=changes or None)

@@ -1,4 +1,4 @@
-"""How time and memory grow with a video's duration, with frames, with tokens and with the encoder's batch, as plots.
+"""How time and memory grow with a video's duration, with frames, segments, tokens and prompts at once, as plots.
 
 Every point of the encoding is a process of its own, so that its peak of memory is its own.
 """
@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -28,15 +29,16 @@ from matplotlib import pyplot
 
 MINUTES = (5, 15, 60, 120, 240)  # at 100 frames
 FRAMES = (50, 200, 800, 3600)  # of two hours
-BATCHES = (1, 2, 5, 10, 20)  # frames at once through CLIP-L, 20 in all
+SEGMENTS = (1, 2, 4, 10, 20)  # of the same 20 frames, through CLIP-L
 TOKENS = (128, 512, 2048, 8192)  # through the 1B-shaped language model
-REPEATS = 3
+PAPER_TOKENS = 305
+PROMPTS = (1, 2, 4, 8)  # at once, of the paper's tokens
 PLOT = ROOT / "docs" / "growth.png"
 
 
 @dataclass(frozen=True)
 class Point:
-    """Medians: `seconds` and `bytes` at `value` of what the axis counts."""
+    """Medians over the repeats: `seconds` and `bytes` at `value` of what the axis counts."""
 
     axis: str
     value: float
@@ -44,35 +46,39 @@ class Point:
     bytes: float
 
 
-def encoding_points(folder: Path) -> Iterator[Point]:
-    """The bundled model, whose encoder is small, so that reading the video shows; then CLIP's size, by batches."""
+def encoding_points(folder: Path, repeats: int) -> Iterator[Point]:
+    """The bundled model, whose encoder is small, so that reading the video shows; then CLIP's size, by segments."""
     two_hours, checkpoint = make_long_video(folder, 120), make_checkpoint(folder)
     runs: list[tuple[str, int, Path, int, tuple[str, ...]]]
     runs = [("minutes of video", m, make_long_video(folder, m), 100, ()) for m in MINUTES]
     runs += [("frames", n, two_hours, n, ()) for n in FRAMES]
     clip = ("--checkpoint", str(checkpoint), "--frames-per-segment")
-    runs += [("frames at once through CLIP-L", n, make_long_video(folder, 5), 20, (*clip, str(n))) for n in BATCHES]
+    five_minutes, frames = make_long_video(folder, 5), max(SEGMENTS)
+    runs += [("segments, CLIP-L, 20 frames", n, five_minutes, frames, (*clip, str(frames // n))) for n in SEGMENTS]
     for axis, value, video, num_frames, more in track(runs, "Encoding", console=Console(stderr=True)):
         command = ("benchmarks.encode_once", "longvlm", str(video), str(num_frames), *more)
-        measured = [run_alone(*command) for _ in range(REPEATS)]
+        measured = [run_alone(*command) for _ in range(repeats)]
         yield Point(axis, value, *(statistics.median(run[key] for run in measured) for key in ("seconds", "bytes")))
 
 
 @torch.inference_mode()
-def prefill_points(folder: Path) -> Iterator[Point]:
+def prefill_points(folder: Path, repeats: int) -> Iterator[Point]:
     """Time of a prefill, and what its KV cache takes."""
     model = LongVLM.from_pretrained(make_checkpoint(folder), device="cpu")
     language_model = model.language_model.model.language_model
 
-    def prefill(tokens: int) -> int:
-        embeddings = torch.randn(1, tokens, language_model.config.hidden_size, dtype=model.dtype)
+    def prefill(prompts: int, tokens: int) -> int:
+        embeddings = torch.randn(prompts, tokens, language_model.config.hidden_size, dtype=model.dtype)
         cache = language_model(inputs_embeds=embeddings, use_cache=True).past_key_values
         return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
 
-    kept = {tokens: prefill(tokens) for tokens in TOKENS}
-    seconds = take_turns({str(tokens): lambda n=tokens: prefill(n) for tokens in TOKENS}, REPEATS, warm_up=False)
-    for tokens in TOKENS:
-        yield Point("tokens of a prompt, 1B-shaped", tokens, statistics.median(seconds[str(tokens)]), kept[tokens])
+    runs = [("tokens of a prompt, 1B-shaped", n, (1, n)) for n in TOKENS]
+    runs += [(f"prompts of {PAPER_TOKENS} tokens at once", n, (n, PAPER_TOKENS)) for n in PROMPTS]
+    kept = [prefill(*shape) for _, _, shape in runs]
+    turns = {f"{axis}: {value}": partial(prefill, *shape) for axis, value, shape in runs}
+    seconds = take_turns(turns, repeats, warm_up=False)
+    for (axis, value, _), times, cache_bytes in zip(runs, seconds.values(), kept, strict=True):
+        yield Point(axis, value, statistics.median(times), cache_bytes)
 
 
 def draw(points: list[Point], path: Path) -> None:
@@ -81,7 +87,7 @@ def draw(points: list[Point], path: Path) -> None:
     for column, name in enumerate(axes_names):
         of_axis = [point for point in points if point.axis == name]
         values = [point.value for point in of_axis]
-        memory = "KV cache, MiB" if "tokens" in name else "peak memory, MiB"
+        memory = "KV cache, MiB" if "prompt" in name else "peak memory, MiB"
         for row, (heights, label) in enumerate(
             (([p.seconds for p in of_axis], "seconds"), ([p.bytes / 2**20 for p in of_axis], memory))
         ):
@@ -96,9 +102,11 @@ def draw(points: list[Point], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"), help="videos and checkpoints (10 GB)")
-    folder = parser.parse_args().folder.absolute()
-    points = [*encoding_points(folder), *prefill_points(folder)]
-    described = {"machine": describe_machine("cpu"), "repeats": REPEATS, "points": [asdict(p) for p in points]}
+    parser.add_argument("--repeats", type=int, default=3, help="runs of every point")
+    arguments = parser.parse_args()
+    folder, repeats = arguments.folder.absolute(), arguments.repeats
+    points = [*encoding_points(folder, repeats), *prefill_points(folder, repeats)]
+    described = {"machine": describe_machine("cpu"), "repeats": repeats, "points": [asdict(p) for p in points]}
     (RESULTS / "growth.json").write_text(json.dumps(described, indent=1) + "\n")
     draw(points, PLOT)
 

@@ -89,6 +89,16 @@ def test_half_precision_halves_the_weights(checkpoint: Path, film: Path, made: P
     assert in_4bit.language_model_weights < memory.language_model_weights
 
 
+def test_a_file_of_another_dtype_counts_while_it_is_read(checkpoint: Path, film: Path, made: Plan) -> None:
+    half = LongVLM.from_pretrained(checkpoint, dtype="bfloat16")
+    with open_video(film) as reader:
+        memory = make_plan(half, reader, Sampling(num_frames=10), program_bytes=0).memory
+    assert made.memory.language_model_file == 0  # of the dtype that is asked for
+    assert memory.language_model_file == made.memory.language_model_weights
+    large = dataclasses.replace(memory, language_model_file=10**10)
+    assert large.asking_total == memory.encoder_weights + memory.language_model_weights + 10**10
+
+
 def test_times_are_measured(made: Plan) -> None:
     parts = dataclasses.astuple(made.seconds)
     assert min(parts) > 0 and made.seconds.total == pytest.approx(sum(parts))

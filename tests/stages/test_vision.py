@@ -178,7 +178,7 @@ def test_a_segment_that_caches_do_not_hold_is_encoded_in_parts(kind: str, monkey
     seen: list[int] = []
     layer = next(module for module in tower.modules() if isinstance(module, torch.nn.ModuleList))[0]
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    monkeypatch.setattr("longvlm.stages.vision._MAX_CPU_ACTIVATION_BYTES", 2 * 4 * 32 * 16 * 4)
+    monkeypatch.setattr("longvlm.stages.vision._MAX_CPU_ACTIVATION_BYTES", 2 * 4 * 32 * 17 * 4)
     parts = encoder(make_frames(5))
     assert seen == [2, 2, 1]
     torch.testing.assert_close(parts.patches, whole.patches)

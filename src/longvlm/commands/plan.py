@@ -91,6 +91,7 @@ def print_table(info: VideoInfo, model: LongVLM, made: Plan) -> None:
         ("  language model", _bytes(memory.language_model_weights)),
         ("  KV cache", _bytes(memory.kv_cache)),
         ("  activations", _bytes(max(memory.encoding_activations, memory.prefill_activations))),
+        ("  (while loading: the file)", _bytes(memory.language_model_file)),
         ("Memory for encode", _bytes(memory.encoding_total)),
         ("Memory for ask", _bytes(memory.asking_total)),
         ("", ""),

@@ -236,7 +236,7 @@ def _base_folder(base: Base, part_folder: Path) -> Path:
 
 
 def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
-    weights = read_tower_weights(folder)
+    weights = read_tower_weights(folder, dtype)
     dtype = dtype or next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
     tower_class = MODEL_MAPPING[type(vision_config)]
     tower, report = tower_class.from_pretrained(

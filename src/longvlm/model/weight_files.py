@@ -94,15 +94,17 @@ def _read_tensor(path: Path, name: str) -> torch.Tensor:
     return read_tensors(path, [name])[name]
 
 
-def read_tower_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """A tower's tensors by their names inside the tower, from only those files and bytes that hold them."""
+def read_tower_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """A tower's tensors by their names inside the tower, from only those files and bytes that hold them, in `dtype` or
+    as stored.
+    """
     files = weight_files(folder)
     prefix = _tower_prefix([name for names in files.values() for name in names])
     weights: dict[str, torch.Tensor] = {}
     for path, names in files.items():
         wanted = [name for name in names if name.startswith(prefix)]
         if wanted:
-            weights |= read_tensors(path, wanted)
+            weights |= read_tensors(path, wanted, dtype)
     # transformers itself knows the older names within a tower, which start with "vision_model."
     inside = "" if prefix == "vision_model." else prefix
     return {name.removeprefix(inside): tensor for name, tensor in weights.items()}
@@ -141,13 +143,21 @@ def tensor_names(path: Path) -> list[str]:
         return list(torch.load(path, map_location="meta", weights_only=True))
 
 
-def read_tensors(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, names: list[str], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Tensors by their names, as stored or converted to `dtype` one by one, so that only one is there twice; whole
+    numbers stay.
+    """
     with readable(path):
         if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                return {name: file.get_tensor(name) for name in names}
+            # Pages of a mapped file would count until the last tensor is converted.
+            with safe_open(str(path), framework="pt", backend="pread" if dtype else "mmap") as file:
+                return {name: _convert(file.get_tensor(name), dtype) for name in names}
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {name: tensors[name] for name in names}
+        return {name: _convert(tensors[name], dtype) for name in names}
+
+
+def _convert(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from longvlm.pipeline import LongVLM
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import count_visual_tokens
 from longvlm.stages.video import VideoReader
-from longvlm.stages.vision import count_patches
+from longvlm.stages.vision import count_patches, frames_at_once
 from longvlm.types import Sampling
 
 EXAMPLE_QUESTION = "What happens in this video, from its beginning to its end?"
@@ -50,11 +50,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. Encoding needs the program, the encoder and its activations; asking needs all but those."""
+    """Bytes. Encoding needs the program, the encoder and its activations; asking needs all but those.
+
+    The language model's file is mapped while weights are read that have another dtype on disk, and gone before
+    activations come.
+    """
 
     program: int
     encoder_weights: int
     language_model_weights: int
+    language_model_file: int
     kv_cache: int
     encoding_activations: int
     prefill_activations: int
@@ -66,7 +71,8 @@ class Memory:
     @property
     def asking_total(self) -> int:
         weights = self.encoder_weights + self.language_model_weights
-        return self.program + weights + self.kv_cache + max(self.prefill_activations, self.encoding_activations)
+        running = self.kv_cache + max(self.prefill_activations, self.encoding_activations)
+        return self.program + weights + max(running, self.language_model_file)
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ def make_plan(
             program=program_bytes,
             encoder_weights=encoder_parameters * model.dtype.itemsize,
             language_model_weights=_language_model_bytes(model, other_parameters, load_in_4bit),
+            language_model_file=other_parameters * _bytes_mapped(model),
             kv_cache=_kv_cache_bytes(model, counts.prompt_tokens + ANSWER_TOKENS),
             encoding_activations=_encoding_bytes(model),
             prefill_activations=_prefill_bytes(model, counts.prompt_tokens),
@@ -154,6 +161,12 @@ def _language_model_bytes(model: LongVLM, parameters: int, load_in_4bit: bool) -
     return round(whole * model.dtype.itemsize + (parameters - whole) * BYTES_PER_4BIT_WEIGHT)
 
 
+def _bytes_mapped(model: LongVLM) -> int:
+    """Of one weight on disk; 0 where it is taken as it stands there."""
+    stored = model.config.dtype
+    return stored.itemsize if isinstance(stored, torch.dtype) and stored != model.dtype else 0
+
+
 def _kv_cache_bytes(model: LongVLM, tokens: int) -> int:
     text = model.config.text_config
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -165,7 +178,9 @@ def _encoding_bytes(model: LongVLM) -> int:
     """The copies of a segment's features that are alive at once in a layer of the tower, or while merging."""
     vision = model.config.vision_config
     patches = _patches_per_segment(model)
-    in_layer = patches * (6 * vision.hidden_size + 2 * vision.intermediate_size) * model.dtype.itemsize
+    at_once = frames_at_once(vision, model.device, model.dtype) or model.compression.frames_per_segment
+    share = min(1.0, at_once / model.compression.frames_per_segment)
+    in_layer = round(share * patches * (6 * vision.hidden_size + 2 * vision.intermediate_size) * model.dtype.itemsize)
     in_merging = 4 * (3 * patches * model.config.visual_width + 2 * (patches // 2) ** 2)  # float32; similarities
     return max(in_layer, in_merging)
 
@@ -198,7 +213,8 @@ def _measure_encoder(model: LongVLM, parameters: int) -> tuple[float, float]:
 
     def run_tower(num_layers: int) -> float:
         tower = AutoModel.from_config(_with_layers(config, num_layers), dtype=model.dtype).to(model.device)
-        return _time(lambda: tower.eval()(pixel_values=pixels), model.device)
+        parts = pixels.split(frames_at_once(config, model.device, model.dtype) or len(pixels))
+        return _time(lambda: [tower.eval()(pixel_values=some) for some in parts], model.device)
 
     features = torch.randn(1, _patches_per_segment(model), model.config.visual_width, device=model.device).to(
         model.dtype

@@ -75,16 +75,10 @@ class VisionEncoder:
     def __call__(self, frames: Frames) -> FrameFeatures:
         """Encode one segment; the features stay on the tower's device and in its dtype."""
         pixels = frames.pixels.to(self.tower.device).float().div_(255).sub_(self._mean).div_(self._std)
-        parts = [self._encode(some) for some in pixels.to(self.tower.dtype).split(self._frames_at_once(len(pixels)))]
+        at_once = frames_at_once(self.tower.config, self.tower.device, self.tower.dtype) or len(pixels)
+        parts = [self._encode(some) for some in pixels.to(self.tower.dtype).split(at_once)]
         patches, layer_globals = (torch.cat(part) for part in zip(*parts, strict=True))
         return FrameFeatures(patches, layer_globals, frames.times_seconds, frames.num_distinct)
-
-    def _frames_at_once(self, num_frames: int) -> int:
-        """All of them on an accelerator; on a processor, what its caches hold."""
-        if self.tower.device.type != "cpu":
-            return num_frames
-        values_per_frame = _MLP_WIDENING * self.tower.config.hidden_size * self.patches_per_frame
-        return max(1, _MAX_CPU_ACTIVATION_BYTES // (values_per_frame * self.tower.dtype.itemsize))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,6 +88,14 @@ class VisionEncoder:
         pixels = [round(number, 6) for number in (*self._mean.flatten().tolist(), *self._std.flatten().tolist())]
         weights = digest_weights(self.tower) if self._weight_digests is None else self._weight_digests
         return hashlib.sha256(json.dumps([settings, reading, pixels, weights]).encode()).hexdigest()
+
+
+def frames_at_once(vision_config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> int | None:
+    """Frames that a processor encodes fastest at once, by what its caches hold; None elsewhere: as many as come."""
+    if device.type != "cpu":
+        return None
+    values_per_frame = _MLP_WIDENING * vision_config.hidden_size * count_patches(vision_config, "full")
+    return max(1, _MAX_CPU_ACTIVATION_BYTES // (values_per_frame * dtype.itemsize))
 
 
 def digest_weights(tower: PreTrainedModel) -> list[str]:
