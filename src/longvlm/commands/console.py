@@ -82,17 +82,19 @@ class Progress:
 
 
 def silence_libraries() -> None:
-    """Keep the libraries' warnings, progress bars and log lines off stderr; call before importing them."""
+    """Keep the libraries' warnings, progress bars and log lines off stderr; call before importing them.
+
+    PyAV is silent by itself. Any level set there would make FFmpeg's threads wait for Python's lock to say an error, for
+    ever where the thread that holds it is closing their decoder.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
 
-    import av.logging
     import transformers
 
-    av.logging.set_level(av.logging.PANIC)
     transformers.utils.logging.disable_progress_bar()
 
 
