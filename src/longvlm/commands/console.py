@@ -84,8 +84,8 @@ class Progress:
 def silence_libraries() -> None:
     """Keep the libraries' warnings, progress bars and log lines off stderr; call before importing them.
 
-    PyAV is silent by itself. Any level set there would make FFmpeg's threads wait for Python's lock to say an error, for
-    ever where the thread that holds it is closing their decoder.
+    PyAV is silent by itself. Any level set there would make FFmpeg's threads wait for Python's lock to say an error:
+    for ever, where the thread that holds it is closing their decoder.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
