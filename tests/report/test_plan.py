@@ -11,6 +11,7 @@ import pytest
 import torch
 from media import write_video
 from tiny_checkpoint import CONTEXT_LENGTH, save_tiny_checkpoint
+from transformers import Dinov2Config, Dinov2Model
 
 from longvlm import LongVLM, LongVLMError, Sampling
 from longvlm.cli import main
@@ -97,6 +98,18 @@ def test_a_file_of_another_dtype_counts_while_it_is_read(checkpoint: Path, film:
     assert memory.language_model_file == made.memory.language_model_weights
     large = dataclasses.replace(memory, language_model_file=10**10)
     assert large.asking_total == memory.encoder_weights + memory.language_model_weights + 10**10
+
+
+def test_a_tower_that_states_no_inner_width_is_planned_too(checkpoint: Path, film: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path)
+    numbers = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(numbers))
+    model = LongVLM.from_pretrained(checkpoint, vision_tower=str(tmp_path))
+    with open_video(film) as reader:
+        made = make_plan(model, reader, Sampling(num_frames=10), program_bytes=0)
+    assert made.memory.encoder_weights == sum(weight.nbytes for weight in model.encoder.tower.parameters())
+    assert made.memory.encoding_activations > 0 and made.seconds.encode > 0
 
 
 def test_times_are_measured(made: Plan) -> None:

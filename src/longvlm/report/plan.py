@@ -22,7 +22,7 @@ from longvlm.pipeline import LongVLM
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import count_visual_tokens
 from longvlm.stages.video import VideoReader
-from longvlm.stages.vision import count_patches, frames_at_once
+from longvlm.stages.vision import MLP_WIDENING, count_frames_at_once, count_patches
 from longvlm.types import Sampling
 
 EXAMPLE_QUESTION = "What happens in this video, from its beginning to its end?"
@@ -162,7 +162,7 @@ def _language_model_bytes(model: LongVLM, parameters: int, load_in_4bit: bool) -
 
 
 def _bytes_mapped(model: LongVLM) -> int:
-    """Of one weight on disk; 0 where it is taken as it stands there."""
+    """Bytes of one weight on disk; 0 where it is taken as it stands there."""
     stored = model.config.dtype
     return stored.itemsize if isinstance(stored, torch.dtype) and stored != model.dtype else 0
 
@@ -177,10 +177,9 @@ def _kv_cache_bytes(model: LongVLM, tokens: int) -> int:
 def _encoding_bytes(model: LongVLM) -> int:
     """The copies of a segment's features that are alive at once in a layer of the tower, or while merging."""
     vision = model.config.vision_config
-    patches = _patches_per_segment(model)
-    at_once = frames_at_once(vision, model.device, model.dtype) or model.compression.frames_per_segment
-    share = min(1.0, at_once / model.compression.frames_per_segment)
-    in_layer = round(share * patches * (6 * vision.hidden_size + 2 * vision.intermediate_size) * model.dtype.itemsize)
+    patches, num_frames = _patches_per_segment(model), model.compression.frames_per_segment
+    at_once = patches // num_frames * count_frames_at_once(vision, num_frames, model.device, model.dtype)
+    in_layer = at_once * (6 + 2 * MLP_WIDENING) * vision.hidden_size * model.dtype.itemsize
     in_merging = 4 * (3 * patches * model.config.visual_width + 2 * (patches // 2) ** 2)  # float32; similarities
     return max(in_layer, in_merging)
 
@@ -213,7 +212,7 @@ def _measure_encoder(model: LongVLM, parameters: int) -> tuple[float, float]:
 
     def run_tower(num_layers: int) -> float:
         tower = AutoModel.from_config(_with_layers(config, num_layers), dtype=model.dtype).to(model.device)
-        parts = pixels.split(frames_at_once(config, model.device, model.dtype) or len(pixels))
+        parts = pixels.split(count_frames_at_once(config, len(pixels), model.device, model.dtype))
         return _time(lambda: [tower.eval()(pixel_values=some) for some in parts], model.device)
 
     features = torch.randn(1, _patches_per_segment(model), model.config.visual_width, device=model.device).to(

@@ -24,8 +24,8 @@ from longvlm.types import FrameFeatures, Frames
 # What decides a tower's function beside its weights and their shapes; other settings may vary between loads.
 _FINGERPRINTED_SETTINGS = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps")
 _SAMPLES_PER_WEIGHT = 256
-# A layer's widest activations, four times as wide as its input in all towers served, that a processor's caches hold.
-_MAX_CPU_ACTIVATION_BYTES, _MLP_WIDENING = 22 * 2**20, 4
+MLP_WIDENING = 4  # a layer's widest activations to its input, about so in all towers served; DINOv2 states no width
+_MAX_CPU_ACTIVATION_BYTES = 22 * 2**20  # of these, what a processor's caches hold
 
 
 class VisionEncoder:
@@ -75,7 +75,7 @@ class VisionEncoder:
     def __call__(self, frames: Frames) -> FrameFeatures:
         """Encode one segment; the features stay on the tower's device and in its dtype."""
         pixels = frames.pixels.to(self.tower.device).float().div_(255).sub_(self._mean).div_(self._std)
-        at_once = frames_at_once(self.tower.config, self.tower.device, self.tower.dtype) or len(pixels)
+        at_once = count_frames_at_once(self.tower.config, len(pixels), self.tower.device, self.tower.dtype)
         parts = [self._encode(some) for some in pixels.to(self.tower.dtype).split(at_once)]
         patches, layer_globals = (torch.cat(part) for part in zip(*parts, strict=True))
         return FrameFeatures(patches, layer_globals, frames.times_seconds, frames.num_distinct)
@@ -90,12 +90,14 @@ class VisionEncoder:
         return hashlib.sha256(json.dumps([settings, reading, pixels, weights]).encode()).hexdigest()
 
 
-def frames_at_once(vision_config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> int | None:
-    """Frames that a processor encodes fastest at once, by what its caches hold; None elsewhere: as many as come."""
+def count_frames_at_once(
+    vision_config: PretrainedConfig, num_frames: int, device: torch.device, dtype: torch.dtype
+) -> int:
+    """Of a segment's frames, how many a tower encodes fastest at once: on a processor, what its caches hold."""
     if device.type != "cpu":
-        return None
-    values_per_frame = _MLP_WIDENING * vision_config.hidden_size * count_patches(vision_config, "full")
-    return max(1, _MAX_CPU_ACTIVATION_BYTES // (values_per_frame * dtype.itemsize))
+        return num_frames
+    values_per_frame = MLP_WIDENING * vision_config.hidden_size * count_patches(vision_config, "full")
+    return min(num_frames, max(1, _MAX_CPU_ACTIVATION_BYTES // (values_per_frame * dtype.itemsize)))
 
 
 def digest_weights(tower: PreTrainedModel) -> list[str]:
