@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, set_seed
+from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
-from longvlm.pipeline import LongVLM
 from longvlm.training.default_model import build_tokenizer
 
 CLIP_LARGE = {
@@ -53,10 +52,3 @@ def make_checkpoint(
         LongVLMProcessor(tokenizer, compression=config.compression).save_pretrained(path)
         LongVLMForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(path)
     return path
-
-
-def plain_tower(model: LongVLM, dtype: torch.dtype) -> CLIPVisionModel:
-    """The checkpoint's tower as transformers alone would run it."""
-    tower = CLIPVisionModel(model.config.vision_config)
-    tower.load_state_dict(model.encoder.tower.state_dict())
-    return tower.to(dtype).eval()

@@ -13,10 +13,18 @@ from torch.nn.functional import interpolate, normalize
 from transformers import CLIPVisionModel
 
 from longvlm.model.processing import CLIP_MEAN, CLIP_STD
+from longvlm.pipeline import LongVLM
 from longvlm.stages.video import sample_indices
 
 SCHEDULE = (1280, 640, 320, 160, 80, 40, 10)  # the paper's: 2,560 tokens to 30
 HEADS, FRAMES_PER_SEGMENT, SIDE = 16, 10, 224
+
+
+def plain_tower(model: LongVLM, dtype: torch.dtype) -> CLIPVisionModel:
+    """The checkpoint's tower as transformers alone would run it."""
+    tower = CLIPVisionModel(model.config.vision_config)
+    tower.load_state_dict(model.encoder.tower.state_dict())
+    return tower.to(dtype).eval()
 
 
 def decode_with_decord(video: Path, num_frames: int) -> np.ndarray:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.checkpoints import plain_tower
-from benchmarks.comparators import reference_path
+from benchmarks.comparators import plain_tower, reference_path
 from longvlm.commands.ask import measure_peak_memory
+from longvlm.commands.console import share_one_heap
 from longvlm.pipeline import LongVLM
 
 
@@ -28,6 +28,7 @@ def main() -> None:
     changes = {} if arguments.frames_per_segment is None else {"frames_per_segment": arguments.frames_per_segment}
     model = LongVLM.from_pretrained(arguments.checkpoint, device="cpu", compression=changes or None)
     if arguments.kind == "longvlm":
+        share_one_heap()  # as the commands do
         _ = model.encoder  # reads the weights
         run: Callable[[], object] = partial(model.encode, arguments.video, num_frames=arguments.num_frames)
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import comparators
-from benchmarks.checkpoints import CLIP_LARGE, make_checkpoint, plain_tower
+from benchmarks.checkpoints import CLIP_LARGE, make_checkpoint
 from benchmarks.measuring import ratio, run_alone, take_turns
 from benchmarks.videos import make_long_video
 from longvlm.model.prompting import build_prompt, user_message
@@ -87,8 +87,8 @@ class Bench:
 
 def encode_rows(bench: Bench) -> Iterator[Row]:
     model, video = bench.model, bench.video(30)
-    reference_tower = plain_tower(model, torch.float32).to(model.device)
-    fast_tower = plain_tower(model, model.dtype).to(model.device)
+    reference_tower = comparators.plain_tower(model, torch.float32).to(model.device)
+    fast_tower = comparators.plain_tower(model, model.dtype).to(model.device)
     seconds = take_turns(
         {
             "exact": lambda: model.encode(video, num_frames=NUM_FRAMES),

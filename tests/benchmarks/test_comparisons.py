@@ -12,7 +12,7 @@ from media import write_video
 from PIL import Image
 
 from benchmarks import comparators, report, rows, videos
-from benchmarks.checkpoints import make_checkpoint, plain_tower
+from benchmarks.checkpoints import make_checkpoint
 from benchmarks.measuring import ratio, take_turns
 from benchmarks.rows import ROWS, Row, count_tower_operations
 from longvlm.pipeline import LongVLM
@@ -48,7 +48,7 @@ def write_noise(path: Path, num_frames: int) -> Path:
 def test_the_comparator_computes_what_encoding_does(model: LongVLM, tmp_path: Path) -> None:
     video = write_noise(tmp_path / "video.mp4", 130)
     index = model.encode(video, num_frames=100)
-    features = comparators.plain_path(plain_tower(model, torch.float32), video, 100)
+    features = comparators.plain_path(comparators.plain_tower(model, torch.float32), video, 100)
     assert features.shape == (305, 256)
     torch.testing.assert_close(index.segment_globals.mean(0), features[:5], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(index.local_features.flatten(0, 1), features[5:], rtol=1e-4, atol=1e-4)

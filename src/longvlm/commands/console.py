@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -18,6 +19,8 @@ import typer
 
 PROGRESS_AFTER_SECONDS = 2.0
 INTERRUPT_GRACE_SECONDS = 0.5
+
+_GLIBC_M_ARENA_MAX = -8  # of malloc.h
 
 _ending = threading.Lock()  # two threads may want to end the process, but one line is enough
 
@@ -109,6 +112,15 @@ def collecting_no_garbage() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def share_one_heap() -> None:
+    """Let decoding threads take the memory that the encoder gave back; call before threads are started.
+
+    glibc gives every thread a heap of its own, of which none can use what another one freed.
+    """
+    if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
+        set_option(_GLIBC_M_ARENA_MAX, 1)
 
 
 @contextmanager

@@ -63,8 +63,6 @@ class ContainerSource:
             if first is None:
                 codec = self._decoder.stream.codec_context.name
                 raise LongVLMError(f"No frame of {self._name} can be decoded ({codec}); convert it to H.264 mp4.")
-            self._live_start_pts = first.pts
-            self._live_cursor = Cursor(chain([first], frames))
             self._missing_seconds = self.lost_seconds = self._seconds_missing()
             self._orientation = _display_matrix(first.frame)
             stretch, is_turned = self._stretch(), _is_turned(self._orientation)
@@ -72,6 +70,11 @@ class ContainerSource:
             self.pixel_aspect = 1 / stretch if is_turned else stretch
             first_picture = _picture(first.frame, self._orientation)
             self.info = self._describe(first_picture, (1, stretch) if is_turned else (stretch, 1))
+            if self._timeline is None:
+                self._live_start_pts = first.pts
+                self._live_cursor = Cursor(chain([first], frames))
+            else:
+                self._decoder.release()
             if_it_fails.pop_all()
 
     def close(self) -> None:

@@ -98,6 +98,11 @@ class Decoder:
         else:
             self._blocking.finish(self.container.close)
 
+    def release(self) -> None:
+        """Let go of the source and of the pictures that decoding holds, until `reopen`."""
+        self._wait_for(self.container.close)
+        del self.stream
+
     def reopen(self) -> None:
         """Start again at the beginning of the file."""
         self._wait_for(self.container.close)
