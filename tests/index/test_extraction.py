@@ -246,6 +246,17 @@ def test_failures_are_listed_also_when_it_is_broken_off(videos: Path, run: Run, 
     assert failure["video"] == str(videos / "v_0.mp4")
 
 
+def test_the_list_keeps_what_failed_among_other_videos(videos: Path, run: Run, tmp_path: Path) -> None:
+    (videos / "v_0.mp4").write_bytes(b"")
+    run(videos)
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "v_8.mp4").write_bytes(b"")
+    run(others)
+    listed = json.loads((tmp_path / "features" / "failures.json").read_text())
+    assert [Path(row["video"]).name for row in listed] == ["v_0.mp4", "v_8.mp4"]
+
+
 def test_no_decoder_at_all_is_refused(films: Path, run: Run) -> None:
     with pytest.raises(LongVLMError, match="num_decoders is 0"):
         run(films, num_decoders=0)

@@ -185,8 +185,9 @@ def extract(
     """Write the features of each video, unless they are there already; a video that fails stops no other.
 
     The videos' ids must be distinct (`find_videos`). Failures, with those `known` before, are also written to
-    `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`; there is no such file
-    where nothing failed. `frame_rate` and `allow_references` are those of `open_video`.
+    `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`, beside those of earlier
+    extractions of other videos; there is no such file where nothing failed.
+    `frame_rate` and `allow_references` are those of `open_video`.
     Raises LongVLMError where a folder can't be written to, what is written stays whole, and where features are
     there that were made in another way, as `FeatureFolders.hold` tells.
     """
@@ -217,7 +218,8 @@ def extract(
             pace.count_video()
     finally:
         decoding_videos.close()
-        write_failures(folders.folders[0] / FAILURES_FILE, report.failures)
+        path, tried = folders.folders[0] / FAILURES_FILE, {display_source(video) for video in videos}
+        write_failures(path, [*(one for one in read_failures(path) if one.video not in tried), *report.failures])
     return report
 
 
@@ -234,8 +236,16 @@ def _encode(decoding: DecodingVideo, extractor: Extractor, pace: _Pace) -> Video
     return building.finish(decoding.info, decoding.lost_seconds)
 
 
+def read_failures(path: Path) -> list[Failure]:
+    """What `write_failures` wrote; nothing where there is no such file, or a damaged one."""
+    try:
+        return [Failure(str(row["video"]), str(row["reason"])) for row in json.loads(path.read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return []
+
+
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """Write the list of failures; where there are none, remove that of an earlier run."""
+    """Write the list of failures; where there are none, there is no file."""
     if failures:
         rows = [dataclasses.asdict(failure) for failure in failures]
         text = json.dumps(rows, indent=1, ensure_ascii=False)
