@@ -34,6 +34,10 @@ leaving_out() {
 if [ "$DATA" = "$GENERATED" ] && [ ! -e "$DATA/test_a.json" ]; then
     "$PYTHON" -m longvlm.world dataset "$DATA" --videos "$VIDEOS" --test-videos 16
 fi
+for needed in "$INSTRUCTIONS" "$DATA/Test_Videos" "$DATA/generic_qa.json" "$DATA/temporal_qa.json" \
+    "$DATA/consistency_qa.json" "$DATA/test_q.json" "$DATA/test_a.json"; do
+    [ -e "$needed" ] || { echo "run.sh: there is no $needed, which a later step reads; add it." >&2; exit 2; }
+done
 leaving_out longvlm data check "$DATA"
 
 # 1. Features of the training videos: every video is decoded and encoded once.

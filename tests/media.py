@@ -48,6 +48,7 @@ def write_video(
     rotation: int = 0,
     pixel_aspect: int = 1,
     audio: bool = False,
+    audio_seconds: float | None = None,
     options: dict[str, str] | None = None,
 ) -> Path:
     """Encode bar codes 0, 1, 2 …; with `pts_milliseconds`, at those times instead of every 1/fps seconds."""
@@ -66,8 +67,8 @@ def write_video(
             stream.options = {"preset": "ultrafast", "x265-params": "log-level=none"}
         if rotation:
             stream.set_display_rotation(rotation)
-        if audio:
-            _write_silence(container, num_frames / fps)
+        if audio or audio_seconds:
+            _write_silence(container, audio_seconds or num_frames / fps)
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(barcode(number, *size), format="rgb24")
             frame.pts = number if pts_milliseconds is None else pts_milliseconds[number]

@@ -380,6 +380,12 @@ class TestAsk:
         assert [answer.new_tokens for answer in batch] == [answer.new_tokens for answer in singles] == [3, 12]
         assert [answer.finish_reason for answer in batch] == ["length"] * 2
 
+    def test_within_inference_mode_and_after_it(self, checkpoint: Path, video: Path) -> None:
+        model = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32")
+        with torch.inference_mode():
+            inside = model.ask(model.encode(video), "Why?", max_new_tokens=3)
+        assert model.ask(video, "Why?", max_new_tokens=3).text == inside.text
+
     def test_changed_weights_make_the_prefix_void(self, checkpoint: Path, index: VideoIndex) -> None:
         model = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32")
         model.ask(index, "hm", max_new_tokens=2)
@@ -515,6 +521,10 @@ class TestMistakes:
             model.chat(index).ask(question)
         with pytest.raises(LongVLMError, match="question is empty"):
             model.ask([index, index], ["Why?", question])
+
+    def test_one_question_for_many_indexes(self, model: LongVLM, index: VideoIndex) -> None:
+        with pytest.raises(LongVLMError, match="One question for 2 videos"):
+            model.ask([index, index], "Why?")
 
     def test_question_longer_than_the_context(self, model: LongVLM, index: VideoIndex) -> None:
         with pytest.raises(LongVLMError, match=rf"1\d\d\d tokens, 14 of them visual, .* holds {CONTEXT_LENGTH}"):

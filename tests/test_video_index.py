@@ -205,6 +205,12 @@ class TestSlice:
         with pytest.raises(LongVLMError, match=r"No part of film\.mp4 .* covers 0 s to 30 s|must be later than"):
             index.slice(start, end)
 
+    def test_does_not_pass_for_the_whole(self, index: VideoIndex) -> None:
+        assert index.slice(12.0, 20.0).sampling == Sampling(num_frames=2, start_seconds=10.0, end_seconds=20.0)
+        assert index.slice(20.0).sampling == Sampling(num_frames=2, start_seconds=20.0)
+        by_rate = dataclasses.replace(index, sampling=Sampling(num_frames=None, fps=0.2))
+        assert by_rate.slice(0.0, 20.0).sampling == Sampling(num_frames=None, fps=0.2, end_seconds=20.0)
+
     def test_is_another_value(self, index: VideoIndex) -> None:
         assert index.slice(0.0, 10.0) != index
         assert index.slice(0.0, 10.0).fingerprint != index.fingerprint
@@ -254,6 +260,17 @@ class TestAppend:
         other = dataclasses.replace(VIDEO, name="other.mp4")
         with pytest.raises(LongVLMError, match=r"second index is of other\.mp4, the first one of film\.mp4"):
             index.append(dataclasses.replace(later, video=other))
+
+    def test_a_gap_is_known(self, index: VideoIndex) -> None:
+        assert not index.append(make_index(2, first_second=30.0)).has_gaps
+        assert index.append(make_index(2, first_second=31.0)).has_gaps
+
+    def test_all_that_is_still_shown_when_the_later_part_begins_begins_with_it(self, index: VideoIndex) -> None:
+        later = make_index(2, first_second=30.0)
+        spans = torch.tensor([[29.0, 29.5], [29.5, 40.0]], dtype=torch.float64)
+        sampling = dataclasses.replace(later.sampling, start_seconds=30.0)
+        joined = index.append(dataclasses.replace(later, segment_spans_seconds=spans, sampling=sampling))
+        assert joined.segment_spans_seconds[-2:].tolist() == [[30.0, 30.0], [30.0, 40.0]]
 
     def test_a_frame_that_is_still_shown_when_the_later_part_begins(self, index: VideoIndex) -> None:
         later = make_index(2, first_second=30.0)

@@ -126,9 +126,10 @@ class LongVLM:
     @cached_property
     def encoder(self) -> VisionEncoder:
         """The vision tower, loaded without the rest of the checkpoint."""
-        encoder = load_encoder(
-            self.folder, self.config, compression=self.compression, device=self.device, dtype=self.dtype
-        )
+        with torch.inference_mode(False):  # weights made in that mode could never be trained, nor counted as changed
+            encoder = load_encoder(
+                self.folder, self.config, compression=self.compression, device=self.device, dtype=self.dtype
+            )
         if "language_model" in self.__dict__:
             self.language_model.model.vision_tower = encoder.tower
         return encoder
@@ -136,9 +137,10 @@ class LongVLM:
     @cached_property
     def language_model(self) -> LongVLMForConditionalGeneration:
         """The whole model, with the encoder's own tower, so that a tower is in memory once."""
-        model = load_model(
-            self.folder, self.config, device=self.device, dtype=self.dtype, load_in_4bit=self._load_in_4bit
-        )
+        with torch.inference_mode(False):
+            model = load_model(
+                self.folder, self.config, device=self.device, dtype=self.dtype, load_in_4bit=self._load_in_4bit
+            )
         if "encoder" in self.__dict__:
             model.model.vision_tower = self.encoder.tower
         return model
@@ -244,6 +246,8 @@ class LongVLM:
         made by another encoder or with other settings.
         """
         if isinstance(question, str):
+            if isinstance(index, list | tuple) and any(isinstance(asked, VideoIndex) for asked in index):
+                raise LongVLMError(f"One question for {len(index)} videos: a batch needs a list of as many questions.")
             stream = self.stream(
                 cast(Asked, index),
                 question,

@@ -31,6 +31,7 @@ from longvlm.types import (
 )
 
 FORMAT_VERSION = 1
+_GAP_SECONDS = 1e-6  # what rounding may leave between two segments
 _FORMAT = "longvlm-video-index"
 
 # Name: number of axes, and the dtype it is kept in (None: the encoder's).
@@ -43,6 +44,10 @@ _TENSORS: dict[str, tuple[int, torch.dtype | None]] = {
     "frames_distinct": (1, torch.int32),
     "segment_spans_seconds": (2, torch.float64),
 }
+
+
+class NewerFormatError(LongVLMError):
+    """An index that only another version of longvlm reads."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -175,7 +180,28 @@ class VideoIndex(_PrintsShapes):
                 f"{'' if end_seconds is None else f' and {end:g} s'}; "
                 f"the index covers {float(spans[0, 0]):g} s to {float(spans[-1, 1]):g} s."
             )
-        return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in _TENSORS})
+        if bool(keep.all()):
+            return self
+        kept: dict[str, Any] = {name: getattr(self, name)[keep] for name in _TENSORS}
+        return dataclasses.replace(self, **kept, sampling=self._sampling_of(keep))
+
+    def _sampling_of(self, keep: torch.Tensor) -> Sampling:
+        """What the segments that a mask (S,) keeps were sampled as: a part must not pass for the whole."""
+        spans = self.segment_spans_seconds[keep]
+        start = self.sampling.start_seconds if keep[0] else float(spans[0, 0])
+        end = self.sampling.end_seconds if keep[-1] else float(spans[-1, 1])
+        by_number = self.sampling.num_frames is not None
+        return dataclasses.replace(
+            self.sampling,
+            num_frames=int(self.frames_distinct[keep].sum()) if by_number else None,
+            start_seconds=start,
+            end_seconds=end if end is None or end > start else None,
+        )
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether something between its first and its last segment is left out."""
+        return bool((self.segment_spans_seconds[1:, 0] - self.segment_spans_seconds[:-1, 1] > _GAP_SECONDS).any())
 
     def append(self, later: VideoIndex) -> VideoIndex:
         """This index followed by one of a later part of the same timeline (a growing recording, a stream).
@@ -195,13 +221,13 @@ class VideoIndex(_PrintsShapes):
         own_end = float(self.segment_spans_seconds[-1, 1])
         # The first frame shown in a part may have begun a moment before that part.
         later_start = max(float(later.segment_spans_seconds[0, 0]), later.sampling.start_seconds)
-        if later_start < own_end - 1e-6:
+        if later_start < own_end - _GAP_SECONDS:
             raise LongVLMError(
                 f"Can't append: the second index starts at {later_start:g} s, before the first one ends "
                 f"({own_end:g} s). Encode the later part from there on."
             )
         joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(later, name)]) for name in _TENSORS}
-        joined["segment_spans_seconds"][self.num_segments, 0] = later_start
+        joined["segment_spans_seconds"][self.num_segments :].clamp_(min=later_start)
         return dataclasses.replace(
             self,
             **joined,
@@ -328,7 +354,7 @@ def _require_readable_format(path: Path, metadata: dict[str, str]) -> None:
         raise LongVLMError(f"{path} holds tensors, but no video index; make one with `longvlm encode`.")
     version = int(metadata["format_version"])
     if not 1 <= version <= FORMAT_VERSION:
-        raise LongVLMError(
+        raise NewerFormatError(
             f"{path} has index format {version}, and this version of longvlm reads up to {FORMAT_VERSION}. "
             "Upgrade longvlm, or encode the video again."
         )

@@ -36,6 +36,8 @@ class WorkingAhead(Generic[_Item]):
         return self
 
     def __next__(self) -> _Item:
+        if self._is_left.is_set():
+            raise StopIteration
         item = self._made.get()
         if not isinstance(item, _End):
             return item

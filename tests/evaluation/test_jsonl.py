@@ -44,5 +44,5 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").symlink_to("/dev/full")
     file = JsonLines.__new__(JsonLines)  # /dev/full can't be read to its end
     file.path, file.lines, file._file = tmp_path / "a.jsonl", [], None
-    with pytest.raises(LongVLMError, match=r"No space left.*What was done is kept"):
+    with pytest.raises(LongVLMError, match=r"No space left.*What was done is kept"), file:
         file.append({"n": 1})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import pickle
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -193,6 +195,71 @@ class TestResuming:
         ):
             with pytest.raises(LongVLMError, match=rf"v_0\.longvlm is there already.*{words}.*another folder"):
                 extract(find_videos(films).videos, other, folders)
+
+    def test_a_part_does_not_pass_for_the_whole(self, films: Path, run: Run, tmp_path: Path) -> None:
+        run(films)
+        path = tmp_path / "features" / "v_0.longvlm"
+        whole = VideoIndex.load(path)
+        whole.slice(0, float(whole.segment_spans_seconds[0, 1])).save(path)
+        with pytest.raises(LongVLMError, match=r"v_0\.longvlm is there already, but of other frames"):
+            run(films)
+
+    def test_an_index_of_a_newer_version_is_left_alone(
+        self, films: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("longvlm.video_index.FORMAT_VERSION", 2)
+        run(films)
+        monkeypatch.undo()
+        before = (tmp_path / "features" / "v_0.longvlm").read_bytes()
+        with pytest.raises(LongVLMError, match=r"index format 2.*reads up to 1"):
+            run(films)
+        assert (tmp_path / "features" / "v_0.longvlm").read_bytes() == before
+
+    def test_pickles_are_looked_at(self, films: Path, extractor: Extractor, tmp_path: Path) -> None:
+        folders = FeatureFolders(None, tmp_path / "local", tmp_path / "memory")
+        videos = find_videos(films).videos
+        assert extract(videos, extractor, folders).num_written == 3
+        (tmp_path / "local" / "v_0.pkl").write_bytes(b"")
+        assert extract(videos, extractor, folders) == Report(num_written=1, num_skipped=2)
+        (tmp_path / "memory" / "v_1.pkl").write_bytes(pickle.dumps(np.ones((3, 7), dtype=np.float16)))
+        with pytest.raises(LongVLMError, match=r"v_1\.pkl is there already, but its array is \(3, 7\)"):
+            extract(videos, extractor, folders)
+
+
+def test_an_addresss_secrets_are_not_stored(extractor: Extractor, tmp_path: Path) -> None:
+    video = ListedVideo("v", "http://user:password@127.0.0.1:9/v.mp4?key=secret")
+    (failure,) = extract([video], extractor, FeatureFolders(tmp_path)).failures
+    assert failure.video == "http://127.0.0.1:9/v.mp4"
+    assert "secret" not in (tmp_path / "failures.json").read_text()
+
+
+def test_failures_are_listed_also_when_it_is_broken_off(videos: Path, run: Run, tmp_path: Path) -> None:
+    (videos / "v_0.mp4").write_bytes(b"")
+
+    def interrupt(progress: Progress) -> None:
+        if progress.videos_done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(videos, on_progress=interrupt)
+    (failure,) = json.loads((tmp_path / "features" / "failures.json").read_text())
+    assert failure["video"] == str(videos / "v_0.mp4")
+
+
+def test_the_list_keeps_what_failed_among_other_videos(videos: Path, run: Run, tmp_path: Path) -> None:
+    (videos / "v_0.mp4").write_bytes(b"")
+    run(videos)
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "v_8.mp4").write_bytes(b"")
+    run(others)
+    listed = json.loads((tmp_path / "features" / "failures.json").read_text())
+    assert [Path(row["video"]).name for row in listed] == ["v_0.mp4", "v_8.mp4"]
+
+
+def test_no_decoder_at_all_is_refused(films: Path, run: Run) -> None:
+    with pytest.raises(LongVLMError, match="num_decoders is 0"):
+        run(films, num_decoders=0)
 
 
 def test_progress_counts_videos_and_frames_and_foretells_the_end(videos: Path, run: Run) -> None:

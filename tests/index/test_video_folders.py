@@ -26,6 +26,26 @@ def test_ids_are_names_without_the_suffix_of_a_video_or_of_features() -> None:
     assert video_id("clip.003") == "clip.003"
 
 
+def test_the_query_of_an_address_is_not_in_its_id() -> None:
+    assert video_id("https://a.org/v%201.mp4?X-Sig=secret#t=1") == "v 1"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/", "names no file"),
+        ("https://a.org/?v=1", "names no file"),
+        ('{"video": "' + "v" * 300, "is no file name .*one file name a line"),
+        ("https://[::1/v.mp4", "malformed"),
+    ],
+)
+def test_lines_that_are_no_names_are_quoted(folder: Path, line: str, words: str) -> None:
+    (folder / "list.txt").write_text(line)
+    with pytest.raises(LongVLMError, match=words) as caught:
+        find_videos(folder / "list.txt")
+    assert len(str(caught.value)) < 250
+
+
 def test_a_folder_gives_its_videos_by_name(folder: Path) -> None:
     assert [path.name for path in list_videos(folder)] == ["v_a.mkv", "v_b.MP4"]
     assert [video.id for video in find_videos(folder).videos] == ["v_a", "v_b"]

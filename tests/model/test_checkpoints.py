@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_checkpoint import save_tiny_checkpoint
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -22,9 +23,17 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from longvlm.errors import LongVLMError
-from longvlm.model.checkpoints import load_config, load_encoder, load_model, load_processor, resolve_model
+from longvlm.model.checkpoints import (
+    NOT_QUANTISED,
+    load_config,
+    load_encoder,
+    load_model,
+    load_processor,
+    resolve_model,
+)
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.types import Compression, Frames
 
@@ -422,3 +431,17 @@ def test_an_original_checkpoint_without_tokenizer_is_refused(tmp_path, make_llav
     (folder / "config.json").write_text(json.dumps(LlamaConfig().to_dict() | mm))
     with pytest.raises(LongVLMError, match=r"original has no readable tokenizer"):
         load_config(folder)
+
+
+def test_in_4_bits_only_the_language_models_layers_are(tmp_path: Path) -> None:
+    """What transformers' own rule leaves out, by the names that the model's layers really have."""
+    model = open_tiny(tmp_path)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    converted = {name for name in linear if should_convert_module(name, NOT_QUANTISED)}
+    assert converted == {name for name in linear if name.startswith("model.language_model.")}
+    assert converted and len(converted) < len(linear)
+
+
+def open_tiny(tmp_path: Path) -> torch.nn.Module:
+    folder = save_tiny_checkpoint(tmp_path / "tiny")
+    return load_model(folder, load_config(folder), **FLOAT)

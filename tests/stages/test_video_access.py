@@ -1,10 +1,13 @@
 """What may not be opened is refused in a clear sentence, and nothing is fetched on a file's behalf."""
 
 import os
+import threading
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+import torch
 from media import serve_folder, write_audio, write_video
 
 from longvlm.errors import LongVLMError
@@ -179,3 +182,39 @@ def test_file_addresses_and_strange_names(tmp_path):
         with open_video(source) as video:
             assert (video.info.name, video.info.num_frames) == (path.name, 5)
     assert Path(path).exists()
+
+
+def test_an_address_that_is_refused_leaves_no_thread_behind():
+    for _ in range(3):
+        refusal("http://127.0.0.1:9/nothing.mp4")
+    for thread in threading.enumerate():
+        if thread.name == "longvlm-network":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("at_address", [False, True], ids=["file", "address"])
+def test_a_closed_reader_says_so(tmp_path, at_address):
+    path = write_video(tmp_path / "video.mp4", 20)
+    with serve_folder(tmp_path, ranges=True) as address:
+        with open_video(f"{address}/video.mp4" if at_address else path) as video:
+            pass
+        with pytest.raises(LongVLMError, match=r"video\.mp4 is closed"):
+            next(video.segments(Sampling(), frames_per_segment=4, image_size=32, fit="squash"))
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+def test_a_codec_that_nobody_knows_is_named_as_the_trouble(tmp_path, suffix):
+    path = write_video(tmp_path / f"video.{suffix}", 20, codec="mpeg4")
+    known = {"mkv": b"V_MPEG4/ISO/ASP", "avi": b"FMP4"}[suffix]
+    path.write_bytes(path.read_bytes().replace(known, known.replace(b"M", b"Z")))
+    message = refusal(path)
+    assert "codec" in message and "convert it to H.264 mp4" in message
+
+
+@pytest.mark.parametrize(
+    "source", [None, b"video.mp4", torch.zeros(2, 8, 8, 3), [np.zeros((8, 8, 3))], {"a.png"}, 3], ids=lambda s: type(s)
+)
+def test_what_is_no_video_is_called_by_its_type(source):
+    message = refusal(source)
+    assert message.startswith(f"A {type(source).__name__} is no video") and len(message) < 200

@@ -132,6 +132,31 @@ def test_a_reader_that_is_left_early_leaves_no_decoder_running(tmp_path):
             assert not thread.is_alive()
 
 
+def test_closing_the_reader_ends_its_decoders_though_somebody_holds_its_segments(tmp_path):
+    path = write_video(tmp_path / "video.mp4", 600)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with open_video(path) as video:
+            held = video.segments(Sampling(num_frames=200), frames_per_segment=8, image_size=32, fit="squash")
+            next(held)
+            decoding = [thread for thread in threading.enumerate() if thread.name == "longvlm-decode"]
+        assert decoding
+        for thread in decoding:
+            thread.join(5)
+            assert not thread.is_alive()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("audio_seconds", [20, 60])
+def test_sound_that_goes_on_in_a_transport_stream_is_no_damage(tmp_path, audio_seconds):
+    path = write_video(tmp_path / "video.ts", 20, fps=1, audio_seconds=audio_seconds)
+    with open_video(path) as video:
+        assert (video.info.num_frames, video.lost_seconds) == (20, 0.0)
+        assert video.info.duration_seconds == pytest.approx(20, abs=0.1)
+
+
 def test_an_edit_list_hides_the_frames_before_its_start(tmp_path):
     path = shift_timestamps(write_video(tmp_path / "whole.mp4"), tmp_path / "cut.mp4", -0.6)
     frames, video = read(path, Sampling(num_frames=9), frames_per_segment=9)

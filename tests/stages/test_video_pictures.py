@@ -42,6 +42,22 @@ def test_a_list_of_images_keeps_its_order_and_a_single_image_is_a_video(tmp_path
     assert numbers(paths[1]) == [(0, 3)]
 
 
+@pytest.mark.parametrize("suffix", ["webp", "png"])
+def test_an_animation_is_not_taken_for_its_first_picture(tmp_path, suffix):
+    first, *others = (Image.fromarray(barcode(number)) for number in range(5))
+    first.save(tmp_path / f"moving.{suffix}", save_all=True, append_images=others)
+    with pytest.raises(LongVLMError, match=f"moving.{suffix} is animated; convert it to mp4"):
+        open_video(tmp_path / f"moving.{suffix}")
+
+
+def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path):
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(64, 0)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    with open_video(tmp_path / "ramp.png") as video:
+        (segment,) = video.segments(ALL, frames_per_segment=1, image_size=64, fit="squash")
+    np.testing.assert_array_equal(segment.pixels[0, :, 0].numpy(), (ramp[0] // 257)[None].repeat(3, 0))
+
+
 def test_exif_orientation_is_applied(tmp_path):
     upright = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
     image = Image.fromarray(np.rot90(upright).copy())

@@ -8,16 +8,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_run import read_recipe
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    BitsAndBytesConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import load_processor
-from longvlm.model.trained_part import FILE_NAME, TrainedPart
+from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart, lay_over
 from longvlm.pipeline import LongVLM
 from longvlm.training import finetune
-from longvlm.training.checkpointing import complete_checkpoints
+from longvlm.training.checkpointing import complete_checkpoints, config_of_part
 from longvlm.training.curves import draw_curve
 from longvlm.training.finetune import train
+from longvlm.training.parameters import collect_part, is_trained, prepare_parts, video_token_ids
+from longvlm.training.recipe import LearningRates, LoraSettings
 from longvlm.training.run_folder import CHECKPOINTS, HISTORY_FILE
 from longvlm.world.scene import make_scene
 from longvlm.world.video import write_video
@@ -313,3 +322,52 @@ def test_a_row_that_a_worker_complains_of_is_one_line(small_recipe: Path, tmp_pa
         run(small_recipe, tmp_path / "run", "machine.workers=1", f"data.0.features={features}")
     assert "v3.longvlm" in str(caught.value)
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_data_sets_are_mixed_by_their_weights(small_recipe: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(make_scene(7, 20.0), videos / "w.mp4", width=64, height=64, fps=5)
+    turns = [{"from": "human", "value": "<video>\nWhat moves?"}, {"from": "gpt", "value": "A shape."}]
+    (tmp_path / "more.json").write_text(json.dumps([{"id": "w", "video": "w", "conversations": turns}]))
+    first = {"instructions": str(small_recipe.parent / "train.json"), "features": str(small_recipe.parent / "features")}
+    second = {"instructions": str(tmp_path / "more.json"), "videos": str(videos), "weight": 3}
+    _, said = run(small_recipe, tmp_path / "run", "schedule.epochs=1", f"data={json.dumps([first, second])}")
+    assert [path.name for path in (tmp_path / "run" / "features-1").iterdir()] == ["w.longvlm"]
+    assert "8 samples, 0 of them held out; 5 steps of 2 samples each" in said  # 7 rows once, 1 row three times
+
+
+def test_a_video_that_is_there_twice_is_named(small_recipe: Path, tmp_path: Path) -> None:
+    for name in ("v0.mp4", "v0.mkv"):
+        (tmp_path / name).touch()
+    with pytest.raises(LongVLMError, match=r"Both .*v0\.mkv and .*v0\.mp4 are the video v0"):
+        run(small_recipe, tmp_path / "run", "data.0.features=null", f"data.0.videos={tmp_path}")
+
+
+def test_a_tied_head_speaks_the_new_rows_as_it_will_when_loaded(small_recipe: Path, tmp_path: Path) -> None:
+    base = open_model(small_recipe.parent / "base")
+    config = base.config
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    LongVLMForConditionalGeneration(config).save_pretrained(tmp_path / "tied")
+    base.processor.save_pretrained(tmp_path / "tied")
+    model = open_model(tmp_path / "tied").language_model
+    rates = LearningRates(projector=1e-2, new_tokens=1e-2)
+    prepare_parts(model, rates, LoraSettings(), video_token_ids(base.processor), seed=0)
+    table = model.get_input_embeddings()
+    with torch.no_grad():
+        table.new_rows.add_(torch.randn_like(table.new_rows))
+    token_ids = torch.tensor([[3, int(table.new_ids[1]), 5, int(table.new_ids[2]), 7]])
+    in_training = model(input_ids=token_ids).logits
+
+    state = {name: tensor for name, tensor in model.state_dict().items() if is_trained(name, rates)}
+    loaded = open_model(tmp_path / "tied").language_model
+    lay_over(loaded, collect_part(state, model, Base("", "")), config.text_config.vocab_size)
+    torch.testing.assert_close(loaded(input_ids=token_ids).logits, in_training)
+
+
+def test_what_was_trained_in_4_bits_is_kept_with_the_config_of_its_whole_base(small_recipe: Path) -> None:
+    config = open_model(small_recipe.parent / "base").config
+    config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)
+    kept = config_of_part(config, "a/tower")
+    assert "quantization_config" not in kept.to_dict() and kept.vision_tower == "a/tower"
+    assert hasattr(config, "quantization_config")

@@ -6,18 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from small_run import make_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from longvlm.index.extraction import FeatureFolders, extract
+from longvlm.index.extractor import extractor_of_tower
+from longvlm.index.video_folders import ListedVideo
 from longvlm.model.trained_part import TrainedPart
 from longvlm.pipeline import LongVLM
 from longvlm.training.finetune import train
 from longvlm.training.recipe import load_recipe
+from longvlm.types import Sampling
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4}
-COMPRESSION = {"merge_heads": 4, "merge_schedule": [80, 40, 10], "global_layers": 5, "merge_order": "merge"}
 
 
 @pytest.fixture
@@ -41,15 +45,23 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_paper_recipe_trains_projector_and_new_rows(base: Path, tmp_path: Path) -> None:
-    settings = {**COMPRESSION, "frames_per_segment": 10, "tokens_per_segment": 30, "fit": "squash"}
-    start = LongVLM.from_pretrained(base, device="cpu", dtype="float32", compression=settings)
-    (tmp_path / "features").mkdir()
+def extract_videos(tower: Path, folder: Path) -> None:
+    """Features of v0 … v5 as `longvlm extract --vision-tower` makes them."""
     for number in range(6):
         frames = np.random.RandomState(number).randint(0, 256, (20, 56, 56, 3), dtype=np.uint8)
-        start.encode(frames, num_frames=20).save(tmp_path / "features" / f"v{number}.longvlm")
+        (folder / f"v{number}").mkdir()
+        for place, frame in enumerate(frames):
+            Image.fromarray(frame).save(folder / f"v{number}" / f"{place}.png")
+    made = extractor_of_tower(str(tower), Sampling(num_frames=20), device="cpu", dtype="float32")
+    videos = [ListedVideo(f"v{number}", str(folder / f"v{number}")) for number in range(6)]
+    assert extract(videos, made, FeatureFolders(folder / "features")).num_written == 6
+
+
+def test_the_paper_recipe_trains_projector_and_new_rows(base: Path, tmp_path: Path) -> None:
+    start = LongVLM.from_pretrained(base, device="cpu", dtype="float32")
+    extract_videos(base.parent / "clip", tmp_path)
     (tmp_path / "train.json").write_text(json.dumps(make_rows()))
-    changes = [f"output={tmp_path / 'run'}", f"model.base={base}", f"model.compression={json.dumps(settings)}"]
+    changes = [f"output={tmp_path / 'run'}", f"model.base={base}"]
     changes += [f"data.0.instructions={tmp_path / 'train.json'}", f"data.0.features={tmp_path / 'features'}"]
     changes += ["model.num_frames=20", "machine.device=cpu", "machine.workers=0", "schedule.batch_size=4"]
     folder = train(load_recipe("paper.yaml", changes), say=lambda text: None)
@@ -71,4 +83,21 @@ def test_the_paper_recipe_trains_projector_and_new_rows(base: Path, tmp_path: Pa
     assert prompt.count("<vid_patch>") == 305
     assert prompt.startswith("A chat between a curious user")
     assert trained.encoder.fingerprint == start.encoder.fingerprint
+    assert trained.ask(tmp_path / "features" / "v0.longvlm", "What is it?", max_new_tokens=3)
+
+
+def test_a_tower_given_in_the_recipe_is_all_that_is_needed_to_open_the_result(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's config names a tower on the hub, which can't be reached."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "nobody/no-such-clip"}))
+    extract_videos(base.parent / "clip", tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps(make_rows()))
+    changes = [f"output={tmp_path / 'run'}", f"model.base={base}", f"model.vision_tower={base.parent / 'clip'}"]
+    changes += [f"data.0.instructions={tmp_path / 'train.json'}", f"data.0.features={tmp_path / 'features'}"]
+    changes += ["model.num_frames=20", "machine.device=cpu", "machine.workers=0", "schedule.max_steps=1"]
+    folder = train(load_recipe("paper.yaml", changes), say=lambda text: None)
+    trained = LongVLM.from_pretrained(folder, device="cpu", dtype="float32")
     assert trained.ask(tmp_path / "features" / "v0.longvlm", "What is it?", max_new_tokens=3)

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from longvlm.errors import LongVLMError
+from longvlm.stages.merging import plan_reductions
 from longvlm.training.recipe import Recipe, bundled_recipes, load_recipe
+from longvlm.types import Compression
 
 
 @pytest.mark.parametrize("name", ["paper.yaml", "paper-lora.yaml", "full.yaml", "tiny.yaml"])
@@ -20,7 +22,9 @@ def test_the_paper_recipe_is_the_papers() -> None:
     assert (schedule.epochs, schedule.batch_size, schedule.accumulation, schedule.max_tokens) == (3, 8, 1, 2048)
     assert (schedule.shape, schedule.warmup_share, schedule.weight_decay) == ("cosine", 0.03, 0)
     assert (recipe.machine.precision, recipe.machine.gradient_checkpointing) == ("bf16", True)
-    assert recipe.model.compression["merge_schedule"] == [1280, 640, 320, 160, 80, 40, 10]
+    compression = Compression.from_dict(recipe.model.compression)
+    assert compression == Compression()
+    assert plan_reductions(2560, compression.tokens_per_segment) == [1280, 640, 320, 160, 80, 40, 10]
     assert recipe.model.num_frames == 100
 
 

@@ -100,6 +100,22 @@ def test_killed_while_a_checkpoint_is_written(
     assert_same_weights(tmp_path / "run", uninterrupted)
 
 
+def test_resumed_between_measurements_with_workers(small_recipe: Path, tmp_path: Path) -> None:
+    """What prepares held-out batches must draw no number that a resumed run draws at another moment."""
+    output = tmp_path / "run"
+    more = ["held_out_share=0.2", "reports.evaluate_every=2", "reports.checkpoints_kept=99", "machine.workers=1"]
+    recipe = read_recipe(small_recipe, *CHANGES, *more, f"output={output}")
+    train(recipe, say=lambda text: None)
+    (tmp_path / "whole").mkdir()
+    (output / "model").rename(tmp_path / "whole" / "model")
+    for checkpoint in complete_checkpoints(output / CHECKPOINTS)[2:]:
+        remove_checkpoint(checkpoint)
+    said: list[str] = []
+    train(recipe, say=said.append)
+    assert any("going on from" in line for line in said)
+    assert_same_weights(output, tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_killed_at_five_random_moments(
     small_recipe: Path,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from longvlm.commands import console
 from longvlm.commands.options import EncoderOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
+from longvlm.index.video_folders import LONGEST_NAME_SHOWN
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from longvlm.video_index import VideoIndex
 
 INDEX_SUFFIX = ".longvlm"
-LONGEST_NAME_SHOWN = 120  # characters
 
 
 def is_index(source: str) -> bool:
@@ -118,7 +118,7 @@ def _find_misfit(index: VideoIndex, model: LongVLM, source: str, options: VideoO
             return f"it holds another video ({index.video.name})."
         if reader.info.average_fps != index.video.average_fps:
             return f"it holds the images at another rate ({index.video.average_fps:g} a second)."
-    if plan_sampling(model, options) != index.sampling:
+    if plan_sampling(model, options) != index.sampling or index.has_gaps:
         return f"it holds other frames ({index.num_frames} of them)."
     try:
         index.require_same_encoding(model.encoder.name, model.encoder.fingerprint, model.compression)

@@ -21,10 +21,12 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     from longvlm.report.tables import put_table
     from longvlm.study import report
     from longvlm.study.course import Study
+    from longvlm.training.checkpointing import naming_what_is_not_written
     from longvlm.whole_files import holding, make_folder
 
     make_folder(runs)
-    with holding(runs):
+    make_folder(output)
+    with holding(runs), naming_what_is_not_written(runs):
         work = Study(settings, LongVLM.from_pretrained().encoder, runs)
         scores = []
         for row in chosen:
@@ -33,10 +35,10 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
                 console.note(f"{row.name}, seed {seed}")
                 finished.append(work.run(row, seed))
             scores.append(report.score_row(row, finished))
-    make_folder(output)
     found = {"rows": report.as_json(scores)}
-    (output / "study.json").write_text(json.dumps(found, indent=1) + "\n")
-    report.plot(scores, output / "study.png")
-    if document is not None:
-        put_table(document, "study", report.as_markdown(scores))
+    with naming_what_is_not_written(output):
+        (output / "study.json").write_text(json.dumps(found, indent=1) + "\n")
+        report.plot(scores, output / "study.png")
+        if document is not None:
+            put_table(document, "study", report.as_markdown(scores))
     print(json.dumps(found) if as_json else report.as_markdown(scores))

@@ -60,4 +60,8 @@ class JsonLines:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError:  # it tries once more to write the line of which `append` has said that it can't be written
+                if value is None:
+                    raise

@@ -17,10 +17,12 @@ from pathlib import Path
 from longvlm.errors import LongVLMError
 from longvlm.index.decoding_ahead import DecodingVideo, VideoFailed, decode_ahead
 from longvlm.index.extractor import Extractor
+from longvlm.index.feature_pickles import read_pickled_array
 from longvlm.index.reference_features import write_reference_features
 from longvlm.index.video_folders import ListedVideo
 from longvlm.stages.video import VideoReader, open_video
-from longvlm.video_index import VideoIndex
+from longvlm.stages.video_access import display_name
+from longvlm.video_index import NewerFormatError, VideoIndex
 from longvlm.whole_files import make_folder, write_whole
 
 FAILURES_FILE = "failures.json"
@@ -61,12 +63,13 @@ class FeatureFolders:
         return self.local_pickles / f"{video_id}.pkl", self.memory_pickles / f"{video_id}.pkl"
 
     def hold(self, video_id: str, extractor: Extractor) -> bool:
-        """Whether all files of a video are there; a damaged index counts as missing and is made again.
+        """Whether all files of a video are there; a damaged one counts as missing and is made again.
 
-        Raises LongVLMError where its index was made with other settings than the `extractor`'s.
+        Raises LongVLMError where its index was made with other settings than the `extractor`'s, or by a newer
+        version, and where pickles have features of another width; pickles say nothing of other settings.
         """
         index_file, pickles = self.index_file(video_id), self.pickle_files(video_id)
-        if pickles is not None and not all(path.is_file() for path in pickles):
+        if pickles is not None and not all(_holds_features(path, extractor) for path in pickles):
             return False
         if index_file is None:
             return True
@@ -74,6 +77,8 @@ class FeatureFolders:
             return False
         try:
             index = VideoIndex.load(index_file)
+        except NewerFormatError:
+            raise
         except LongVLMError:
             return False
         _require_same_extraction(index_file, index, extractor)
@@ -88,9 +93,25 @@ class FeatureFolders:
             narrow_globals(index, extractor.compression.global_layers).save(index_file)
 
 
+def _holds_features(path: Path, extractor: Extractor) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        features = read_pickled_array(path)
+    except LongVLMError:
+        return False
+    width = extractor.encoder.feature_width
+    if features.ndim != 2 or features.shape[1] != width:
+        raise LongVLMError(
+            f"{path} is there already, but its array is {features.shape}, and {extractor.encoder.name} gives width "
+            f"{width}. Write to another folder, or remove that file."
+        )
+    return True
+
+
 def _require_same_extraction(path: Path, index: VideoIndex, extractor: Extractor) -> None:
     remedy = "Write to another folder, or remove that file."
-    if index.sampling != extractor.sampling:
+    if index.sampling != extractor.sampling or index.has_gaps:
         raise LongVLMError(
             f"{path} is there already, but of other frames ({index.sampling}, and {extractor.sampling} is wanted). "
             f"{remedy}"
@@ -164,11 +185,14 @@ def extract(
     """Write the features of each video, unless they are there already; a video that fails stops no other.
 
     The videos' ids must be distinct (`find_videos`). Failures, with those `known` before, are also written to
-    `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`; there is no such file
-    where nothing failed. `frame_rate` and `allow_references` are those of `open_video`.
+    `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`, beside those of earlier
+    extractions of other videos; there is no such file where nothing failed.
+    `frame_rate` and `allow_references` are those of `open_video`.
     Raises LongVLMError where a folder can't be written to, what is written stays whole, and where features are
-    there that were made in another way.
+    there that were made in another way, as `FeatureFolders.hold` tells.
     """
+    if num_decoders < 1:
+        raise LongVLMError(f"num_decoders is {num_decoders}; at least one video must be decoded at a time.")
     for folder in folders.folders:
         make_folder(folder)
     report = Report(failures=list(known_failures))
@@ -185,17 +209,23 @@ def extract(
             try:
                 index = _encode(decoding, extractor, pace)
             except VideoFailed as failure:
-                report.failures.append(Failure(decoding.video.source, str(failure)))
+                report.failures.append(Failure(display_source(decoding.video), str(failure)))
             else:
                 folders.save(decoding.video.id, index, extractor)
                 report.num_written += 1
                 if index.lost_seconds > 0:
-                    report.lost_seconds[decoding.video.source] = index.lost_seconds
+                    report.lost_seconds[display_source(decoding.video)] = index.lost_seconds
             pace.count_video()
     finally:
         decoding_videos.close()
-    write_failures(folders.folders[0] / FAILURES_FILE, report.failures)
+        path, tried = folders.folders[0] / FAILURES_FILE, {display_source(video) for video in videos}
+        write_failures(path, [*(one for one in read_failures(path) if one.video not in tried), *report.failures])
     return report
+
+
+def display_source(video: ListedVideo) -> str:
+    """A video's path, or its address without what may be secret."""
+    return display_name(video.source) if "://" in video.source else video.source
 
 
 def _encode(decoding: DecodingVideo, extractor: Extractor, pace: _Pace) -> VideoIndex:
@@ -206,8 +236,16 @@ def _encode(decoding: DecodingVideo, extractor: Extractor, pace: _Pace) -> Video
     return building.finish(decoding.info, decoding.lost_seconds)
 
 
+def read_failures(path: Path) -> list[Failure]:
+    """What `write_failures` wrote; nothing where there is no such file, or a damaged one."""
+    try:
+        return [Failure(str(row["video"]), str(row["reason"])) for row in json.loads(path.read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return []
+
+
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """Write the list of failures; where there are none, remove that of an earlier run."""
+    """Write the list of failures; where there are none, there is no file."""
     if failures:
         rows = [dataclasses.asdict(failure) for failure in failures]
         text = json.dumps(rows, indent=1, ensure_ascii=False)

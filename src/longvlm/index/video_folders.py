@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from urllib.parse import unquote, urlsplit
 
 from longvlm.errors import LongVLMError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
 FEATURE_SUFFIXES = (".longvlm", ".pkl")
+LONGEST_NAME_SHOWN = 120  # characters
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,16 @@ class VideoList:
 
 
 def video_id(name: str) -> str:
-    """The id in a file's name or address: "val/v_1.mp4", "v_1.pkl" and "v_1" are all of "v_1"."""
-    last = PurePath(name).name
+    """The id in a file's name or address: "val/v_1.mp4", "https://host/v_1.mp4?key=1" and "v_1" are all of "v_1".
+
+    Raises LongVLMError for what names no file.
+    """
+    try:
+        last = PurePath(unquote(urlsplit(name).path) if "://" in name else name).name
+    except ValueError as error:
+        raise LongVLMError(f"The address {name} is malformed: {error}. Check its host.") from error
+    if not last:
+        raise LongVLMError(f"{name!r} names no file; a list has one file name or address a line.")
     suffix = PurePath(last).suffix
     return last.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES + FEATURE_SUFFIXES else last
 
@@ -97,12 +107,15 @@ def find_videos(source: Path, video_folder: Path | None = None) -> VideoList:
 def _locate(name: str, folder: Path) -> ListedVideo:
     if "://" in name:
         return ListedVideo(video_id(name), name)
-    path = folder / name
-    if not path.is_file():
-        stem = path.with_name(video_id(path.name))
-        others = (stem.with_name(stem.name + end) for suffix in VIDEO_SUFFIXES for end in (suffix, suffix.upper()))
-        path = next((other for other in others if other.is_file()), path)
-    return ListedVideo(video_id(name), str(path))
+    path, identity = folder / name, video_id(name)
+    try:
+        if not path.is_file():
+            names = (identity + end for suffix in VIDEO_SUFFIXES for end in (suffix, suffix.upper()))
+            path = next((other for other in map(path.with_name, names) if other.is_file()), path)
+    except OSError as error:  # too long for a name: a line of prose, or of JSON
+        shown = name if len(name) <= LONGEST_NAME_SHOWN else f"{name[:LONGEST_NAME_SHOWN]}…"
+        raise LongVLMError(f"{shown} is no file name ({error.strerror}); a list has one file name a line.") from error
+    return ListedVideo(identity, str(path))
 
 
 def _separate(found: Iterable[ListedVideo]) -> VideoList:

@@ -61,8 +61,9 @@ DEFAULT_MODEL_FOLDER = Path(__file__).parents[1] / "assets" / "default_model"
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
-# Left in full precision in 4-bit loads: small, and read with features that were never quantised.
-_NOT_QUANTISED = ["vision_tower", "multi_modal_projector", "lm_head"]
+# Left in full precision in 4-bit loads: small, and read with features that were never quantised. transformers takes
+# these for the beginnings of names.
+NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
 def resolve_model(model: str | Path | None) -> Path:
@@ -306,7 +307,7 @@ def load_model(
     if base is not None:
         base_folder = _base_folder(base, folder)
         require_same_base(base, base_folder, folder)
-        vocabulary = load_config(base_folder).text_config.vocab_size
+        vocabulary = load_config(base_folder, vision_tower=config.vision_tower).text_config.vocab_size
         model = load_model(
             base_folder, base_config(config, vocabulary), device=device, dtype=dtype, load_in_4bit=load_in_4bit
         )
@@ -369,5 +370,5 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_NOT_QUANTISED,
+        llm_int8_skip_modules=NOT_QUANTISED,
     )

@@ -44,7 +44,9 @@ def sample_indices(total_frames: int, num_frames: int) -> list[int]:
 
 def parse_time(text: str | float) -> float:
     """Seconds from a number, or from `ss`, `mm:ss` or `hh:mm:ss` with an optional fraction of a second."""
-    match = re.fullmatch(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)\s*", str(text))
+    if not isinstance(text, str):
+        return float(text)
+    match = re.fullmatch(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)\s*", text)
     if not match or (match[2] and float(match[3]) >= 60) or (match[1] and int(match[2]) >= 60):
         raise LongVLMError(f"{text!r} is not a time; write seconds (83.5), mm:ss (1:23.5) or hh:mm:ss (0:01:23.5).")
     return int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + float(match[3])
@@ -63,6 +65,11 @@ def open_video(source: VideoSource, *, fps: float | None = None, allow_reference
     if isinstance(source, np.ndarray):
         opened = ArraySource(source, pictures_fps)
     elif not isinstance(source, str | Path):
+        if not isinstance(source, Sequence) or not all(isinstance(path, str | Path) for path in source):
+            raise LongVLMError(
+                f"A {type(source).__name__} is no video; give a path or an address, a list of images' paths, or RGB "
+                "frames as a numpy array of shape (T, H, W, 3) and type uint8."
+            )
         paths = [local_path(str(path)) for path in source]
         if not paths:
             raise LongVLMError("The list of images is empty; give at least one image.")
@@ -91,6 +98,7 @@ class VideoReader:
 
     def __init__(self, source: ContainerSource | PictureSource) -> None:
         self._source = source
+        self._is_closed = False
         self.info: VideoInfo = source.info
 
     def __enter__(self) -> VideoReader:
@@ -100,6 +108,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
+        self._is_closed = True
         self._source.close()
 
     @property
@@ -137,6 +146,8 @@ class VideoReader:
         def prepare(picture: np.ndarray) -> torch.Tensor:
             return fit_picture(picture, image_size, fit, self._source.pixel_aspect)
 
+        if self._is_closed:
+            raise LongVLMError(f"The reader of {self.info.name} is closed; read segments within its `with` block.")
         repetitions: Iterable[int]
         if isinstance(self._source, ContainerSource) and self._source.times_seconds is None and sampling.fps:
             repetitions, frames = repeat(1), self._source.read_live(_live_targets(self.info.name, sampling), prepare)
@@ -216,6 +227,8 @@ def _nearest_keyframes(
 def _live_targets(name: str, sampling: Sampling) -> Iterator[float]:
     """The times start + i/fps at which a live stream is looked at; thinned evenly where an end is given."""
     assert sampling.fps is not None
+    if sampling.mode == "keyframe":
+        raise LongVLMError(f"{name} is a live stream, whose keyframes can't be known ahead; sample it exactly.")
     fps, start = sampling.fps, sampling.start_seconds
     if sampling.end_seconds is not None:
         num_targets = max(1, math.ceil((sampling.end_seconds - start) * fps - 1e-9))

@@ -207,9 +207,10 @@ class BlockingCalls:
         self._calls.put((call, future))
         return future.result()
 
-    def finish(self, call: Callable[[], object]) -> None:
+    def finish(self, call: Callable[[], object] | None = None) -> None:
         """Make a last call once the one under way, if any, has returned; doesn't wait for either."""
-        self._calls.put((call, Future()))
+        if call is not None:
+            self._calls.put((call, Future()))
         self._calls.put(None)
 
     def _work(self) -> None:

@@ -51,6 +51,7 @@ class ContainerSource:
         self._scheme = source_scheme(source)
         self._name = display_name(source)
         self._decoder = Decoder(source, allow_references=allow_references)
+        self._reading = ExitStack()  # closes the decoders that work ahead
         with ExitStack() as if_it_fails:
             if_it_fails.callback(self.close)
             self._timeline = None if self._is_live() else self._scan()
@@ -78,6 +79,7 @@ class ContainerSource:
             if_it_fails.pop_all()
 
     def close(self) -> None:
+        self._reading.close()
         self._decoder.close()
 
     @property
@@ -133,10 +135,11 @@ class ContainerSource:
 
         number = min(_MAX_DECODERS, torch.get_num_threads(), len(wanted) // _STRETCHES_PER_DECODER)
         if number < 2 or not (self._can_seek and self._decoder.is_file):
-            self._decoder.reopen()
+            # Of a group of pictures that is cut short, threads lose those that come last.
+            self._decoder.reopen(threads="NONE" if timeline.cut_short else "AUTO")
             yield from prepared_frames(self._decoder, wanted)
             return
-        with ExitStack() as at_the_end:
+        with self._reading as at_the_end:
             decoders = []
             for first in range(number):
                 mine = decode_apart(wanted[first::number])
@@ -177,18 +180,19 @@ class ContainerSource:
         return self._scheme.startswith("rtsp") or (container.duration is None and container.size <= 0)
 
     def _scan(self) -> Timeline:
-        rate = self._decoder.stream.guessed_rate or Fraction(25)
-        timeline = scan_timeline(self._decoder.packets(), one_frame_pts=max(1, round(1 / (rate * self._time_base))))
+        stream, is_mpegts = self._decoder.stream, self._decoder.container.format.name == "mpegts"
+        rate = stream.guessed_rate or Fraction(25)
+        timeline = scan_timeline(
+            self._decoder.packets(of_all_streams=is_mpegts),  # where only the last packet of all tells the end
+            stream_index=stream.index,
+            one_frame_pts=max(1, round(1 / (rate * self._time_base))),
+        )
         if timeline is None:
             raise LongVLMError(f"{self._name} holds no frames: the length of its video is zero. Give another video.")
         return timeline
 
     def _known_timeline(self) -> Timeline:
-        if self._timeline is None:
-            raise LongVLMError(
-                f"{self._name} is a live stream of unknown length; sample it with --fps and either "
-                "--max-frames or --end (fps=, max_frames=, end=)."
-            )
+        assert self._timeline is not None  # nobody asks a live stream for positions
         return self._timeline
 
     def _describe(self, first_picture: np.ndarray, stretches: tuple[Fraction | int, Fraction | int]) -> VideoInfo:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+Threads = Literal["AUTO", "NONE"]
 _Result = TypeVar("_Result")
 
 _SEEK_MARGINS_SECONDS = (0, 1, 8, 64)
@@ -77,7 +78,7 @@ class Decoder:
     video.
     """
 
-    def __init__(self, source: str, *, allow_references: bool, threads: Literal["AUTO", "NONE"] = "AUTO") -> None:
+    def __init__(self, source: str, *, allow_references: bool, threads: Threads = "AUTO") -> None:
         self._source, self._allow_references, self._threads = source, allow_references, threads
         self.name = display_name(source)
         self.is_file = source_scheme(source) == "file"
@@ -103,16 +104,19 @@ class Decoder:
         self._wait_for(self.container.close)
         del self.stream
 
-    def reopen(self) -> None:
-        """Start again at the beginning of the file."""
+    def reopen(self, *, threads: Threads | None = None) -> None:
+        """Start again at the beginning of the file; `threads` as when it was made."""
         self._wait_for(self.container.close)
+        self._threads = threads or self._threads
         self._open()
 
     def _open(self) -> None:
         source, allowed = self._source, self._allow_references
-        self.container = self._wait_for(lambda: open_container(source, allow_references=allowed))
         with ExitStack() as if_it_fails:
-            if_it_fails.callback(self.close)
+            if self._blocking is not None:
+                if_it_fails.callback(self._blocking.finish)
+            self.container = self._wait_for(lambda: open_container(source, allow_references=allowed))
+            if_it_fails.callback(self._wait_for, self.container.close)
             self.stream = self._choose_stream()
             self.stream.thread_type = self._threads
             if_it_fails.pop_all()
@@ -130,13 +134,16 @@ class Decoder:
                 raise LongVLMError(f"{self.name} has sound only; give a file that has a video.")
             raise LongVLMError(f"{self.name} holds no readable video; copy, download or convert it again.")
         best = self.container.streams.best("video")
-        return next((stream for stream in pictures if stream is best), pictures[0])
+        chosen = next((stream for stream in pictures if stream is best), pictures[0])
+        if chosen.codec_context is None:
+            raise LongVLMError(f"{self.name} is of a codec that is not known here; convert it to H.264 mp4.")
+        return chosen
 
-    def packets(self) -> Iterator[Packet]:
+    def packets(self, *, of_all_streams: bool = False) -> Iterator[Packet]:
         """The stream's packets, last the empty one that flushes the decoder; a damaged file's end early."""
         import av
 
-        packets = self.container.demux(self.stream)
+        packets = self.container.demux() if of_all_streams else self.container.demux(self.stream)
         try:
             while (packet := self._wait_for(lambda: next(packets, None))) is not None:
                 if packet.size or packet.dts is None:

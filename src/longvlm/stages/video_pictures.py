@@ -88,13 +88,22 @@ class ImageSource(PictureSource):
         path = self._paths[position]
         try:
             with Image.open(path, formats=_IMAGE_FORMATS) as image:
-                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+                if getattr(image, "is_animated", False) and image.format != "TIFF":
+                    raise LongVLMError(f"The image {printable(path)} is animated; convert it to mp4.")
+                return _to_rgb(ImageOps.exif_transpose(image))
         # Pillow's readers raise OSError for what is no image or cut short, the others for damage within one.
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = printable(error)
             raise LongVLMError(
                 f"The image {printable(path)} can't be read ({reason}); replace or remove it."
             ) from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8. Pillow clips greys of 16 bits, so they are scaled here."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return np.array(image.convert("RGB"))
 
 
 class ArraySource(PictureSource):

@@ -50,17 +50,19 @@ class Timeline:
         return max(0, int(np.searchsorted(self.keyframe_pts, pts, side="right")) - 1)
 
 
-def scan_timeline(packets: Iterable[Packet], *, one_frame_pts: int) -> Timeline | None:
+def scan_timeline(packets: Iterable[Packet], *, stream_index: int, one_frame_pts: int) -> Timeline | None:
     """Build the timeline of a stream's packets; None where no frame is presented.
 
-    Packets that an edit list hides are decoded but not presented, and so not counted. `one_frame_pts` is
-    the length of a frame where the packets don't tell it and there is only one.
+    Packets that an edit list hides are decoded but not presented, and so not counted; of other streams' packets
+    only the place counts. `one_frame_pts` is the length of a frame where the packets don't tell it and there is
+    only one.
     """
     pts, keyframes_pts, keyframes_dts = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
     end_pts, end_byte, last_is_corrupt = 0, 0, False
     for packet in packets:
-        if packet.pts is None:
+        end_byte = max(end_byte, (packet.pos or 0) + packet.size)
+        if packet.pts is None or packet.stream_index != stream_index:
             continue
         if packet.is_keyframe:
             keyframes_pts.append(packet.pts)
@@ -69,7 +71,6 @@ def scan_timeline(packets: Iterable[Packet], *, one_frame_pts: int) -> Timeline 
         if packet.is_discard:
             continue
         pts.append(packet.pts)
-        end_byte = max(end_byte, (packet.pos or 0) + packet.size)
         last_is_corrupt = packet.is_corrupt
         if not last_is_corrupt:
             end_pts = max(end_pts, packet.pts + (packet.duration or 0))

@@ -22,6 +22,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longvlm.errors import LongVLMError
+from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart
@@ -98,9 +99,7 @@ class PartsTrainer(Trainer):
             self.model.save_pretrained(folder, state_dict=state, save_original_format=not self.is_in_train)
         else:
             collect_part(state, self.model, self._base).save(folder)
-            config = copy.deepcopy(self.model.config)
-            config.vision_tower = self._tower
-            config.save_pretrained(folder)
+            config_of_part(self.model.config, self._tower).save_pretrained(folder)
         self._processor.save_pretrained(folder)
         give_usual_mode(folder)
 
@@ -127,6 +126,15 @@ class PartsTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def config_of_part(config: LongVLMConfig, tower: str | None) -> LongVLMConfig:
+    """The config to keep with a trained part: its base is stored in full, whether it was trained in 4 bits or not."""
+    own = copy.deepcopy(config)
+    own.vision_tower = tower
+    if hasattr(own, "quantization_config"):
+        del own.quantization_config
+    return own
 
 
 def restore_weights(model: LongVLMForConditionalGeneration, folder: Path, base: Base) -> None:

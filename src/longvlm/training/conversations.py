@@ -183,11 +183,11 @@ class InOrder(Dataset):
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Samples to train on, and to measure on, of which there are some if `share` is above 0.
 
-    All rows about one video go the same way.
+    All rows about one video, or of one id, go the same way.
     """
 
     def name(sample: Sample) -> str:
-        return sample.conversation.video or sample.conversation.id
+        return sample.conversation.video or sample.conversation.id or sample.place
 
     def draw(name: str) -> bytes:
         return hashlib.sha256(f"{seed} {name}".encode()).digest()

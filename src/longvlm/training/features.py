@@ -37,13 +37,18 @@ def find_features(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
 
 
 def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:
-    """The files of those of the videos that are in `folder`, or in folders in it."""
+    """The files of those of the videos that are in `folder`, or in folders in it.
+
+    Raises LongVLMError where two files are of one video.
+    """
     if not folder.is_dir():
         raise LongVLMError(f"There is no folder of videos {folder}; give another.")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in VIDEO_SUFFIXES and video_id(path.name) in ids:
-            found.setdefault(video_id(path.name), path)
+            first = found.setdefault(video_id(path.name), path)
+            if first != path:
+                raise LongVLMError(f"Both {first} and {path} are the video {video_id(path.name)}; remove one of them.")
     return found
 
 

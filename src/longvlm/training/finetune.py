@@ -314,7 +314,6 @@ def _make_arguments(recipe: Recipe) -> TrainingArguments:
         activation_checkpointing=machine.gradient_checkpointing,
         train_sampling_strategy="sequential",
         dataloader_num_workers=machine.workers,
-        dataloader_persistent_workers=machine.workers > 0,
         dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,
         save_steps=reports.save_every,

@@ -29,7 +29,8 @@ _UNDECAYED = re.compile(r"bias$|norm")
 class EmbeddingWithNewTokens(nn.Embedding):
     """An embedding table of which only the rows of some tokens learn, beside the table, which stays as it is.
 
-    `head_rows` are those tokens' rows in the head, which stay as they are, too; None for a head that is the table.
+    `head_rows` are those tokens' rows in the head, which stay as they are, too; None for a head that is the table:
+    that one is made to speak the new rows as well.
     """
 
     new_ids: torch.Tensor
@@ -44,6 +45,12 @@ class EmbeddingWithNewTokens(nn.Embedding):
         self.register_buffer("new_ids", ids, persistent=False)
         self.head_rows = None if head.weight is table.weight else head.weight.detach()[ids].float().cpu()
         self.new_rows = nn.Parameter(table.weight.detach()[ids].float().clone())
+        if self.head_rows is None:
+            head.register_forward_hook(self._speak_new_rows)
+
+    def _speak_new_rows(self, _: nn.Module, inputs: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+        of_new = inputs[0] @ self.new_rows.to(inputs[0]).T
+        return logits.index_copy(-1, self.new_ids, of_new.to(logits))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         embedded = embedding(input, self.weight)
