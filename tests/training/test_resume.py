@@ -103,7 +103,13 @@ def test_killed_while_a_checkpoint_is_written(
 def test_resumed_between_measurements_with_workers(small_recipe: Path, tmp_path: Path) -> None:
     """What prepares held-out batches must draw no number that a resumed run draws at another moment."""
     output = tmp_path / "run"
-    more = ["held_out_share=0.2", "reports.evaluate_every=2", "reports.checkpoints_kept=99", "machine.workers=1"]
+    more = [
+        "schedule.epochs=8",
+        "held_out_share=0.2",
+        "reports.evaluate_every=2",
+        "reports.checkpoints_kept=99",
+        "machine.workers=1",
+    ]
     recipe = read_recipe(small_recipe, *CHANGES, *more, f"output={output}")
     train(recipe, say=lambda text: None)
     (tmp_path / "whole").mkdir()
