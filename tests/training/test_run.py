@@ -1,3 +1,5 @@
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from longvlm.training.run import StageSettings, run_stage
+from longvlm.training.run import Spent, StageSettings, run_stage
 
 BATCH_SIZE = 4
 SETTINGS = StageSettings(steps=10, learning_rate=1e-2, warmup_steps=2)
@@ -52,6 +54,21 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start, strict=True):
         assert torch.equal(parameter, expected)
         assert not torch.equal(parameter, untrained)
+
+
+def test_what_earlier_processes_spent_is_known(tmp_path: Path) -> None:
+    class SlowLines(Lines):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            time.sleep(0.02)
+            return super().__getitem__(index)
+
+    settings = {"seed": 0, "batch_size": BATCH_SIZE}
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_stage(Line(), SlowLines(breaks_at=28), collate, SETTINGS, tmp_path / "run", **settings)
+    earlier = run_stage(Line(), Lines(), collate, SETTINGS, tmp_path / "run", **settings)
+    assert 6 * BATCH_SIZE * 0.02 < earlier.wall_seconds < 60  # six steps were kept
+    assert 0 < earlier.cpu_seconds < earlier.wall_seconds * 2 * os.cpu_count()
+    assert run_stage(Line(), Lines(), collate, SETTINGS, tmp_path / "other", **settings) == Spent()
 
 
 def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -143,7 +143,8 @@ class Decoder:
         """The stream's packets, last the empty one that flushes the decoder; a damaged file's end early."""
         import av
 
-        packets = self.container.demux() if of_all_streams else self.container.demux(self.stream)
+        streams = () if of_all_streams else (self.stream,)
+        packets = cast("Iterator[Packet]", self.container.demux(*streams))
         try:
             while (packet := self._wait_for(lambda: next(packets, None))) is not None:
                 if packet.size or packet.dts is None:

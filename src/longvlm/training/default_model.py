@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure, see_frequencies
 from longvlm.training.examples import ComposedBatches, Lesson
-from longvlm.training.run import StageSettings, run_stage
+from longvlm.training.run import Spent, StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank, plan_blocks
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.watching import LOOK_UP_HEADS, WatchingSchool
@@ -235,7 +234,7 @@ class Course:
     """The stages in order; what a stage made lies in the run's folder and is not made twice."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self._spent_earlier = recipe, folder, Spent()
         folder.mkdir(parents=True, exist_ok=True)
         set_seed(recipe.seed)
         torch.set_num_threads(recipe.threads)
@@ -275,10 +274,10 @@ class Course:
                 "remove that one."
             )
         if name not in self.log:
-            wall, cpu = time.monotonic(), time.process_time()
+            began, self._spent_earlier = Spent.now(), Spent()
             report = work() or {}
             torch.save(self.school.state_dict(), weights)
-            spent = {"wall_seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
+            spent = asdict(Spent.now() - began + self._spent_earlier)
             spent = {key: round(value, 1) for key, value in spent.items()}
             self.log[name] = {**report, **spent, "recipe": decides}
             self.log_path.write_text(json.dumps(self.log, indent=1))
@@ -292,7 +291,8 @@ class Course:
         school = EncoderSchool(self.model.model.vision_tower, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
         frames = CrowdedFrames(settings.steps * settings.batch_size, **size, first_seed=FRAME_SEED)
         folder, seed = self.folder / "encoder", self.recipe.seed
-        run_stage(school, frames, _stack, settings, folder, seed=seed, batch_size=settings.batch_size)
+        batch_size = settings.batch_size
+        self._spent_earlier = run_stage(school, frames, _stack, settings, folder, seed=seed, batch_size=batch_size)
         return measure(school.eval(), CrowdedFrames(512, **size, first_seed=HELD_OUT_FRAME_SEED))
 
     def make_bank(self) -> None:
@@ -325,7 +325,8 @@ class Course:
             timestamps=timestamps,
             seed=f"{self.recipe.seed} {stage.name}",
         )
-        run_stage(self.school, batches, take_only, stage, self.folder / stage.name, seed=self.recipe.seed)
+        folder, seed = self.folder / stage.name, self.recipe.seed
+        self._spent_earlier = run_stage(self.school, batches, take_only, stage, folder, seed=seed)
 
     def export(self, output: Path) -> None:
         """Write model and processor, the weights in bfloat16."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -26,6 +27,39 @@ class StageSettings:
     warmup_steps: int
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds on the clock, and seconds of all processors."""
+
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @classmethod
+    def now(cls) -> Spent:
+        """By this process; only differences mean anything."""
+        return cls(time.monotonic(), time.process_time())
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall_seconds + other.wall_seconds, self.cpu_seconds + other.cpu_seconds)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.wall_seconds - other.wall_seconds, self.cpu_seconds - other.cpu_seconds)
+
+
+class _Stopwatch(TrainerCallback):
+    """Writes what was spent so far into the Trainer's log, which checkpoints keep for the process that goes on."""
+
+    earlier = Spent()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        last = state.log_history[-1] if state.log_history else {}
+        self.earlier = Spent(last.get("wall_seconds", 0.0), last.get("cpu_seconds", 0.0))
+        self._began = Spent.now()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        state.log_history[-1] |= asdict(self.earlier + (Spent.now() - self._began))
+
+
 def run_stage(
     module: nn.Module,
     dataset: Dataset,
@@ -35,10 +69,11 @@ def run_stage(
     *,
     seed: int,
     batch_size: int = 1,
-) -> None:
+) -> Spent:
     """Train `module` in place; `batch_size` examples a step, taken in the data set's order.
 
-    Checkpoints lie in `folder`; the last one is taken up if there is any, so that a stopped run goes on.
+    Checkpoints lie in `folder`; the last one is taken up if there is any, so that a stopped run goes on. Returns what
+    earlier processes spent up to it.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -63,9 +98,11 @@ def run_stage(
         seed=seed,
         data_seed=seed,
     )
-    trainer = Trainer(model=module, args=arguments, train_dataset=dataset, data_collator=collate)
+    stopwatch = _Stopwatch()
+    trainer = Trainer(model=module, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[stopwatch])
     with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+    return stopwatch.earlier
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
