@@ -35,6 +35,7 @@ from longvlm.model.checkpoints import (
     resolve_model,
 )
 from longvlm.model.configuration import LongVLMConfig
+from longvlm.model.placement import choose_device
 from longvlm.types import Compression, Frames
 
 TOWER = {
@@ -445,3 +446,37 @@ def test_in_4_bits_only_the_language_models_layers_are(tmp_path: Path) -> None:
 def open_tiny(tmp_path: Path) -> torch.nn.Module:
     folder = save_tiny_checkpoint(tmp_path / "tiny")
     return load_model(folder, load_config(folder), **FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "words"),
+    [
+        ("text_config", {"hidden_size": 16}, "weights that its config.json wants"),
+        ("vision_config", {"hidden_size": 16}, "weights that its config.json wants"),
+        ("vision_config", "hello", "is not supported by transformers"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_one_line(
+    tmp_path: Path, part: str, setting: object, words: str
+) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "tiny")
+    raw = json.loads((folder / "config.json").read_text())
+    raw[part] = {**raw[part], **setting} if isinstance(setting, dict) else setting
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(LongVLMError, match=words):
+        load_model(folder, load_config(folder), **FLOAT)
+
+
+@pytest.mark.parametrize("name", ["~nobody-by-this-name/model", "m" * 300, ""])
+def test_a_name_that_no_folder_can_have_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LongVLMError):
+        resolve_model(name)
+
+
+@pytest.mark.parametrize("device", ["meta", "xla", "mps"])
+def test_a_device_that_models_do_not_run_on_is_refused(device: str) -> None:
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(LongVLMError, match=f"can't run on '{device}'"):
+        choose_device(device)

@@ -1,7 +1,10 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save_tiny_checkpoint
 
 from longvlm.errors import LongVLMError
@@ -74,6 +77,22 @@ def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
         _ = open_model(folder).language_model
 
 
+def test_the_encoder_alone_is_laid_over_the_same_base_only(base: Path, tmp_path: Path) -> None:
+    folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(32)})
+    save_tiny_checkpoint(base, seed=1)
+    with pytest.raises(LongVLMError, match=r"was trained on a base with digest"):
+        _ = open_model(folder).encoder
+
+
+def test_a_part_that_lies_where_its_base_was_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(32)})
+    shutil.rmtree(base)
+    folder.rename(base)
+    for read in ("encoder", "language_model"):
+        with pytest.raises(LongVLMError, match=r"trained on what lay in .*base, which is gone"):
+            getattr(open_model(base), read)
+
+
 def test_a_missing_base_is_named(base: Path, tmp_path: Path) -> None:
     folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(32)})
     base.rename(tmp_path / "moved")
@@ -97,6 +116,18 @@ def test_a_damaged_file_is_named(base: Path, tmp_path: Path) -> None:
 def test_a_digest_is_that_of_the_weights(base: Path, tmp_path: Path) -> None:
     assert digest_checkpoint(base) == digest_checkpoint(save_tiny_checkpoint(tmp_path / "same"))
     assert digest_checkpoint(base) != digest_checkpoint(save_tiny_checkpoint(tmp_path / "other", seed=1))
+
+
+def test_a_digest_does_not_depend_on_how_weights_are_divided_into_files(base: Path, tmp_path: Path) -> None:
+    whole = load_file(base / "model.safetensors")
+    names = sorted(whole)
+    (tmp_path / "sharded").mkdir()
+    shards = {f"model-{n}.safetensors": names[n::2] for n in range(2)}
+    for file, held in shards.items():
+        save_file({name: whole[name] for name in held}, tmp_path / "sharded" / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, held in shards.items() for name in held}}
+    (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert digest_checkpoint(tmp_path / "sharded") == digest_checkpoint(base)
 
 
 def test_low_rank_beside_weights_that_are_too_coarse() -> None:

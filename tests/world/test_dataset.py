@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ def test_it_is_that_of_its_seed_and_keeps_what_is_there(folder: Path) -> None:
     write_dataset(folder, PLAN)
     assert video.stat().st_mtime_ns == before
     assert (folder / INSTRUCTIONS).read_text() == instructions
+
+
+def test_another_plan_is_refused(folder: Path) -> None:
+    """Its videos would be others by the same names."""
+    plan = DatasetPlan(**json.loads((folder / "plan.json").read_text()))
+    other = dataclasses.replace(plan, max_seconds=plan.max_seconds + 1)
+    with pytest.raises(LongVLMError, match=rf"made with max_seconds={plan.max_seconds}"):
+        write_dataset(folder, other)
 
 
 def test_impossible_plans_are_refused(tmp_path: Path) -> None:

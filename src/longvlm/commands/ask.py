@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def ask(
         if as_json:
             answers = [stream.answer for stream in streams]
     if as_json:
-        print(json.dumps(describe(video, model, index, answers, time.perf_counter() - started), ensure_ascii=False))
+        print(json.dumps(describe(video, model, index, answers, time.perf_counter() - started)))
     else:
         for question, stream in zip(questions, streams, strict=True):
             if len(questions) > 1:
@@ -121,9 +122,10 @@ def measure_peak_memory() -> int | None:
         return None
     import torch
 
-    if sys.platform == "linux":  # where getrusage may tell the peak of the program that started this one
-        status = Path("/proc/self/status").read_text()
-        resident_bytes = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    status = Path("/proc/self/status")
+    # getrusage may tell the peak of the program that started this one
+    if status.is_file() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        resident_bytes = int(peak[1]) * 1024
     else:
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         resident_bytes = resident if sys.platform == "darwin" else resident * 1024

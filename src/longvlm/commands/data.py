@@ -61,7 +61,7 @@ def check(
         num_threads = min(8, os.cpu_count() or 1)
         checks = check_dataset(root, names_only=names_only, num_threads=num_threads, on_progress=show)
     if as_json:
-        print(json.dumps(_describe(root, checks), ensure_ascii=False))
+        print(json.dumps(_describe(root, checks)))
     else:
         _print_table(checks, names_only)
     if not all(check.is_complete for check in checks):

@@ -49,7 +49,8 @@ class VideoOptions:
     @property
     def chooses_frames(self) -> bool:
         """Whether an option asks for frames in a way that an index, already encoded, can't follow."""
-        return any((self.num_frames, self.fps, self.max_frames, self.frame_rate, self.sampling != "exact"))
+        numbers = (self.num_frames, self.fps, self.max_frames, self.frame_rate)
+        return self.sampling != "exact" or any(number is not None for number in numbers)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def plan(video: str, video_options: VideoOptions, model_options: ModelOptions, a
             f"reads fewer than {made.counts.context_tokens:,}; look at fewer frames (--num-frames)."
         )
     if as_json:
-        print(json.dumps(describe(video, info, model, made), ensure_ascii=False))
+        print(json.dumps(describe(video, info, model, made)))
     else:
         print_table(info, model, made)
 

@@ -54,6 +54,7 @@ from longvlm.model.trained_part import (
 )
 from longvlm.model.weight_files import StoredTensor, open_tensors, read_tower_weights, tensor_names, weight_files
 from longvlm.model.weight_names import is_recomputed, is_tower, module_name
+from longvlm.stages.video_access import kind_of_path, local_path
 from longvlm.stages.vision import VisionEncoder, count_patches, digest_weights
 from longvlm.types import Compression
 
@@ -75,10 +76,11 @@ def resolve_model(model: str | Path | None) -> Path:
         if not (DEFAULT_MODEL_FOLDER / "config.json").is_file():
             raise LongVLMError("This installation has no bundled default model; name a model, or reinstall longvlm.")
         return DEFAULT_MODEL_FOLDER
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = local_path(str(model))
+    kind = kind_of_path(folder) if str(model) else "missing"
+    if kind == "folder":
         return folder
-    if folder.is_file():
+    if kind == "file":
         raise LongVLMError(f"The model {model} is a file; give its folder, which has config.json and the weights.")
     if isinstance(model, Path) or folder.is_absolute() or str(model).startswith((".", "~")):
         raise LongVLMError(f"There is no model folder {model}; check the path, or give a Hugging Face hub id.")
@@ -169,7 +171,7 @@ def load_tower_config(folder: Path) -> PreTrainedConfig:
 def _read_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, StrictDataclassError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         if "auto_map" in read_json(folder / "config.json"):
             reason = "it wants Python code of its own, and LongVLM runs no code from checkpoints"
@@ -192,7 +194,7 @@ def load_encoder(
     images = read_image_settings(source)
     # float16 loses what the fingerprint reads: rounded to bfloat16 afterwards, values would differ.
     tower = _load_tower(source, config.vision_config, torch.float32 if dtype == torch.float16 else dtype)
-    for part in reversed(_trained_parts(folder)):  # the one nearest to the base first
+    for part, _ in reversed(_bases(folder)):  # the one nearest to the untrained base first
         tower.load_state_dict(tower_weights(TrainedPart.load(part)), strict=False)
     digests = digest_weights(tower)
     return VisionEncoder(
@@ -210,23 +212,24 @@ def load_encoder(
 def _tower_folder(folder: Path, config: LongVLMConfig) -> Path:
     if config.vision_tower is not None:
         return resolve_model(config.vision_tower)
-    return _untrained_folder(folder)
+    bases = _bases(folder)
+    return bases[-1][1] if bases else folder
 
 
-def _trained_parts(folder: Path) -> list[Path]:
-    """`folder` if it holds a trained part, then that part's base if it is one, and so on."""
-    parts = []
+def _bases(folder: Path) -> list[tuple[Path, Path]]:
+    """`folder` and its base's, if it holds a trained part; then the same of that base, and so on.
+
+    Raises LongVLMError where a base is not there, not the one of the training, or the part itself.
+    """
+    found: list[tuple[Path, Path]] = []
     while (base := base_of(folder)) is not None:
-        parts.append(folder)
-        folder = _base_folder(base, folder)
-    return parts
-
-
-def _untrained_folder(folder: Path) -> Path:
-    """The checkpoint that lies under all trained parts."""
-    while (base := base_of(folder)) is not None:
-        folder = _base_folder(base, folder)
-    return folder
+        below = _base_folder(base, folder)
+        if below.resolve() in {part.resolve() for part, _ in found} | {folder.resolve()}:
+            raise LongVLMError(f"{folder} was trained on what lay in {below}, which is gone; put it back there.")
+        require_same_base(base, below, folder)
+        found.append((folder, below))
+        folder = below
+    return found
 
 
 def _base_folder(base: Base, part_folder: Path) -> Path:
@@ -241,7 +244,12 @@ def _load_tower(folder: Path, vision_config: PreTrainedConfig, dtype: torch.dtyp
     dtype = dtype or next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
     tower_class = MODEL_MAPPING[type(vision_config)]
     tower, report = tower_class.from_pretrained(
-        None, config=vision_config, state_dict=weights, dtype=dtype, output_loading_info=True
+        None,
+        config=vision_config,
+        state_dict=weights,
+        dtype=dtype,
+        ignore_mismatched_sizes=True,  # what doesn't fit is named below
+        output_loading_info=True,
     )
     require_complete(report, folder)
     return tower
@@ -303,10 +311,8 @@ def load_model(
 
     Raises LongVLMError where weights are missing, and where 4-bit loading lacks CUDA or bitsandbytes.
     """
-    base = base_of(folder)
-    if base is not None:
-        base_folder = _base_folder(base, folder)
-        require_same_base(base, base_folder, folder)
+    if bases := _bases(folder):
+        base_folder = bases[0][1]
         vocabulary = load_config(base_folder, vision_tower=config.vision_tower).text_config.vocab_size
         model = load_model(
             base_folder, base_config(config, vocabulary), device=device, dtype=dtype, load_in_4bit=load_in_4bit
@@ -325,6 +331,7 @@ def load_model(
         dtype=dtype,
         device_map="auto" if device == "auto" else {"": device},
         quantization_config=_four_bits(dtype) if load_in_4bit else None,
+        ignore_mismatched_sizes=True,  # what doesn't fit is named below
         output_loading_info=True,
     )
     require_complete(report, folder)

@@ -21,6 +21,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise LongVLMError(f"Unknown device {device!r}; choose cpu, cuda, or cuda:1 and so on.") from error
     num_cuda = torch.cuda.device_count()
+    if chosen.type not in ("cpu", "cuda", "mps") or (chosen.type == "mps" and not torch.backends.mps.is_available()):
+        raise LongVLMError(f"Models can't run on {str(device)!r} here; choose cpu, or cuda where there is a GPU.")
     if chosen.type == "cuda" and (chosen.index or 0) >= num_cuda:
         raise LongVLMError(f"There is no device {str(device)!r}: torch sees {num_cuda} CUDA devices. Use cpu.")
     return chosen

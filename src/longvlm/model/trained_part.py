@@ -126,13 +126,13 @@ def digest_checkpoint(folder: Path) -> str:
     """
     if (folder / FILE_NAME).is_file():
         return hashlib.sha256((folder / FILE_NAME).read_bytes()).hexdigest()
-    digest = hashlib.sha256()
-    for path, names in sorted(weight_files(folder).items()):
+    digest, rows = hashlib.sha256(), []
+    for path, names in weight_files(folder).items():
         with readable(path):
-            middle_rows = _middle_rows(path, sorted(names))
-        for name, shape, row in middle_rows:
-            digest.update(f"{name} {shape} {row.dtype}".encode())
-            digest.update(row.contiguous().view(torch.uint8).numpy().tobytes())
+            rows += [(name, shape, row.clone()) for name, shape, row in _middle_rows(path, list(names))]
+    for name, shape, row in sorted(rows, key=lambda one: one[0]):  # however they are divided into files
+        digest.update(f"{name} {shape} {row.dtype}".encode())
+        digest.update(row.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from longvlm.errors import LongVLMError
 from longvlm.stages.tokens import count_visual_tokens, format_timestamp
 from longvlm.stages.video import open_video
 from longvlm.video_index import VideoIndex
+from longvlm.whole_files import write_whole
 
 PICTURE_SIDE = 256  # pixels; finer than most encoders see, since the page is for people
 PICTURE_QUALITY = 72
@@ -44,7 +45,7 @@ def write_page(
     shown = choose_segments(index.num_segments, index.compression.frames_per_segment)
     pictures = read_pictures(video, index, shown, frame_rate=frame_rate, allow_references=allow_references)
     # A file's name may hold bytes that are no text; a page must not.
-    path.write_text(render_page(index, pictures, model_name), encoding="utf-8", errors="replace")
+    write_whole(path, render_page(index, pictures, model_name).encode("utf-8", "replace"))
 
 
 def choose_segments(num_segments: int, frames_per_segment: int) -> list[int]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from longvlm.errors import LongVLMError
+from longvlm.whole_files import write_whole
 
 
 def put_table(document: Path, name: str, table: str) -> None:
@@ -15,4 +16,4 @@ def put_table(document: Path, name: str, table: str) -> None:
     place = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
     if not place.search(text):
         raise LongVLMError(f"{document} has no place for the table; write {begin.strip()} and, below it, {end} there.")
-    document.write_text(place.sub(lambda _: f"{table}\n\n", text), encoding="utf-8")
+    write_whole(document, place.sub(lambda _: f"{table}\n\n", text).encode())

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from longvlm.errors import LongVLMError
+from longvlm.whole_files import first_difference, write_whole
 from longvlm.world.evaluate import EVALUATION_SEEDS
 from longvlm.world.questions import KINDS, Question, make_questions
 from longvlm.world.scene import MIN_DURATION_SECONDS, Scene, make_scene
@@ -33,6 +34,7 @@ TRAINING_SPLITS = (
 )
 TEST_SPLIT = ("Test_Videos", "anet_benchmark_video_id.txt")
 INSTRUCTIONS = "video_chatgpt_training.json"
+PLAN_FILE = "plan.json"
 WIDTH, HEIGHT, FPS = 160, 120, 4.0  # small and slow: the encoder looks once a second, at a smaller square
 LEARNED_KINDS = tuple(kind for kind in KINDS if kind not in TIMED_KINDS)
 TEMPORAL_KINDS = ("first", "last", "after", "before", "order", "when")
@@ -72,7 +74,8 @@ class DatasetPlan:
 def write_dataset(folder: Path, plan: DatasetPlan, on_video: Callable[[int, int], None] | None = None) -> None:
     """Write videos, lists and questions; a video that is there already is kept.
 
-    `on_video` is told how many of how many videos are done. Raises LongVLMError where something can't be written.
+    `on_video` is told how many of how many videos are done. Raises LongVLMError where something can't be written, and
+    where the folder holds a data set of another plan, whose videos are others by the same names.
     """
     training = dict(_scenes(plan, plan.training_videos, TRAINING_SEEDS))
     tests = dict(_scenes(plan, plan.test_videos, EVALUATION_SEEDS))
@@ -84,6 +87,7 @@ def write_dataset(folder: Path, plan: DatasetPlan, on_video: Callable[[int, int]
             on_video(number, total)
 
     try:
+        _claim(folder, plan)
         for split, names in _split(list(training)).items():
             _write_videos(folder / split[0], {name: training[name] for name in names}, tell)
             _write_list(folder / split[1], names)
@@ -95,6 +99,19 @@ def write_dataset(folder: Path, plan: DatasetPlan, on_video: Callable[[int, int]
         raise LongVLMError(
             f"Can't write {error.filename or folder}: {error.strerror}; choose another place."
         ) from error
+
+
+def _claim(folder: Path, plan: DatasetPlan) -> None:
+    path, wanted = folder / PLAN_FILE, json.loads(json.dumps(asdict(plan)))
+    if path.is_file():
+        if differing := first_difference(json.loads(path.read_bytes()), wanted):
+            key, found, other = differing
+            raise LongVLMError(
+                f"{folder} holds a data set made with {key}={found}, not {key}={other}; choose another folder."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(wanted).encode())
 
 
 def _scenes(plan: DatasetPlan, number: int, first_seed: int) -> Iterator[tuple[str, Scene]]:
