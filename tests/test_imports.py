@@ -106,11 +106,13 @@ def test_optional_libraries_stay_where_they_are_needed(file: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["longvlm", "longvlm.cli"])
-def test_importing_is_light(module: str) -> None:
-    """`longvlm --help` must not wait for torch."""
+def test_importing_is_light(module: str, tmp_path: Path) -> None:
+    """`longvlm --help` must not wait for torch; nor is a folder of data called datasets beside it looked at."""
     heavy = ["torch", "transformers", "av", "numpy", "PIL", *OPTIONAL]
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path
+    )
     assert done.stdout.strip() == "[]"
 
 
