@@ -107,7 +107,7 @@ def test_optional_libraries_stay_where_they_are_needed(file: Path) -> None:
 
 @pytest.mark.parametrize("module", ["longvlm", "longvlm.cli"])
 def test_importing_is_light(module: str, tmp_path: Path) -> None:
-    """`longvlm --help` must not wait for torch; nor is a folder of data called datasets beside it looked at."""
+    """`longvlm --help` must not wait for torch. Run where no folder of data passes for the library datasets."""
     heavy = ["torch", "transformers", "av", "numpy", "PIL", *OPTIONAL]
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run(
