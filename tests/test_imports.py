@@ -20,6 +20,7 @@ FLOORS = [
     {"types"},
     {"clock", "working_ahead"},
     {"video_index"},
+    {"index_builder"},
     {"stages"},
     {"model"},
     {"pipeline"},

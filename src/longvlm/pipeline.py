@@ -18,6 +18,7 @@ import torch
 
 from longvlm.clock import StageClock
 from longvlm.errors import LongVLMError
+from longvlm.index_builder import IndexBuilder
 from longvlm.model.checkpoints import load_config, load_encoder, load_model, load_processor, resolve_model
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
@@ -38,7 +39,7 @@ from longvlm.types import (
     Timings,
     VideoInfo,
 )
-from longvlm.video_index import IndexBuilder, VideoIndex
+from longvlm.video_index import VideoIndex
 
 Asked = VideoIndex | VideoSource | None  # what a question can be about; None is no video at all
 

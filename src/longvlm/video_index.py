@@ -22,8 +22,6 @@ from safetensors.torch import save_file
 from longvlm.errors import LongVLMError
 from longvlm.types import (
     Compression,
-    FrameFeatures,
-    MergedSegments,
     Sampling,
     Timings,
     VideoInfo,
@@ -35,7 +33,7 @@ _GAP_SECONDS = 1e-6  # what rounding may leave between two segments
 _FORMAT = "longvlm-video-index"
 
 # Name: number of axes, and the dtype it is kept in (None: the encoder's).
-_TENSORS: dict[str, tuple[int, torch.dtype | None]] = {
+TENSORS: dict[str, tuple[int, torch.dtype | None]] = {
     "local_features": (3, None),
     "sizes": (2, torch.int32),
     "assignment": (2, torch.int16),
@@ -46,7 +44,7 @@ _TENSORS: dict[str, tuple[int, torch.dtype | None]] = {
 }
 
 
-class NewerFormatError(LongVLMError):
+class OtherVersionError(LongVLMError):
     """An index that only another version of longvlm reads."""
 
 
@@ -82,14 +80,14 @@ class VideoIndex(_PrintsShapes):
     timings: Timings = field(default_factory=Timings, compare=False)
 
     def __post_init__(self) -> None:
-        for name, (axes, _) in _TENSORS.items():
+        for name, (axes, _) in TENSORS.items():
             tensor = getattr(self, name)
             if tensor.ndim != axes or len(tensor) != self.num_segments or self.num_segments == 0:
                 raise ValueError(
                     f"{name} is {tuple(tensor.shape)}: want {axes} axes, {self.num_segments or 'some'} segments first"
                 )
         self._require_agreement()
-        for name, (_, dtype) in _TENSORS.items():
+        for name, (_, dtype) in TENSORS.items():
             if dtype is not None:
                 object.__setattr__(self, name, getattr(self, name).to(dtype))
 
@@ -128,7 +126,7 @@ class VideoIndex(_PrintsShapes):
             return NotImplemented
         for part in dataclasses.fields(self):
             mine, theirs = getattr(self, part.name), getattr(other, part.name)
-            if part.name in _TENSORS:
+            if part.name in TENSORS:
                 if mine.dtype != theirs.dtype or not torch.equal(mine, theirs):
                     return False
             elif part.compare and mine != theirs:
@@ -182,7 +180,7 @@ class VideoIndex(_PrintsShapes):
             )
         if bool(keep.all()):
             return self
-        kept: dict[str, Any] = {name: getattr(self, name)[keep] for name in _TENSORS}
+        kept: dict[str, Any] = {name: getattr(self, name)[keep] for name in TENSORS}
         return dataclasses.replace(self, **kept, sampling=self._sampling_of(keep))
 
     def _sampling_of(self, keep: torch.Tensor) -> Sampling:
@@ -226,7 +224,7 @@ class VideoIndex(_PrintsShapes):
                 f"Can't append: the second index starts at {later_start:g} s, before the first one ends "
                 f"({own_end:g} s). Encode the later part from there on."
             )
-        joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(later, name)]) for name in _TENSORS}
+        joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(later, name)]) for name in TENSORS}
         joined["segment_spans_seconds"][self.num_segments :].clamp_(min=later_start)
         return dataclasses.replace(
             self,
@@ -255,7 +253,7 @@ class VideoIndex(_PrintsShapes):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the old file, if any, stays whole until the new one is complete."""
         path = Path(path)
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
         metadata = {
             "format": _FORMAT,
             "format_version": str(FORMAT_VERSION),
@@ -293,7 +291,7 @@ class VideoIndex(_PrintsShapes):
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 _require_readable_format(path, metadata)
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise _unreadable(path, error) from error
         try:
@@ -321,7 +319,7 @@ def _unreadable(path: Path, error: Exception) -> LongVLMError:
 def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
     """A hash of everything in the file: the tensors' bytes, and the metadata but for this hash itself."""
     digest = hashlib.sha256(json.dumps({**metadata, "checksum": ""}, sort_keys=True).encode())
-    for name in _TENSORS:
+    for name in TENSORS:
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().data)
@@ -354,61 +352,7 @@ def _require_readable_format(path: Path, metadata: dict[str, str]) -> None:
         raise LongVLMError(f"{path} holds tensors, but no video index; make one with `longvlm encode`.")
     version = int(metadata["format_version"])
     if not 1 <= version <= FORMAT_VERSION:
-        raise NewerFormatError(
+        raise OtherVersionError(
             f"{path} has index format {version}, and this version of longvlm reads up to {FORMAT_VERSION}. "
             "Upgrade longvlm, or encode the video again."
-        )
-
-
-class IndexBuilder:
-    """Collects an index segment by segment, holding nothing but what the index keeps.
-
-    `build` joins the segments and then holds them twice for a moment.
-    """
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[torch.Tensor]] = {}
-
-    def add(self, features: FrameFeatures, merged: MergedSegments) -> None:
-        """Append one segment: its frames' features, and their patches merged (S = 1)."""
-        times = features.times_seconds
-        is_first = torch.tensor([time not in times[:place] for place, time in enumerate(times)])
-        kept = {
-            "local_features": merged.features,
-            "sizes": merged.sizes,
-            "assignment": merged.assignment,
-            "segment_globals": features.layer_globals[is_first].mean(0, keepdim=True),
-            "frame_times_seconds": torch.tensor([times], dtype=torch.float64),
-            "frames_distinct": torch.tensor([features.num_distinct]),
-        }
-        for name, tensor in kept.items():
-            dtype = _TENSORS[name][1] or tensor.dtype
-            self._parts.setdefault(name, []).append(tensor.to("cpu", dtype))
-
-    def build(self, *, video: VideoInfo, sampling: Sampling, lost_seconds: float, **provenance: Any) -> VideoIndex:
-        """The index of all segments; `provenance` is the rest of VideoIndex's fields.
-
-        A segment lasts from its first frame to the next segment's, the first one from the start of what was
-        looked at, the last one to its end: where `end` was set, or what can be decoded ends.
-        """
-        tensors: dict[str, Any] = {name: torch.cat(parts) for name, parts in self._parts.items()}
-        times = tensors["frame_times_seconds"]
-        starts, last_time = times[:, 0].clone(), float(times[-1, -1])
-        starts[0] = starts[0].clamp(max=sampling.start_seconds)
-        if video.duration_seconds is None:  # live: one mean distance between frames after the last one
-            distances = times.unique().diff()
-            last_length = float(distances.mean()) if len(distances) else 1 / (video.average_fps or 1.0)
-            end = last_time + last_length
-        else:
-            end = video.duration_seconds - lost_seconds
-        if sampling.end_seconds is not None:
-            end = min(end, sampling.end_seconds)
-        ends = torch.cat([starts[1:], starts.new_tensor([max(end, last_time)])])
-        return VideoIndex(
-            **tensors,
-            segment_spans_seconds=torch.stack([starts, ends], dim=1),
-            video=video,
-            sampling=sampling,
-            lost_seconds=lost_seconds,
-            **provenance,
         )

@@ -477,6 +477,6 @@ def test_a_name_that_no_folder_can_have_is_one_line(name: str, monkeypatch: pyte
 @pytest.mark.parametrize("device", ["meta", "xla", "mps"])
 def test_a_device_that_models_do_not_run_on_is_refused(device: str) -> None:
     if device == "mps" and torch.backends.mps.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has an MPS device, on which models do run")
     with pytest.raises(LongVLMError, match=f"can't run on '{device}'"):
         choose_device(device)

@@ -11,12 +11,12 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from longvlm.index_builder import IndexBuilder
 from longvlm.model import LongVLMConfig, LongVLMForConditionalGeneration
 from longvlm.stages.merging import merge_tokens
 from longvlm.stages.tokens import assemble, count_visual_tokens
 from longvlm.stages.vision import VisionEncoder
 from longvlm.types import Frames, Sampling, VideoInfo
-from longvlm.video_index import IndexBuilder
 
 VIDEO = 49
 COMPRESSION = {"frames_per_segment": 4, "tokens_per_segment": 3, "global_layers": 2, "merge_heads": 4}

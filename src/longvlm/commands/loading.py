@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from longvlm.commands import console
 from longvlm.commands.options import EncoderOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
-from longvlm.index.video_folders import LONGEST_NAME_SHOWN
+from longvlm.index.video_folders import shorten
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -29,7 +29,7 @@ def require_source(source: str) -> None:
     """Refuse a path that can't be read at once, before seconds go into loading a model."""
     if "://" in source:
         return
-    name = source if len(source) <= LONGEST_NAME_SHOWN else f"{source[:LONGEST_NAME_SHOWN]}…"
+    name = shorten(source)
     try:
         Path(source).stat()
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -22,7 +22,7 @@ from longvlm.index.reference_features import write_reference_features
 from longvlm.index.video_folders import ListedVideo
 from longvlm.stages.video import VideoReader, open_video
 from longvlm.stages.video_access import display_name
-from longvlm.video_index import NewerFormatError, VideoIndex
+from longvlm.video_index import OtherVersionError, VideoIndex
 from longvlm.whole_files import make_folder, write_whole
 
 FAILURES_FILE = "failures.json"
@@ -77,7 +77,7 @@ class FeatureFolders:
             return False
         try:
             index = VideoIndex.load(index_file)
-        except NewerFormatError:
+        except OtherVersionError:
             raise
         except LongVLMError:
             return False

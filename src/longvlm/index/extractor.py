@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
+from longvlm.index_builder import IndexBuilder
 from longvlm.model.checkpoints import load_encoder, load_tower_config, resolve_model
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.placement import choose_device, choose_dtype
@@ -20,7 +21,7 @@ from longvlm.stages.merging import merge_segments
 from longvlm.stages.video import VideoReader, parse_time
 from longvlm.stages.vision import VisionEncoder
 from longvlm.types import Compression, Frames, Sampling, SamplingMode, VideoInfo
-from longvlm.video_index import IndexBuilder, VideoIndex
+from longvlm.video_index import VideoIndex
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import torch
 from longvlm.errors import LongVLMError
 from longvlm.index.feature_pickles import read_pickled_array
 from longvlm.index.video_folders import list_videos, video_id
+from longvlm.index_builder import IndexBuilder
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.video import open_video
 from longvlm.stages.vision import VisionEncoder
 from longvlm.types import Compression, FrameFeatures, MergedSegments, Sampling, VideoInfo
-from longvlm.video_index import IndexBuilder, VideoIndex
+from longvlm.video_index import VideoIndex
 from longvlm.whole_files import make_folder, write_whole
 
 UNKNOWN_ENCODER = "unknown (imported reference features)"

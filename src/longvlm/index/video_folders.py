@@ -14,7 +14,7 @@ from longvlm.errors import LongVLMError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
 FEATURE_SUFFIXES = (".longvlm", ".pkl")
-LONGEST_NAME_SHOWN = 120  # characters
+_LONGEST_NAME_SHOWN = 120  # characters
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class VideoList:
     videos: tuple[ListedVideo, ...]
     repeated: tuple[str, ...]
     clashing: tuple[tuple[ListedVideo, ListedVideo], ...]
+
+
+def shorten(name: str) -> str:
+    """A name as a message shows it, which may be a text given in the place of one."""
+    return name if len(name) <= _LONGEST_NAME_SHOWN else f"{name[:_LONGEST_NAME_SHOWN]}…"
 
 
 def video_id(name: str) -> str:
@@ -113,8 +118,9 @@ def _locate(name: str, folder: Path) -> ListedVideo:
             names = (identity + end for suffix in VIDEO_SUFFIXES for end in (suffix, suffix.upper()))
             path = next((other for other in map(path.with_name, names) if other.is_file()), path)
     except OSError as error:  # too long for a name: a line of prose, or of JSON
-        shown = name if len(name) <= LONGEST_NAME_SHOWN else f"{name[:LONGEST_NAME_SHOWN]}…"
-        raise LongVLMError(f"{shown} is no file name ({error.strerror}); a list has one file name a line.") from error
+        raise LongVLMError(
+            f"{shorten(name)} is no file name ({error.strerror}); a list has one file name a line."
+        ) from error
     return ListedVideo(identity, str(path))
 
 

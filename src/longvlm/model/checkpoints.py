@@ -190,11 +190,12 @@ def load_encoder(
 
     Its fingerprint is that of the stored weights, whatever `dtype` they are loaded in.
     """
-    source = _tower_folder(folder, config)
+    bases = _bases(folder)
+    source = _tower_folder(bases[-1][1] if bases else folder, config)
     images = read_image_settings(source)
     # float16 loses what the fingerprint reads: rounded to bfloat16 afterwards, values would differ.
     tower = _load_tower(source, config.vision_config, torch.float32 if dtype == torch.float16 else dtype)
-    for part, _ in reversed(_bases(folder)):  # the one nearest to the untrained base first
+    for part, _ in reversed(bases):  # the one nearest to the untrained base first
         tower.load_state_dict(tower_weights(TrainedPart.load(part)), strict=False)
     digests = digest_weights(tower)
     return VisionEncoder(
@@ -212,8 +213,7 @@ def load_encoder(
 def _tower_folder(folder: Path, config: LongVLMConfig) -> Path:
     if config.vision_tower is not None:
         return resolve_model(config.vision_tower)
-    bases = _bases(folder)
-    return bases[-1][1] if bases else folder
+    return folder
 
 
 def _bases(folder: Path) -> list[tuple[Path, Path]]:
