@@ -179,6 +179,8 @@ def test_a_bad_video_is_refused_by_name(run: RunCommand, kind: str, tmp_path: Pa
         (("What?", "--start", "3", "--end", "2"), "end"),
         (("What?", "--start", "soon"), "'soon'"),
         (("What?", "--fps", "-1"), "-1"),
+        (("What?", "--fps", "1e12"), "1000 at most"),
+        (("What?", "--num-frames", "200000000"), "10,000,000 at most"),
         (("What?", "--fps", "1", "--num-frames", "4"), "either"),
         (("What?", "--device", "abacus"), "'abacus'"),
         (("What?", "--dtype", "int3"), "'int3'"),
@@ -324,6 +326,14 @@ def test_fewer_frames_than_wanted_are_told(run: RunCommand, film: Path, model: P
     assert "Note: looked at 5 different frames instead of 8: the video has no more" in ended.stderr
 
 
+def test_an_index_may_be_given_as_an_address(run: RunCommand, film_index: Path, model: Path) -> None:
+    plain, address = (
+        run("ask", source, "What?", "--model", model, *SHORT).must_succeed().stdout
+        for source in (film_index, film_index.as_uri())
+    )
+    assert plain == address
+
+
 def test_start_and_end_slice_an_index(run: RunCommand, film_index: Path, model: Path) -> None:
     part = ("ask", film_index, "What?", "--json", "--model", model, *SHORT)
     told = json.loads(run(*part, "--start", "0:03").must_succeed().stdout)
@@ -466,3 +476,28 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     process = start("--version", stdout=writing)
     os.close(writing)
     assert process.communicate(timeout=PATIENCE_SECONDS)[1] == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_no_room_for_the_output_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start("--version", stdout=full)
+        stderr = process.communicate(timeout=PATIENCE_SECONDS)[1]
+    assert process.returncode == 2
+    assert stderr == "Error: Can't write the output (No space left on device); choose another place.\n"
+
+
+def test_a_name_that_is_too_long_is_told(run: RunCommand, model: Path) -> None:
+    run("weights", "consolidate", model, "-o", "w" * 300).must_complain("www", "name too long")
+
+
+def test_a_defect_has_a_status_of_its_own(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts tell it from 1, with which a command ends that had to leave something out."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("longvlm.commands.demo.demo", fail)
+    ended = run("demo")
+    assert ended.status == 70
+    assert ended.stderr.startswith("Traceback") and ended.stderr.endswith("ZeroDivisionError: ours\n")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from longvlm import __version__
-from longvlm.commands import console, data, features, weights
+from longvlm.commands import data, ending, features, weights
 from longvlm.commands.options import (
     AnswerOptions,
     EncoderOptions,
@@ -20,10 +19,6 @@ from longvlm.commands.options import (
     VideoOptions,
     spread_options,
 )
-from longvlm.errors import LongVLMError
-
-# typer exports only this child of the class that all its complaints about the command line share
-_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     add_completion=False,
@@ -361,27 +356,5 @@ def evaluate(
 
 
 def main() -> None:
-    """Run the command line; every way it can end has its exit status here.
-
-    0 done; 2 a mistake in the input, told in one line; 130 Ctrl-C; a defect of ours keeps its traceback (1).
-    """
-    with console.ending_soon_after_interrupt():
-        try:
-            status = app(prog_name="longvlm", standalone_mode=False) or 0
-            sys.stdout.flush()
-        except LongVLMError as mistake:
-            console.error(str(mistake))
-            status = 2
-        except _USAGE_ERROR as mistake:
-            command = mistake.ctx.command_path if mistake.ctx else "longvlm"
-            console.error(f"{mistake.format_message().rstrip('.')}. See `{command} --help`.")
-            status = 2
-        except (KeyboardInterrupt, typer.Abort):
-            status = 130
-        except BrokenPipeError:
-            # whoever read stdout has gone; what is still buffered must not fail once more when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = 1
-        if status == 130:
-            console.end_interrupted()
-    sys.exit(status)
+    """Run the command line and end the process; see `ending.run_to_end` for its exit status."""
+    sys.exit(ending.run_to_end(app, "longvlm"))

@@ -5,5 +5,5 @@ class LongVLMError(Exception):
     """A mistake in the input, told in a sentence or two that name the thing, its value and the remedy.
 
     The command line prints it as one `Error:` line and exits with status 2; anything else that is raised is a
-    defect of ours and keeps its traceback.
+    defect of ours, keeps its traceback and exits with status 70.
     """

@@ -29,7 +29,7 @@ from longvlm.stages.answer import Answerer, AnswerStream, Decoding, Prompt
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import format_timestamp
 from longvlm.stages.video import VideoSource, open_video, parse_time
-from longvlm.stages.video_access import local_path, source_scheme
+from longvlm.stages.video_access import is_index, local_path
 from longvlm.stages.vision import VisionEncoder
 from longvlm.types import (
     Answer,
@@ -330,7 +330,7 @@ class LongVLM:
             return None
         if isinstance(asked, VideoIndex):
             index = asked
-        elif isinstance(asked, str | Path) and _is_index_file(asked):
+        elif isinstance(asked, str | Path) and is_index(asked):
             index = VideoIndex.load(local_path(str(asked)))
         else:
             index = self.encode(asked)
@@ -376,11 +376,6 @@ class Chat:
             return stream.answer
 
         return AnswerStream(pieces())
-
-
-def _is_index_file(source: str | Path) -> bool:
-    """Whether `source` names a local index; whatever an address ends in, it is taken for a video."""
-    return source_scheme(str(source)) == "file" and local_path(str(source)).suffix == VideoIndex.SUFFIX
 
 
 def _override(settings: Compression, changes: Compression | Mapping[str, Any]) -> dict[str, Any]:

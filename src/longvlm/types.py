@@ -23,10 +23,19 @@ Fit = Literal["squash", "crop", "pad", "squash-nearest"]
 SamplingMode = Literal["exact", "keyframe"]
 MergeOrder = Literal["merge", "temporal"]
 
+MOST_FRAMES, MOST_FPS = 10_000_000, 1000  # beyond them the plan alone fills the memory
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _whole_numbers(values: Any, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise LongVLMError(f"{name} is {values!r}; it must be a list of whole numbers.") from error
 
 
 class _PrintsShapes:
@@ -62,10 +71,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if (self.num_frames is None) == (self.fps is None):
             raise LongVLMError("Give either num_frames or fps, not both and not neither.")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise LongVLMError(f"num_frames is {self.num_frames}; it must be at least 1.")
-        if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise LongVLMError(f"fps is {self.fps}; it must be a positive number of frames per second.")
+        if self.num_frames is not None and not 1 <= self.num_frames <= MOST_FRAMES:
+            raise LongVLMError(f"num_frames is {self.num_frames}; it must be at least 1, and {MOST_FRAMES:,} at most.")
+        if self.fps is not None and not 0 < self.fps <= MOST_FPS:
+            raise LongVLMError(
+                f"fps is {self.fps}; it must be a positive number of frames per second, {MOST_FPS} at most."
+            )
         if self.max_frames is not None and self.fps is None:
             raise LongVLMError("max_frames limits sampling by fps; with num_frames, lower num_frames instead.")
         if self.max_frames is not None and self.max_frames < 1:
@@ -95,12 +106,18 @@ class Compression:
 
     def __post_init__(self) -> None:
         if self.merge_schedule is not None:
-            object.__setattr__(self, "merge_schedule", tuple(int(r) for r in self.merge_schedule))
-        for name in ("frames_per_segment", "tokens_per_segment", "merge_heads"):
-            if getattr(self, name) < 1:
-                raise LongVLMError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.global_layers < 0:
-            raise LongVLMError(f"global_layers is {self.global_layers}; it must be 0 or more.")
+            object.__setattr__(self, "merge_schedule", _whole_numbers(self.merge_schedule, "merge_schedule"))
+        for name, least in (
+            ("frames_per_segment", 1),
+            ("tokens_per_segment", 1),
+            ("merge_heads", 1),
+            ("global_layers", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise LongVLMError(f"{name} is {value!r}; it must be a whole number, at least {least}.")
+        if not isinstance(self.frame_code, int | float):
+            raise LongVLMError(f"frame_code is {self.frame_code!r}; it must be a number.")
         if self.merge_order not in ("merge", "temporal"):
             raise LongVLMError(f"Unknown merge_order {self.merge_order!r}; choose 'merge' or 'temporal'.")
         if self.fit not in ("squash", "crop", "pad", "squash-nearest"):

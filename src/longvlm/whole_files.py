@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,21 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise LongVLMError(f"Can't write {path} ({reason}); choose a place with room that you may write to.") from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuse an output that can't be written before the work is done, not after it."""
+    folder = path.parent
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise LongVLMError(f"Can't write {path}: {error.strerror}; choose another place.") from error
+    if not folder.is_dir():
+        raise LongVLMError(f"Can't write {path}: the folder {folder} does not exist; create it first.")
+    if is_folder:
+        raise LongVLMError(f"Can't write {path}: it is a folder; give a file name.")
+    if not os.access(path if is_there else folder, os.W_OK):
+        raise LongVLMError(f"Can't write {path}: permission denied; choose another place.")
 
 
 def give_usual_mode(folder: Path) -> None:

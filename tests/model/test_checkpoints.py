@@ -210,6 +210,15 @@ def tower_folder(tmp_path: Path) -> tuple[Path, CLIPVisionModel]:
     return tmp_path / "tower", tower
 
 
+@pytest.mark.parametrize("wrong", [0.5, [0.5], ["a", "b", "c"]], ids=str)
+def test_means_that_are_no_three_numbers_are_refused(make_llava, wrong):
+    folder, _ = make_llava()
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({"image_mean": wrong, "image_std": [1, 1, 1]}))
+    with pytest.raises(LongVLMError, match=r"image_mean is .*three numbers"):
+        load_processor(folder, load_config(folder))
+
+
 def test_another_vision_tower_replaces_the_checkpoints_own(make_llava, tower_folder, tmp_path):
     folder, _ = make_llava()
     other, tower = tower_folder

@@ -38,6 +38,24 @@ def test_global_tokens_beside_several_feature_layers_are_an_error():
     assert LongVLMConfig(vision_feature_layer=[-2, -5], compression={"global_layers": 0}).visual_width == 2048
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tokens_per_segment": "30"},
+        {"frames_per_segment": 2.5},
+        {"global_layers": None},
+        {"merge_schedule": 5},
+        {"merge_schedule": ["many"]},
+        {"frame_code": "3"},
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_kind_is_named(wrong):
+    (name,) = wrong
+    with pytest.raises(LongVLMError, match=name):
+        LongVLMConfig(compression=wrong)
+
+
 def test_from_llava_takes_over_and_leaves_the_original_alone():
     llava = LlavaConfig(vision_config=SiglipVisionConfig(hidden_size=72, num_attention_heads=6), image_token_index=7)
     config = LongVLMConfig.from_llava(llava, fit="squash")

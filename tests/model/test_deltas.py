@@ -122,6 +122,15 @@ def test_the_deltas_config_says_its_dtype(tmp_path: Path) -> None:
     assert not any(tensor.any() for tensor in read_weights(tmp_path / "delta").values())
 
 
+@pytest.mark.parametrize("size", ["0GB", "many", "9" * 400 + "GB"], ids=["none", "word", "endless"])
+def test_a_shard_size_that_is_none_is_refused(tmp_path: Path, size: str) -> None:
+    base, config = random_llama()
+    save_checkpoint(tmp_path / "base", base, config)
+    with pytest.raises(LongVLMError, match="write it as 5GB"):
+        make_delta(tmp_path / "base", tmp_path / "base", tmp_path / "delta", max_shard_size=size)
+    assert not (tmp_path / "delta").exists()
+
+
 def without(weights: Weights, name: str) -> Weights:
     return {other: tensor for other, tensor in weights.items() if other != name}
 

@@ -10,6 +10,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import load_config, load_processor
 from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart, base_of, digest_checkpoint
+from longvlm.model.weight_files import read_tensors
 from longvlm.pipeline import LongVLM
 
 LAYER = "model.language_model.layers.1.mlp.up_proj"
@@ -128,6 +129,16 @@ def test_a_digest_does_not_depend_on_how_weights_are_divided_into_files(base: Pa
     index = {"metadata": {}, "weight_map": {name: file for file, held in shards.items() for name in held}}
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
     assert digest_checkpoint(tmp_path / "sharded") == digest_checkpoint(base)
+
+
+def test_a_base_of_the_oldest_kind_of_file(base: Path, tmp_path: Path) -> None:
+    """Written before torch 1.6, which is no zip archive and can't be mapped into memory."""
+    weights = load_file(base / "model.safetensors")
+    old = shutil.copytree(base, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(weights, old / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert digest_checkpoint(old) == digest_checkpoint(base)
+    read = read_tensors(old / "pytorch_model.bin", list(weights))
+    assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in weights)
 
 
 def test_low_rank_beside_weights_that_are_too_coarse() -> None:

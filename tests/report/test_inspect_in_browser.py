@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,10 @@ def expected_words(index: VideoIndex, segment: int, token: int) -> str:
     places = torch.nonzero(assignment == token).flatten()
     patches_per_frame = SIDE * SIDE
     frames, num_frames = len((places // patches_per_frame).unique()), len(assignment) // patches_per_frame
-    share = 100 * len(places) / len(assignment)
+    share = Decimal(100 * len(places) / len(assignment)).quantize(Decimal("0.1"), ROUND_HALF_UP)  # as browsers do
     patches = "1 patch" if len(places) == 1 else f"{len(places)} patches"
     tokens = index.compression.tokens_per_segment
-    return (
-        f"Token {token + 1} of {tokens}: {patches} ({share:.1f} %) from {frames} of the segment’s {num_frames} frames"
-    )
+    return f"Token {token + 1} of {tokens}: {patches} ({share} %) from {frames} of the segment’s {num_frames} frames"
 
 
 def test_pointing_at_a_patch_tells_its_token(browser: Chrome, index: VideoIndex) -> None:

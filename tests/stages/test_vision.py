@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -178,11 +179,27 @@ def test_a_segment_that_caches_do_not_hold_is_encoded_in_parts(kind: str, monkey
     seen: list[int] = []
     layer = next(module for module in tower.modules() if isinstance(module, torch.nn.ModuleList))[0]
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    monkeypatch.setattr("longvlm.stages.vision._MAX_CPU_ACTIVATION_BYTES", 2 * 4 * 32 * 17 * 4)
+    monkeypatch.setattr("longvlm.stages.vision._MOST_CPU_ACTIVATIONS", 2 * 4 * 32 * 17)
     parts = encoder(make_frames(5))
     assert seen == [2, 2, 1]
     torch.testing.assert_close(parts.patches, whole.patches)
     torch.testing.assert_close(parts.layer_globals, whole.layer_globals)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=str)
+def test_a_clip_layer_in_fewer_passes_is_the_same(dtype: torch.dtype, tolerance: float) -> None:
+    """Without gradients CLIP's quick GELU is computed in another way; with them, by the library's own layers."""
+    tower = make_tower("clip").to(dtype)
+    pixels = torch.randn(3, 3, 28, 28).to(dtype)
+    read = partial(encode_pixels, tower, pixels, feature_layer=-2, select_strategy="full", global_layers=3)
+    assert tower.config.hidden_act == "quick_gelu"
+    plain = read()
+    with torch.no_grad():
+        lean = read()
+    assert all(part.grad_fn is not None for part in plain) and all(part.grad_fn is None for part in lean)
+    for ours, theirs in zip(lean, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        assert dtype != torch.float32 or not torch.equal(ours, theirs), "computed alike, so nothing was compared"
 
 
 def test_features_have_the_towers_dtype_and_no_gradient() -> None:

@@ -67,6 +67,8 @@ def test_streamed_times_follow_the_rate() -> None:
         ("x.mp4", {"fps": 0.0}),
         ("x.mp4", {"fps": float("nan")}),
         ("x.mp4", {"codec": "no-such-codec"}),
+        ("x.mp4", {"codec": "aac"}),
+        ("x.mp4", {"fps": 0.0004}),
         ("x.unknown", {}),
         ("no-such-folder/x.mp4", {}),
     ],

@@ -5,24 +5,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import signal
-import socket
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import NoReturn
 
 import typer
 
 PROGRESS_AFTER_SECONDS = 2.0
-INTERRUPT_GRACE_SECONDS = 0.5
 
 _GLIBC_M_ARENA_MAX = -8  # of malloc.h
-
-_ending = threading.Lock()  # two threads may want to end the process, but one line is enough
 
 
 def note(text: str) -> None:
@@ -121,43 +115,3 @@ def share_one_heap() -> None:
     """
     if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
         set_option(_GLIBC_M_ARENA_MAX, 1)
-
-
-@contextmanager
-def ending_soon_after_interrupt() -> Iterator[None]:
-    """Within it, Ctrl-C ends the process in half a second, even while a library's C code keeps the main thread.
-
-    The usual KeyboardInterrupt comes first and cleans up. A thread that the signal itself wakes gives that
-    `INTERRUPT_GRACE_SECONDS`, since opening an address that doesn't answer can block for long.
-    """
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's own
-        yield
-        return
-    woken, waker = socket.socketpair()  # Windows lets signals write to sockets alone
-    waker.setblocking(False)
-    left = threading.Event()
-
-    def watch() -> None:
-        while (number := woken.recv(1)) not in (b"", bytes([signal.SIGINT])):
-            pass
-        if number and not left.wait(INTERRUPT_GRACE_SECONDS):
-            end_interrupted()
-
-    watching = threading.Thread(target=watch, daemon=True, name="interrupt-watch")
-    watching.start()
-    previous = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(previous)
-        left.set()
-        waker.close()
-        watching.join()
-        woken.close()
-
-
-def end_interrupted() -> NoReturn:
-    """Say so in one line and end with the status of Ctrl-C, not waiting for what is still running."""
-    with _ending:
-        print("Interrupted.", file=sys.stderr, flush=True)
-        os._exit(130)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from longvlm.commands import console
-from longvlm.commands.loading import encode_video, is_index, load_model, require_source, require_writable
+from longvlm.commands.loading import encode_video, load_model, require_source
 from longvlm.commands.options import EncoderOptions, VideoOptions
 from longvlm.errors import LongVLMError
+from longvlm.stages.video_access import is_index
+from longvlm.whole_files import require_writable
 
 
 def inspect(video: str, output: Path, video_options: VideoOptions, model_options: EncoderOptions) -> None:

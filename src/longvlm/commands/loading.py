@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from pathlib import Path
@@ -12,17 +11,13 @@ from longvlm.commands import console
 from longvlm.commands.options import EncoderOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
 from longvlm.index.video_folders import shorten
+from longvlm.stages.video_access import is_index, local_path
+from longvlm.whole_files import require_writable
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
     from longvlm.types import Sampling
     from longvlm.video_index import VideoIndex
-
-INDEX_SUFFIX = ".longvlm"
-
-
-def is_index(source: str) -> bool:
-    return source.endswith(INDEX_SUFFIX) and "://" not in source
 
 
 def require_source(source: str) -> None:
@@ -40,21 +35,6 @@ def require_source(source: str) -> None:
         raise LongVLMError(
             f"Can't open the video {name}: {error.strerror}. The video comes first, then the question."
         ) from error
-
-
-def require_writable(path: Path) -> None:
-    """Refuse an output that can't be written before the work is done, not after it."""
-    folder = path.parent
-    try:
-        is_folder, is_there = path.is_dir(), path.exists()
-    except OSError as error:
-        raise LongVLMError(f"Can't write {path}: {error.strerror}; choose another place.") from error
-    if not folder.is_dir():
-        raise LongVLMError(f"Can't write {path}: the folder {folder} does not exist; create it first.")
-    if is_folder:
-        raise LongVLMError(f"Can't write {path}: it is a folder; give a file name.")
-    if not os.access(path if is_there else folder, os.W_OK):
-        raise LongVLMError(f"Can't write {path}: permission denied; choose another place.")
 
 
 def load_model(options: EncoderOptions) -> LongVLM:
@@ -184,7 +164,7 @@ def _load_slice(path: str, options: VideoOptions) -> VideoIndex:
             f"{path} is already encoded: --num-frames, --fps, --max-frames, --sampling and --frame-rate can't "
             "change it. Leave them out, or encode the video again."
         )
-    index = VideoIndex.load(path)
+    index = VideoIndex.load(local_path(path))
     warn_of_loss(index)
     if options.start is None and options.end is None:
         return index

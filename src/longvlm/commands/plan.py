@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from longvlm.commands import console
 from longvlm.commands.ask import measure_peak_memory
-from longvlm.commands.loading import is_index, load_model, plan_sampling, require_source
+from longvlm.commands.loading import load_model, plan_sampling, require_source
 from longvlm.commands.options import ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
+from longvlm.stages.video_access import is_index
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM

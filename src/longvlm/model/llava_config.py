@@ -57,6 +57,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _require_channels(values: Any, name: str) -> None:
+    if not (isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values)):
+        raise LongVLMError(f"{name} is {values!r}; three numbers are expected, one a channel.")
+
+
 def read_image_settings(folder: Path) -> ImageSettings:
     """Mean, deviation and fit from a checkpoint's processor_config.json or preprocessor_config.json."""
     settings: dict[str, Any] = {}
@@ -69,6 +74,8 @@ def read_image_settings(folder: Path) -> ImageSettings:
             f"{folder} has no preprocessor_config.json with image_mean and image_std; "
             "copy it from the model that its vision tower comes from."
         )
+    for name in ("image_mean", "image_std"):
+        _require_channels(settings[name], f"{folder}: {name}")
     if settings.get("do_pad"):
         fit: Fit = "pad"
     else:

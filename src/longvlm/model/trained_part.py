@@ -20,7 +20,7 @@ from torch import nn
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
-from longvlm.model.weight_files import readable, weight_files
+from longvlm.model.weight_files import load_mapped, readable, weight_files
 from longvlm.whole_files import give_usual_mode
 
 FILE_NAME = "trained_part.safetensors"
@@ -145,7 +145,7 @@ def _middle_rows(path: Path, names: list[str]) -> list[tuple[str, list[int], tor
                 shape = part.get_shape()
                 rows.append((name, shape, part[shape[0] // 2 : shape[0] // 2 + 1] if shape else file.get_tensor(name)))
         return [(name, shape, row.reshape(-1)) for name, shape, row in rows]
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    tensors = load_mapped(path)
     found = [(name, tensors[name]) for name in names]
     return [(n, list(t.shape), (t[len(t) // 2] if t.ndim else t).reshape(-1)) for n, t in found]
 

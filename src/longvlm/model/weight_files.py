@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -152,8 +153,13 @@ def read_tensors(path: Path, names: list[str], dtype: torch.dtype | None = None)
             # Pages of a mapped file would count until the last tensor is converted.
             with safe_open(str(path), framework="pt", backend="pread" if dtype else "mmap") as file:
                 return {name: _convert(file.get_tensor(name), dtype) for name in names}
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensors = load_mapped(path)
         return {name: _convert(tensors[name], dtype) for name in names}
+
+
+def load_mapped(path: Path) -> dict[str, torch.Tensor]:
+    """A .bin file's tensors, of which only what is used is read; of the format before torch 1.6, all."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
 
 
 def _convert(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

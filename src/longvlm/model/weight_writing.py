@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -27,10 +28,10 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 def parse_size(text: str) -> int:
     """Bytes from "5GB", "500MB" or "20KB" (powers of ten, as in transformers)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)", text.strip().upper())
-    num_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if num_bytes < 1:
+    num_bytes = float(match[1]) * _UNITS[match[2]] if match else 0
+    if not 1 <= num_bytes < math.inf:
         raise LongVLMError(f"The shard size {text!r} is none; write it as 5GB, 500MB or 20KB.")
-    return num_bytes
+    return int(num_bytes)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.prompting import context_length
 from longvlm.pipeline import LongVLM
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import count_visual_tokens
@@ -149,7 +150,7 @@ def count_tokens(model: LongVLM, reader: VideoReader, sampling: Sampling) -> Cou
         segments=segments,
         visual_tokens=count_visual_tokens(segments, compression),
         prompt_tokens=len(model.processor.encode(prompt)),
-        context_tokens=getattr(model.config.text_config, "max_position_embeddings", None),
+        context_tokens=context_length(model.config),
     )
 
 
@@ -178,7 +179,7 @@ def _encoding_bytes(model: LongVLM) -> int:
     """The copies of a segment's features that are alive at once in a layer of the tower, or while merging."""
     vision = model.config.vision_config
     patches, num_frames = _patches_per_segment(model), model.compression.frames_per_segment
-    at_once = patches // num_frames * count_frames_at_once(vision, num_frames, model.device, model.dtype)
+    at_once = patches // num_frames * count_frames_at_once(vision, num_frames, model.device)
     in_layer = at_once * (6 + 2 * MLP_WIDENING) * vision.hidden_size * model.dtype.itemsize
     in_merging = 4 * (3 * patches * model.config.visual_width + 2 * (patches // 2) ** 2)  # float32; similarities
     return max(in_layer, in_merging)
@@ -212,7 +213,7 @@ def _measure_encoder(model: LongVLM, parameters: int) -> tuple[float, float]:
 
     def run_tower(num_layers: int) -> float:
         tower = AutoModel.from_config(_with_layers(config, num_layers), dtype=model.dtype).to(model.device)
-        parts = pixels.split(count_frames_at_once(config, len(pixels), model.device, model.dtype))
+        parts = pixels.split(count_frames_at_once(config, len(pixels), model.device))
         return _time(lambda: [tower.eval()(pixel_values=some) for some in parts], model.device)
 
     features = torch.randn(1, _patches_per_segment(model), model.config.visual_width, device=model.device).to(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
+INDEX_SUFFIX = ".longvlm"  # VideoIndex.SUFFIX, known without its heavy imports
 NETWORK_TIMEOUT_SECONDS = 15.0
 
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, line and paragraph separators
@@ -60,6 +61,11 @@ def local_path(source: str) -> Path:
         return path.expanduser()
     except RuntimeError:  # a name that begins with ~ and is no user's
         return path
+
+
+def is_index(source: str | Path) -> bool:
+    """Whether `source` names a local index; whatever an address ends in, it is taken for a video."""
+    return source_scheme(str(source)) == "file" and local_path(str(source)).suffix == INDEX_SUFFIX
 
 
 def display_name(source: str) -> str:

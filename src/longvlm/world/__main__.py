@@ -31,13 +31,15 @@ def render(
 
     Example: python -m longvlm.world render --seed 7 --duration 180 -o out.mp4 --truth truth.json
     """
+    from longvlm.whole_files import require_writable
     from longvlm.world.scene import make_scene
     from longvlm.world.video import write_video
 
     width, height = _pair(size, "x", "--size", "WIDTHxHEIGHT, such as 320x240")
     scene = make_scene(seed, duration)
-    if truth is not None and not truth.absolute().parent.is_dir():
-        raise LongVLMError(f"Cannot write {truth}: its folder does not exist; create it first.")
+    for path in (output, truth):
+        if path is not None:
+            require_writable(path)
     write_video(scene, output, width=int(width), height=int(height), fps=fps, codec=codec)
     if truth is not None:
         facts = {
@@ -133,12 +135,10 @@ def lengths(
     from longvlm.world import lengths as study
 
     wanted = _numbers(minutes, "--minutes", "numbers such as 1,5,20,60")
-    if not output.absolute().parent.is_dir():
-        raise LongVLMError(f"Cannot write {output}: its folder does not exist; create it first.")
+    study.require_plottable(output)
 
     from longvlm.pipeline import LongVLM
 
-    study.require_matplotlib()
     loaded = LongVLM.from_pretrained(model)
     scores = study.measure_lengths(loaded, wanted, videos=videos, seed=seed)
     study.plot(scores, output)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longvlm.errors import LongVLMError
+from longvlm.whole_files import require_writable
 from longvlm.world.evaluate import Record, clustered_interval, evaluate, plan_videos
 
 if TYPE_CHECKING:
@@ -89,6 +90,16 @@ def require_matplotlib() -> None:
     """Raise LongVLMError, before any work is done, where plots can't be drawn."""
     if find_spec("matplotlib") is None:
         raise LongVLMError("Plots need matplotlib; install it with: pip install 'longvlm[eval]'.")
+
+
+def require_plottable(path: Path) -> None:
+    """Raise LongVLMError, before any work is done, where no plot can be drawn into `path`."""
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix.lower().lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise LongVLMError(f"Can't draw {path}: a plot is named .png, .svg or .pdf; give it such a name.")
+    require_writable(path)
 
 
 def plot(scores: Sequence[LengthScore], path: Path) -> None:

@@ -54,6 +54,7 @@ def write_video(
     if width < 2 or height < 2 or width % 2 or height % 2:
         raise LongVLMError(f"The video size is {width}x{height}; codecs need even sides of 2 pixels or more.")
     rate = _exact_rate(fps)
+    _require_video_codec(codec)
     stream_of_frames = frames(scene, width=width, height=height, fps=fps)
     if show_progress:
         stream_of_frames = _with_progress(stream_of_frames, count_frames(scene, fps), Path(path).name)
@@ -94,7 +95,16 @@ def _with_progress(
             progress.stop()
 
 
+def _require_video_codec(name: str) -> None:
+    try:
+        kind = av.Codec(name, "w").type
+    except ValueError:  # av's UnknownCodecError
+        kind = None
+    if kind != "video":
+        raise LongVLMError(f"The codec is {name!r}, which writes no video here; choose libx264, mpeg4 or libvpx-vp9.")
+
+
 def _exact_rate(fps: float) -> Fraction:
-    if not 0 < fps < 1000:
-        raise LongVLMError(f"fps is {fps}; it must lie between 0 and 1000 frames per second.")
+    if not 0.001 <= fps < 1000:
+        raise LongVLMError(f"fps is {fps}; it must lie between 0.001 and 1000 frames per second.")
     return Fraction(fps).limit_denominator(1001)
