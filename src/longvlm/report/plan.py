@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from longvlm.pipeline import LongVLM
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import count_visual_tokens
 from longvlm.stages.video import VideoReader
-from longvlm.stages.vision import MLP_WIDENING, count_frames_at_once, count_patches
+from longvlm.stages.vision import MLP_WIDENING, count_frames_at_once, count_patches, encode_pixels
 from longvlm.types import Sampling
 
 EXAMPLE_QUESTION = "What happens in this video, from its beginning to its end?"
@@ -179,7 +180,7 @@ def _encoding_bytes(model: LongVLM) -> int:
     """The copies of a segment's features that are alive at once in a layer of the tower, or while merging."""
     vision = model.config.vision_config
     patches, num_frames = _patches_per_segment(model), model.compression.frames_per_segment
-    at_once = patches // num_frames * count_frames_at_once(vision, num_frames, model.device)
+    at_once = patches // num_frames * count_frames_at_once(vision, num_frames, model.device, model.dtype)
     in_layer = at_once * (6 + 2 * MLP_WIDENING) * vision.hidden_size * model.dtype.itemsize
     in_merging = 4 * (3 * patches * model.config.visual_width + 2 * (patches // 2) ** 2)  # float32; similarities
     return max(in_layer, in_merging)
@@ -212,9 +213,10 @@ def _measure_encoder(model: LongVLM, parameters: int) -> tuple[float, float]:
     pixels = torch.rand(shape, device=model.device).to(model.dtype)
 
     def run_tower(num_layers: int) -> float:
-        tower = AutoModel.from_config(_with_layers(config, num_layers), dtype=model.dtype).to(model.device)
-        parts = pixels.split(count_frames_at_once(config, len(pixels), model.device))
-        return _time(lambda: [tower.eval()(pixel_values=some) for some in parts], model.device)
+        tower = AutoModel.from_config(_with_layers(config, num_layers), dtype=model.dtype).to(model.device).eval()
+        parts = pixels.split(count_frames_at_once(config, len(pixels), model.device, model.dtype))
+        run = partial(encode_pixels, tower, feature_layer=-1, select_strategy="full", global_layers=0)
+        return _time(lambda: [run(some) for some in parts], model.device)
 
     features = torch.randn(1, _patches_per_segment(model), model.config.visual_width, device=model.device).to(
         model.dtype

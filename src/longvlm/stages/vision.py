@@ -25,7 +25,7 @@ from longvlm.types import FrameFeatures, Frames
 _FINGERPRINTED_SETTINGS = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps")
 _SAMPLES_PER_WEIGHT = 256
 MLP_WIDENING = 4  # a layer's widest activations to its input, about so in all towers served; DINOv2 states no width
-_MOST_CPU_ACTIVATIONS = 3_300_000  # of these, what a processor's caches hold: three frames of CLIP-L
+_MAX_CPU_ACTIVATION_BYTES = 22 * 2**20  # of these, what a processor's caches hold
 _QUICK_GELU_SLOPE = 1.702
 
 
@@ -76,7 +76,7 @@ class VisionEncoder:
     def __call__(self, frames: Frames) -> FrameFeatures:
         """Encode one segment; the features stay on the tower's device and in its dtype."""
         pixels = frames.pixels.to(self.tower.device).float().div_(255).sub_(self._mean).div_(self._std)
-        at_once = count_frames_at_once(self.tower.config, len(pixels), self.tower.device)
+        at_once = count_frames_at_once(self.tower.config, len(pixels), self.tower.device, self.tower.dtype)
         parts = [self._encode(some) for some in pixels.to(self.tower.dtype).split(at_once)]
         patches, layer_globals = (torch.cat(part) for part in zip(*parts, strict=True))
         return FrameFeatures(patches, layer_globals, frames.times_seconds, frames.num_distinct)
@@ -91,12 +91,14 @@ class VisionEncoder:
         return hashlib.sha256(json.dumps([settings, reading, pixels, weights]).encode()).hexdigest()
 
 
-def count_frames_at_once(vision_config: PretrainedConfig, num_frames: int, device: torch.device) -> int:
+def count_frames_at_once(
+    vision_config: PretrainedConfig, num_frames: int, device: torch.device, dtype: torch.dtype
+) -> int:
     """Of a segment's frames, how many a tower encodes fastest at once: on a processor, what its caches hold."""
     if device.type != "cpu":
         return num_frames
     values_per_frame = MLP_WIDENING * vision_config.hidden_size * count_patches(vision_config, "full")
-    return min(num_frames, max(1, _MOST_CPU_ACTIVATIONS // values_per_frame))
+    return min(num_frames, max(1, _MAX_CPU_ACTIVATION_BYTES // (values_per_frame * dtype.itemsize)))
 
 
 def digest_weights(tower: PreTrainedModel) -> list[str]:
@@ -137,7 +139,7 @@ def encode_pixels(
         if index > 0:
             layer = layers[index - 1]
             only_cls = index == chosen.last and index not in chosen.features
-            hidden = _choose_run(family, layer, hidden, only_cls=only_cls)(layer, hidden)
+            hidden = _choose_run(family, layer, only_cls=only_cls)(layer, hidden)
         if index in chosen.features:
             features[index] = hidden[:, 1:] if select_strategy == "default" else hidden
         if index >= chosen.first_global:
@@ -201,19 +203,19 @@ class _Family:
     layers: Callable[[Any], nn.ModuleList]
     # A layer computed for [CLS] alone; None where the tower has no [CLS].
     run_cls: _Run | None
-    # A layer computed in fewer passes over memory, where `is_plain` says that it can be.
-    run_lean: _Run | None = None
-    is_plain: Callable[[Any], bool] = lambda layer: False
+    # A layer with quick GELU in fewer passes over memory, without gradients.
+    run_quick: _Run | None = None
 
 
-def _choose_run(family: _Family, layer: Any, hidden: torch.Tensor, *, only_cls: bool) -> _Run:
+def _choose_run(family: _Family, layer: Any, *, only_cls: bool) -> _Run:
     """What hooks do to a layer, such as gathering its shards, they do when it is called as a whole."""
     if layer._forward_pre_hooks:
         return _run_layer
     if only_cls and family.run_cls:
         return family.run_cls
-    is_lean = hidden.device.type == "cpu" and not torch.is_grad_enabled() and family.is_plain(layer)
-    return (family.run_lean if is_lean else None) or _run_layer
+    if family.run_quick and not torch.is_grad_enabled() and _has_quick_gelu(layer):
+        return family.run_quick
+    return _run_layer
 
 
 def _run_layer(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -236,8 +238,7 @@ def _run_quick_clip(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
     """x·sigmoid(1.702 x) is silu(1.702 x) / 1.702, and the products scale as they go: one pass in place of three."""
     attention, mlp, normed = layer.self_attn, layer.mlp, layer.layer_norm1(hidden)
     hidden = hidden + attention.out_proj(_attend(normed, normed, attention, attention.num_heads, 0.0))
-    rows = layer.layer_norm2(hidden).flatten(0, 1)
-    slope = _QUICK_GELU_SLOPE
+    rows, slope = layer.layer_norm2(hidden).flatten(0, 1), _QUICK_GELU_SLOPE
     widened = silu(torch.addmm(mlp.fc1.bias, rows, mlp.fc1.weight.t(), beta=slope, alpha=slope), inplace=True)
     return hidden.add_(torch.addmm(mlp.fc2.bias, widened, mlp.fc2.weight.t(), alpha=1 / slope).view_as(hidden))
 
@@ -264,8 +265,7 @@ _FAMILIES = {
         embed=lambda tower, pixels: tower.pre_layrnorm(tower.embeddings(pixels)),
         layers=lambda tower: tower.encoder.layers,
         run_cls=_run_clip_cls,
-        run_lean=_run_quick_clip,
-        is_plain=_has_quick_gelu,
+        run_quick=_run_quick_clip,
     ),
     "siglip_vision_model": _Family(
         embed=lambda tower, pixels: tower.embeddings(pixels),
