@@ -45,7 +45,7 @@ def run_import(folder: Path, settings: ImportSettings = PAPER) -> list[tuple[int
 
 class TestWriting:
     def test_content_is_the_references(self, mild_tower: Path, films: Path, tmp_path: Path) -> None:
-        """Against transformers' own hidden states, averaged as the index says, since near equals may merge either way."""
+        """Against transformers' own hidden states, averaged as the index says: near equals may merge either way."""
         sampling = Sampling(num_frames=20)
         made = extractor_of_tower(str(mild_tower), sampling, device="cpu", dtype="float32", all_layers=True)
         folders = FeatureFolders(tmp_path / "indexes", tmp_path / "local", tmp_path / "memory")
