@@ -1,4 +1,4 @@
-"""A LongVLM checkpoint of real size with random weights: CLIP ViT-L/14 and a LLaMA of one billion parameters."""
+"""LongVLM checkpoints of real size with random weights: CLIP ViT-L/14, and a LLaMA of one or seven billion weights."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ LLAMA_1B = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 32_768,
 }
+# Of a Vicuna or LLaMA 2 of seven billion parameters.
+LLAMA_7B = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+}
 
 
 def make_checkpoint(
@@ -50,5 +60,6 @@ def make_checkpoint(
             default_num_frames=100,
         )
         LongVLMProcessor(tokenizer, compression=config.compression).save_pretrained(path)
-        LongVLMForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(path)
+        # Made in bfloat16: seven billion parameters in float32 would not fit into this memory first.
+        LongVLMForConditionalGeneration._from_config(config, dtype=torch.bfloat16).save_pretrained(path)
     return path

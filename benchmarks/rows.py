@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import comparators
-from benchmarks.checkpoints import CLIP_LARGE, make_checkpoint
+from benchmarks.checkpoints import CLIP_LARGE, LLAMA_7B, make_checkpoint
 from benchmarks.measuring import ratio, run_alone, take_turns
 from benchmarks.videos import make_long_video
 from longvlm.model.prompting import build_prompt, user_message
@@ -27,6 +28,7 @@ from longvlm.world.video import write_video
 NUM_FRAMES = 100
 _MATRIX_SIDE = 2048
 _ONE_PASS = 1  # of what takes many minutes
+_ROOM_FOR_7B = 17 * 2**30  # 13.6 GB of weights, and what they are read through
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,21 @@ class Bench:
         return LongVLM.from_pretrained(make_checkpoint(self.folder), device=self.device)
 
     @cached_property
+    def large_shape(self) -> str:
+        """Of the language model that questions are put to: 7B where bfloat16 is fast and there is room, else 1B."""
+        return "7B" if self.model.dtype == torch.bfloat16 and _free_bytes(self.device) > _ROOM_FOR_7B else "1B"
+
+    @property
+    def large_checkpoint(self) -> Path:
+        if self.large_shape == "1B":
+            return make_checkpoint(self.folder)
+        return make_checkpoint(self.folder, text=LLAMA_7B, name="clip-large-llama-7b")
+
+    @cached_property
+    def large_model(self) -> LongVLM:
+        return LongVLM.from_pretrained(self.large_checkpoint, device=self.device)
+
+    @cached_property
     def index(self) -> VideoIndex:
         """Of the half hour, 305 tokens."""
         path = self.folder / "30-minutes.longvlm"
@@ -106,7 +123,7 @@ def encode_rows(bench: Bench) -> Iterator[Row]:
         (f"{half_hour}, exact", "exact", "plain path", 1.4),
     ):
         measured = {key: seconds[key] for key in (name, against)}
-        yield Row(what, f"{against}, {_dtype(model)}" if against == "plain path" else against,
+        yield Row(what, f"{against}, {dtype_name(model)}" if against == "plain path" else against,
                   ratio(seconds[against], seconds[name]), asked, "×", measured)  # fmt: skip
 
 
@@ -129,8 +146,8 @@ def encoder_rows(bench: Bench) -> Iterator[Row]:
     peak = [50 * 2 * _MATRIX_SIDE**3 / second for second in seconds["matrix product"]]
     speed = [count_tower_operations() * NUM_FRAMES / second for second in seconds["encoder"]]
     yield Row(
-        f"encoder alone, CLIP-L, {NUM_FRAMES} frames, {_dtype(model)}",
-        f"matrix product {_MATRIX_SIDE}³, {_dtype(model)}",
+        f"encoder alone, CLIP-L, {NUM_FRAMES} frames, {dtype_name(model)}",
+        f"matrix product {_MATRIX_SIDE}³, {dtype_name(model)}",
         100 * ratio(speed, peak),
         75.0,
         "% of peak",
@@ -162,7 +179,12 @@ def merging_rows(bench: Bench) -> Iterator[Row]:
     )
     faster = ratio(seconds["straightforward"], seconds["merging"])
     yield Row(
-        "merging, 100 × 256 × 1024 → 300", f"straightforward torch, {_dtype(bench.model)}", faster, 8.0, "×", seconds
+        "merging, 100 × 256 × 1024 → 300",
+        f"straightforward torch, {dtype_name(bench.model)}",
+        faster,
+        8.0,
+        "×",
+        seconds,
     )
 
 
@@ -208,25 +230,19 @@ def memory_rows(bench: Bench) -> Iterator[Row]:
 
 def question_rows(bench: Bench) -> Iterator[Row]:
     """Time to the first token of a first and a second question about a video that is encoded already."""
-    model, index = bench.model, bench.index
-
-    def ask(question: str) -> float:
-        timings = model.ask(index, question, max_new_tokens=1).timings
-        return timings.prefill_seconds
-
-    first, second = [], []
-    ask("What is it about?")  # reads the weights
-    for turn in range(bench.repeats):
-        model.ask(None, "And without a video?", max_new_tokens=1)  # takes the place of what was kept
-        first.append(ask(f"What happens in part {turn}?"))
-        second.append(ask(f"Who is seen in part {turn}?"))
+    checkpoint = str(bench.large_checkpoint)
+    seconds = run_alone(
+        "benchmarks.ask_twice", checkpoint, str(bench.video(30)), str(NUM_FRAMES), str(bench.repeats),
+        "--device", bench.device,
+    )  # fmt: skip
     yield Row(
-        f"second question on the same video, time to first token, 1B-shaped, {_dtype(model)}",
+        f"second question on the same video, time to first token, {bench.large_shape}-shaped, "
+        f"{dtype_name(bench.model)}",
         "first question, already encoded",
-        ratio(first, second),
+        ratio(seconds["first"], seconds["second"]),
         4.0,
         "×",
-        {"first": first, "second": second},
+        seconds,
     )
 
 
@@ -252,7 +268,7 @@ def prefill_rows(bench: Bench) -> Iterator[Row]:
     few = take_turns({"305 visual tokens": lambda: prefill(compressed)}, bench.repeats)
     all_of_them = take_turns({"25,600 visual tokens": lambda: prefill(whole)}, _ONE_PASS, warm_up=False)
     yield Row(
-        f"prefill, {compressed} tokens, 1B-shaped, {_dtype(model)}; KV cache {mebibytes(compressed):.0f} MiB",
+        f"prefill, {compressed} tokens, 1B-shaped, {dtype_name(model)}; KV cache {mebibytes(compressed):.0f} MiB",
         f"{whole} tokens; KV cache {mebibytes(whole):.0f} MiB",
         ratio(all_of_them["25,600 visual tokens"], few["305 visual tokens"]),
         None,
@@ -310,8 +326,16 @@ def start_rows(bench: Bench) -> Iterator[Row]:
         yield Row(what, "—", sorted(seconds[name])[bench.repeats // 2], asked, "s", {name: seconds[name]})
 
 
-def _dtype(model: LongVLM) -> str:
+def dtype_name(model: LongVLM) -> str:
     return str(model.dtype).removeprefix("torch.")
+
+
+def _free_bytes(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    available = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    return int(available[1]) * 1024 if available else 0
 
 
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {

@@ -11,10 +11,11 @@ import torch
 from media import write_video
 from PIL import Image
 
-from benchmarks import comparators, report, rows, videos
+from benchmarks import accelerator, comparators, report, rows, videos
+from benchmarks.__main__ import ROWS
 from benchmarks.checkpoints import make_checkpoint
 from benchmarks.measuring import ratio, take_turns
-from benchmarks.rows import ROWS, Row, count_tower_operations
+from benchmarks.rows import Row, count_tower_operations
 from longvlm.pipeline import LongVLM
 from longvlm.stages.video import open_video
 from longvlm.types import Sampling
@@ -54,17 +55,27 @@ def test_the_comparator_computes_what_encoding_does(model: LongVLM, tmp_path: Pa
     torch.testing.assert_close(index.local_features.flatten(0, 1), features[5:], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name != "start"])
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in ("start", "accelerator")])
 def test_every_row_can_be_measured(name: str, model: LongVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a tiny model and a short video; the start of the program is left to the benchmark itself."""
     if name in ("encode", "decoding", "memory"):  # which are compared with it
         pytest.importorskip("decord", reason="decord is for benchmarks alone: pip install -e '.[bench]'")
     video = write_video(tmp_path / "video.mp4", 130, keyframe_distance=25)
-    monkeypatch.setattr(rows, "make_checkpoint", lambda _: model.folder)
+    monkeypatch.setattr(rows, "make_checkpoint", lambda *_, **__: model.folder)
     monkeypatch.setattr(rows, "make_long_video", lambda *_: video)
     for row in ROWS[name](rows.Bench(tmp_path, 1, "cpu")):
         assert row.reached > 0
         assert all(value > 0 for values in row.measured.values() for value in values)
+
+
+def test_an_accelerators_rows_count_frames_and_tokens(model: LongVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "_WITH_GRAPHS", (False,))  # compiling takes long
+    bench = rows.Bench(model.folder.parent, 1, "cpu")
+    bench.__dict__["large_model"] = model
+    encoding, more, one, eight = accelerator.accelerator_rows(bench)
+    for row, count in ((encoding, 10), (more, 80), (one, 63), (eight, 8 * 63)):
+        (seconds,) = row.measured.values()
+        assert row.reached == pytest.approx(count / seconds[0])
 
 
 def test_decord_decodes_the_same_frames(tmp_path: Path) -> None:
