@@ -41,3 +41,23 @@ ctypes.CDLL(None).malloc_stats()
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stderr.count("Arena ") == heaps
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other heaps")
+def test_the_heap_keeps_what_is_freed() -> None:
+    """A page that the system cleared is a page fault; 40 MB have ten thousand of 4 KiB."""
+    program = """
+import resource
+from longvlm.commands import console
+console.share_one_heap()
+def allocate(): bytearray(40_000_000)
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+allocate(); before = faults()
+for _ in range(5): allocate()
+print(faults() - before)
+"""
+    shared = int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+    program = program.replace("console.share_one_heap()", "")
+    alone = int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+    assert shared < 1000
+    assert alone > 40_000
