@@ -12,7 +12,6 @@ from benchmarks.accelerator import accelerator_rows
 from benchmarks.report import keep, table, write_tables
 from benchmarks.rows import ROWS as SHARED_ROWS
 from benchmarks.rows import Bench
-from longvlm.commands.console import share_one_heap
 
 ROWS = {**SHARED_ROWS, "accelerator": accelerator_rows}
 
@@ -31,7 +30,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.rows) - set(ROWS):
         parser.error(f"unknown row {sorted(unknown)[0]}; choose from {', '.join(ROWS)}")
-    share_one_heap()  # as the commands do
     bench = Bench(arguments.folder.absolute(), arguments.repeats, arguments.device)
     for name in arguments.rows or (SHARED_ROWS if arguments.device == "cpu" else ROWS):
         keep(name, list(ROWS[name](bench)), arguments.device)
