@@ -26,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, help="runs of each thing that is compared")
     parser.add_argument("--device", default="cpu", help="where models run: cpu or cuda")
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"), help="videos and checkpoints (6 GB, 20 with 7B)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"), help="videos, checkpoints (20 GB)")
     arguments = parser.parse_args()
     if unknown := set(arguments.rows) - set(ROWS):
         parser.error(f"unknown row {sorted(unknown)[0]}; choose from {', '.join(ROWS)}")
