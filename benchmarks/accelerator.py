@@ -6,11 +6,11 @@ Nothing is asked of these rows; they come with `--device cuda`.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
+from benchmarks.measuring import take_turns
 from benchmarks.rows import Bench, Row, dtype_name
 from longvlm.pipeline import LongVLM
 from longvlm.types import Frames
@@ -34,14 +34,14 @@ def _encoding(model: LongVLM, videos: int, repeats: int) -> Row:
     size, count = model.encoder.image_size, videos * model.compression.frames_per_segment
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
     segment = Frames(pixels, tuple(map(float, range(count))), num_distinct=count)
-    seconds = _seconds(lambda: model.encoder(segment).patches.sum().item(), repeats)
+    seconds = take_turns({"encoder": lambda: model.encoder(segment).patches.sum().item()}, repeats)
     return Row(
         f"encoder alone, {videos} × {count // videos} frames at once, {dtype_name(model)}{_memory(model)}",
         "—",
-        count / statistics.median(seconds),
+        count / statistics.median(seconds["encoder"]),
         None,
         "frames a second",
-        {"encoder": seconds},
+        seconds,
     )
 
 
@@ -54,8 +54,8 @@ def _generation(model: LongVLM, prompts: int, repeats: int, *, graphs: bool) -> 
     def run(num_tokens: int) -> None:
         generate(input_ids=ids, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, **cache)
 
-    long, short = _seconds(lambda: run(_NEW_TOKENS), repeats), _seconds(lambda: run(1), repeats)
-    generating = [max(all_of_it - statistics.median(short), 1e-9) for all_of_it in long]
+    seconds = take_turns({"many": lambda: run(_NEW_TOKENS), "one": lambda: run(1)}, repeats)
+    generating = [many - statistics.median(seconds["one"]) for many in seconds["many"]]
     how = "compiled, static cache" if graphs else "eager"
     return Row(
         f"generation, {prompts} × {_PROMPT_TOKENS} tokens read, {how}, {dtype_name(model)}{_memory(model)}",
@@ -65,16 +65,6 @@ def _generation(model: LongVLM, prompts: int, repeats: int, *, graphs: bool) -> 
         "tokens a second",
         {"generating": generating},
     )
-
-
-def _seconds(run: Callable[[], object], repeats: int) -> list[float]:
-    run()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return seconds
 
 
 def _memory(model: LongVLM) -> str:

@@ -12,7 +12,8 @@ from media import serve_folder, write_audio, write_video
 
 from longvlm.errors import LongVLMError
 from longvlm.stages.video import Sampling, open_video
-from longvlm.stages.video_access import display_name
+from longvlm.stages.video_access import INDEX_SUFFIX, display_name, is_index
+from longvlm.video_index import VideoIndex
 
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10.0,\n{}\n#EXT-X-ENDLIST\n"
 HOSTILE = {
@@ -218,3 +219,9 @@ def test_a_codec_that_nobody_knows_is_named_as_the_trouble(tmp_path, suffix):
 def test_what_is_no_video_is_called_by_its_type(source):
     message = refusal(source)
     assert message.startswith(f"A {type(source).__name__} is no video") and len(message) < 200
+
+
+def test_an_index_is_known_by_its_name():
+    assert VideoIndex.SUFFIX == INDEX_SUFFIX
+    assert is_index("a/film.longvlm") and is_index("file:///a/film.longvlm")
+    assert not is_index("https://host/film.longvlm") and not is_index("film.mp4")

@@ -15,6 +15,7 @@ import typer
 
 from longvlm.commands import console
 from longvlm.commands.batch_progress import BatchProgress, describe_pace
+from longvlm.commands.ending import LEFT_SOMETHING_OUT
 from longvlm.commands.loading import require_writable
 from longvlm.errors import LongVLMError
 from longvlm.index.video_folders import list_ids, list_videos
@@ -65,7 +66,7 @@ def check(
     else:
         _print_table(checks, names_only)
     if not all(check.is_complete for check in checks):
-        raise typer.Exit(1)
+        raise typer.Exit(LEFT_SOMETHING_OUT)
 
 
 def _describe(root: Path, checks: list[SplitCheck]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from longvlm.commands import console
+from longvlm.commands.ending import LEFT_SOMETHING_OUT
 from longvlm.commands.loading import load_model
 from longvlm.commands.options import AnswerOptions, JudgeOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
@@ -134,4 +135,4 @@ def _report(outcome: Outcome, output: Path) -> None:
     if outcome.num_unreached:
         console.warn(f"the judge failed on {outcome.num_unreached} requests; run the same command again to ask them.")
     if outcome.num_failures or outcome.num_unreached:
-        raise typer.Exit(1)
+        raise typer.Exit(LEFT_SOMETHING_OUT)

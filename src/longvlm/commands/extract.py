@@ -10,6 +10,7 @@ import typer
 
 from longvlm.commands import console
 from longvlm.commands.batch_progress import BatchProgress, describe_pace
+from longvlm.commands.ending import LEFT_SOMETHING_OUT
 from longvlm.commands.loading import load_model, plan_sampling
 from longvlm.commands.options import EncoderOptions, VideoOptions
 from longvlm.index.video_folders import VideoList, find_videos
@@ -61,7 +62,7 @@ def extract(
         )
     _tell(report, folders)
     if report.failures:
-        raise typer.Exit(1)
+        raise typer.Exit(LEFT_SOMETHING_OUT)
 
 
 def open_extractor(model_options: EncoderOptions, video_options: VideoOptions, *, all_layers: bool) -> Extractor:

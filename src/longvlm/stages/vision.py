@@ -235,7 +235,9 @@ def _has_quick_gelu(layer: Any) -> bool:
 
 
 def _run_quick_clip(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """x·sigmoid(1.702 x) is silu(1.702 x) / 1.702, and the products scale as they go: one pass in place of three."""
+    """(B, T, D) -> (B, T, D). x·sigmoid(1.702 x) is silu(1.702 x) / 1.702, and the products scale as they go: one pass
+    over the widest activations in place of three.
+    """
     attention, mlp, normed = layer.self_attn, layer.mlp, layer.layer_norm1(hidden)
     hidden = hidden + attention.out_proj(_attend(normed, normed, attention, attention.num_heads, 0.0))
     rows, slope = layer.layer_norm2(hidden).flatten(0, 1), _QUICK_GELU_SLOPE
