@@ -48,11 +48,11 @@ model: setup  ## train the bundled default model from nothing (two and three qua
 study: setup  ## test the paper's claims with small models (hours; stops and resumes)
 	$(BIN)/longvlm study -o docs/results --document docs/study.md
 
-bench: setup  ## measure speed and memory against what users would otherwise run (an hour or two)
+bench: setup  ## measure speed and memory against what users would otherwise run (45 minutes to three hours)
 	$(PIP) install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(ROWS)
 
-growth: setup  ## plot how time and memory grow with duration, frames, tokens and batch (an hour)
+growth: setup  ## plot how time and memory grow with duration, frames, tokens and batch (15 minutes to an hour)
 	$(PIP) install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.growth
 

@@ -31,6 +31,7 @@ EXAMPLE_QUESTION = "What happens in this video, from its beginning to its end?"
 ANSWER_TOKENS = 50
 DECODING_TRIAL_SECONDS = 1.0
 MEASURED_WHOLE = 100_000_000  # models up to this many parameters are measured with all their layers
+MEASURED_LAYERS = 4  # of others; a difference of one layer, times as many as there are, would be mostly noise
 MEASURED_PROMPT_TOKENS = 512  # longer prompts are taken to be as fast per token
 BYTES_PER_4BIT_WEIGHT = 0.53  # with the scales of its block
 
@@ -278,11 +279,11 @@ def _with_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
 
 
 def _extend(measure: Callable[[int], float], num_layers: int, parameters: int) -> float:
-    """Seconds of all layers: measured whole if that is cheap, else with one and two layers and extended."""
-    if parameters <= MEASURED_WHOLE or num_layers <= 2:
+    """Seconds of all layers: measured whole if that is cheap, else with one and some more layers and extended."""
+    if parameters <= MEASURED_WHOLE or num_layers <= MEASURED_LAYERS:
         return measure(num_layers)
-    one, two = measure(1), measure(2)
-    return one + (num_layers - 1) * max(0.0, two - one)
+    one, some = measure(1), measure(MEASURED_LAYERS)
+    return one + (num_layers - 1) * max(0.0, some - one) / (MEASURED_LAYERS - 1)
 
 
 def _time(run: Callable[[], object], device: torch.device) -> float:
