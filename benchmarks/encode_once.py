@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.comparators import plain_tower, reference_path
 from longvlm.commands.ask import measure_peak_memory
-from longvlm.commands.console import share_one_heap
+from longvlm.commands.console import keep_one_heap
 from longvlm.pipeline import LongVLM
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     changes = {} if arguments.frames_per_segment is None else {"frames_per_segment": arguments.frames_per_segment}
     model = LongVLM.from_pretrained(arguments.checkpoint, device="cpu", compression=changes or None)
     if arguments.kind == "longvlm":
-        share_one_heap()  # as the commands do
+        keep_one_heap()  # as the commands do
         _ = model.encoder  # reads the weights
         run: Callable[[], object] = partial(model.encode, arguments.video, num_frames=arguments.num_frames)
     else:

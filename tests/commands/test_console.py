@@ -27,8 +27,8 @@ def test_decoders_threads_never_wait_for_python_to_log() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other heaps")
-@pytest.mark.parametrize(("first", "heaps"), [("", 4), ("console.share_one_heap()", 1)], ids=["as_it_is", "shared"])
-def test_threads_share_one_heap(first: str, heaps: int) -> None:
+@pytest.mark.parametrize(("first", "heaps"), [("", 4), ("console.keep_one_heap()", 1)], ids=["as_it_is", "shared"])
+def test_threads_keep_one_heap(first: str, heaps: int) -> None:
     program = f"""
 import ctypes, threading
 from longvlm.commands import console
@@ -49,7 +49,7 @@ def test_the_heap_keeps_what_is_freed() -> None:
     program = """
 import resource
 from longvlm.commands import console
-console.share_one_heap()
+console.keep_one_heap()
 def allocate(): bytearray(40_000_000)
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 allocate(); before = faults()
@@ -57,6 +57,6 @@ for _ in range(5): allocate()
 print(faults() - before)
 """
     shared = int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
-    program = program.replace("console.share_one_heap()", "")
+    program = program.replace("console.keep_one_heap()", "")
     alone = int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
     assert 10 * shared < alone

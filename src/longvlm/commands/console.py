@@ -109,7 +109,7 @@ def collecting_no_garbage() -> Iterator[None]:
         gc.enable()
 
 
-def share_one_heap() -> None:
+def keep_one_heap() -> None:
     """Let decoding threads take the memory that the encoder gave back; call before threads are started.
 
     glibc gives every thread a heap of its own, of which none can use what another one freed. And the activations of one

@@ -49,7 +49,7 @@ def load_model(options: EncoderOptions) -> LongVLM:
         )
     elif re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", options.model) and not Path(options.model).exists():
         console.note(f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress.")
-    console.share_one_heap()
+    console.keep_one_heap()
     with console.collecting_no_garbage():
         if not options.verbose:
             console.silence_libraries()
