@@ -31,14 +31,14 @@ leaving_out() {
     "$@" || { status=$?; [ "$status" -eq 1 ] || exit "$status"; echo "run.sh goes on without them." >&2; }
 }
 
-if [ "$DATA" = "$GENERATED" ] && [ ! -e "$DATA/test_a.json" ]; then
+if [ "$DATA" = "$GENERATED" ]; then  # what is there already is kept
     "$PYTHON" -m longvlm.world dataset "$DATA" --videos "$VIDEOS" --test-videos 16
 fi
 for needed in "$INSTRUCTIONS" "$DATA/Test_Videos" "$DATA/generic_qa.json" "$DATA/temporal_qa.json" \
     "$DATA/consistency_qa.json" "$DATA/test_q.json" "$DATA/test_a.json"; do
     [ -e "$needed" ] || { echo "run.sh: there is no $needed, which a later step reads; add it." >&2; exit 2; }
 done
-leaving_out longvlm data check "$DATA"
+leaving_out longvlm data check --names-only "$DATA"  # a video that can't be read is named when it is encoded
 
 # 1. Features of the training videos: every video is decoded and encoded once.
 for split in v1-2/train v1-2/val v1-3/train_val; do
@@ -48,7 +48,8 @@ done
 
 # 2. Training, from the features alone.
 $LAUNCH longvlm train "$RECIPE" output="$OUTPUT/training" ${BASE:+model.base="$BASE"} \
-    data.0.instructions="$INSTRUCTIONS" data.0.features="$OUTPUT/features/train" data.0.missing=drop $CHANGES
+    ${ENCODER:+model.vision_tower="$ENCODER"} data.0.instructions="$INSTRUCTIONS" data.0.features="$OUTPUT/features/train" \
+    data.0.missing=drop $CHANGES
 
 # 3. Features of the test videos.
 leaving_out longvlm extract "$DATA/Test_Videos" -o "$OUTPUT/features/test" ${ENCODER:+--vision-tower "$ENCODER"}

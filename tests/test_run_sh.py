@@ -36,3 +36,29 @@ def test_the_script_goes_from_data_to_scores_and_on_after_a_stop(tmp_path: Path)
     shutil.rmtree(tmp_path / "runs")
     said = run()
     assert "run.sh goes on without them." in said and video.name in said
+
+
+def test_as_it_is_the_trained_model_beats_its_untrained_start(tmp_path: Path) -> None:
+    """The whole script, within the twenty minutes that it is to take on two cores."""
+    shutil.copy(SCRIPT, tmp_path)
+    here = {"cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run(
+        ["sh", "run.sh"], env={**os.environ, "PYTHON": sys.executable}, timeout=1200, check=False, **here
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    data, run = "datasets/generated", "runs/run"
+    untrained = [sys.executable, "-m", "longvlm", "eval", "activitynet-qa", "--model", f"{run}/training/base"]
+    untrained += ["--videos", f"{run}/features/test", "-o", f"{run}/results/untrained"]
+    untrained += ["--annotations", f"{data}/test_q.json", f"{data}/test_a.json"]
+    done = subprocess.run(untrained, timeout=600, check=False, **here)
+    assert done.returncode == 0, done.stderr[-3000:]
+    trained, start = (_intervals(tmp_path / run / "results" / name) for name in ("activitynet-qa", "untrained"))
+    assert set(trained) == set(start) == {"exact match", "token F1"}
+    for measure, (low, _) in trained.items():
+        assert low > start[measure][1], measure
+
+
+def _intervals(folder: Path) -> dict[str, list[float]]:
+    """Of the measures of all questions, 95 %."""
+    measures = json.loads((folder / "results.json").read_text())["measures"]
+    return {one["measure"]: one["interval_95"] for one in measures if one["group"] is None}

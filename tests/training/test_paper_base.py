@@ -101,3 +101,27 @@ def test_a_tower_given_in_the_recipe_is_all_that_is_needed_to_open_the_result(
     folder = train(load_recipe("paper.yaml", changes), say=lambda text: None)
     trained = LongVLM.from_pretrained(folder, device="cpu", dtype="float32")
     assert trained.ask(tmp_path / "features" / "v0.longvlm", "What is it?", max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "norms_learn"),
+    [("paper-lora.yaml", [], False), ("full.yaml", ["machine.fsdp=false"], True)],
+)
+def test_the_other_recipes_train_on_the_papers_base(
+    base: Path, tmp_path: Path, recipe: str, changes: list[str], norms_learn: bool
+) -> None:
+    start = LongVLM.from_pretrained(base, device="cpu", dtype="float32")
+    extract_videos(base.parent / "clip", tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps(make_rows()))
+    own = [f"output={tmp_path / 'run'}", f"model.base={base}", "model.num_frames=20", "schedule.epochs=3"]
+    own += [f"data.0.instructions={tmp_path / 'train.json'}", f"data.0.features={tmp_path / 'features'}"]
+    own += ["machine.device=cpu", "machine.workers=0", "schedule.batch_size=4", "held_out_share=0.3", *changes]
+    folder = train(load_recipe(recipe, own), say=lambda text: None)
+
+    trained = LongVLM.from_pretrained(folder, device="cpu", dtype="float32")
+    before, after = start.language_model.state_dict(), trained.language_model.state_dict()
+    own = [name for name in before if "language_model.layers" in name]
+    products, norms = [name for name in own if "q_proj" in name], [name for name in own if "norm" in name]
+    assert len(products) == 5 and not any(torch.equal(before[name], after[name]) for name in products)
+    assert len(norms) == 10 and {torch.equal(before[name], after[name]) for name in norms} == {not norms_learn}
+    assert trained.ask(tmp_path / "features" / "v0.longvlm", "What is it?", max_new_tokens=3)

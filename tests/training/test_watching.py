@@ -49,8 +49,8 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     outputs = model(labels=labels, **batch, output_hidden_states=True)
     state_weights, recall_weights = (1.0,) * 8 + (4.0, 2.0, 1.0), (1.0,) * 5 + (2.0, 1.0, 1.0)
     known = mean_loss(school.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
-    written = rms(outputs.hidden_states[2][0, visual])[:, 0]  # the number of objects, 12 of them, from -3 to 3
-    known = known + 2 * (written - 3).square().mean()
+    for layer in (2, 3):  # one coordinate tells the number of objects, 12 of them, from -3 to 3
+        known = known + 2 * (rms(outputs.hidden_states[layer][0, visual])[:, 0] - 3).square().mean()
     read = mean_loss(school.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
     moved = (
         (school.motion_heads(rms(outputs.hidden_states[1][0, visual])) - torch.eye(3, MOTION_NUMBERS)).square().mean()
@@ -59,9 +59,10 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     # Tokens 1 and 3 show the first object, token 2 the second; the first and the last name are the first object's.
     before, begun, look_up, recall, naming = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3, 4, 5))
     followed = sum(head[1, 0] + head[2, 0] + head[3, 1] for head in (before[0], before[1], begun[1])) / 3
-    start = 6 * begun[0, :, 0]  # one beginning counts 1
-    begun_so_far = [(start[1] + begun[0, 1, 1]) / 7, *((start[t] + begun[0, t, [1, 2]].sum()) / 8 for t in (2, 3))]
-    begins = 4 * sum(begun_so_far) / 3
+    begins = torch.tensor(0.0)
+    for head in (begun[0], look_up[2]):  # the start of the text counts 6, one beginning 1
+        one, two = 6 * head[1, 0] + head[1, 1], (6 * head[t, 0] + head[t, [1, 2]].sum() for t in (2, 3))
+        begins = begins + 4 * (one / 7 + sum(two) / 8) / 3
     itself = (look_up[0, 6, [1, 3]].logsumexp(0) + look_up[0, 8, 0] + look_up[0, 10, [1, 3]].logsumexp(0)) / 3
     the_next = (look_up[1, 6, 2] + look_up[1, 8, 0] + look_up[1, 10, 2]) / 3
     the_newest = (look_up[2, 6, 1] + look_up[2, 8, 0] + look_up[2, 10, 1]) / 3

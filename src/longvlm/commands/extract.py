@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from longvlm.index.extraction import Failure, FeatureFolders, Progress, Report
     from longvlm.index.extractor import Extractor
 
-FAILURES_SHOWN = 20
 
 
 def extract(
@@ -35,7 +34,7 @@ def extract(
     found = find_videos(source, video_folder)
     for repeated in found.repeated:
         console.note(f"{console.printable(repeated)} is listed more than once; it is extracted once.")
-    with BatchProgress("Loading the model") as progress:
+    with BatchProgress("Loading the model, and looking at what is done") as progress:
         if not model_options.verbose:
             console.silence_libraries()
         from longvlm.index.extraction import FeatureFolders
@@ -112,11 +111,8 @@ def _tell(report: Report, folders: FeatureFolders) -> None:
     console.note(f"wrote the features of {report.num_written} videos to {places}{skipped}.")
     if not report.failures:
         return
-    for failure in report.failures[:FAILURES_SHOWN]:
+    for failure in report.failures:
         named = failure.reason if failure.video in failure.reason else f"{failure.video}: {failure.reason}"
         print(console.printable(named), file=sys.stderr)
-    more = len(report.failures) - FAILURES_SHOWN
-    if more > 0:
-        print(f"… and {more} more", file=sys.stderr)
     count = "1 video" if len(report.failures) == 1 else f"{len(report.failures)} videos"
     console.error(f"{count} failed; see {folders.folders[0] / FAILURES_FILE}.")

@@ -10,6 +10,7 @@ from longvlm.commands import console
 
 
 def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, document: Path | None, as_json: bool) -> None:
+    console.keep_one_heap()
     console.silence_libraries()
     from longvlm.study.rows import choose_rows, load_study
     from longvlm.world.lengths import require_matplotlib

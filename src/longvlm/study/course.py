@@ -59,6 +59,7 @@ class Study:
         self.settings, self.folder = settings, folder
         self._claim(encoder.fingerprint)
         torch.set_num_threads(settings.threads)
+        torch.set_float32_matmul_precision("medium")  # products in bfloat16 where the processor has a unit for them
         self._encode_blocks(encoder)
 
     def _claim(self, encoder_fingerprint: str) -> None:
@@ -200,9 +201,10 @@ class StudyLessons(Dataset):
         rng = random.Random(f"study {self.seed} {index}")
         is_warm_up = index < _WARM_UP_SHARE * len(self)
         names = rng.random() < settings.names_share
+        num_blocks = 1 if is_warm_up else rng.randint(*settings.blocks_per_video)  # the same for all: less to pad
         examples = []
         for _ in range(settings.videos_per_batch):
-            video = self.videos.compose(rng, (1, 1) if is_warm_up else settings.blocks_per_video)
+            video = self.videos.compose(rng, (num_blocks, num_blocks))
             if names:
                 conversations = [[(" ".join(list_names(video.scene, rng)), "")]]
             else:

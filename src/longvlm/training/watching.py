@@ -49,9 +49,10 @@ class WatchingSchool(nn.Module):
     it looks.
 
     Counted from 1, layer `state_layer` looks where each object began and knows the states; the one before it looks
-    where the same object was, and knows how it moved; the one after it looks up names, and `recall_layer` looks at the
-    object before and knows what is known of them. Where an answer is spoken, `recall_layer` looks at what the talk is
-    about, and the one after it there again and at the object that is named next.
+    where the same object was, and knows how it moved; the one after it looks up names and counts the beginnings again,
+    and `recall_layer` looks at the object before and knows what is known of them. Where an answer is spoken,
+    `recall_layer` looks at what the talk is about, and the one after it there again and at the object that is named
+    next.
     """
 
     def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
@@ -65,7 +66,7 @@ class WatchingSchool(nn.Module):
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         self._attended: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
         layers = cast(nn.ModuleList, model.model.language_model.layers)
-        for layer in (state_layer - 1, state_layer, recall_layer):
+        for layer in (state_layer - 1, state_layer, state_layer + 1, recall_layer):
             layers[layer - 1].register_forward_hook(partial(self._keep, layer))
         for layer in {state_layer - 1, state_layer, state_layer + 1, recall_layer, recall_layer + 1}:
             attention = cast(LlamaAttention, layers[layer - 1].self_attn)
@@ -125,11 +126,12 @@ class WatchingSchool(nn.Module):
         return (losses / lengths[answer]).sum() / len(lengths)
 
     def _know_states(self, is_visual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        known = self._hidden[self.state_layer][is_visual]
-        written = rms_norm(known, known.shape[-1:])[:, _COUNT_COORDINATE]
-        counts = (states[:, STATE_COUNT].to(written) - MAX_EVENTS / 2) / _COUNT_PER_UNIT
-        heads = _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS)
-        return heads + _COUNT_WEIGHT * mse_loss(written, counts)
+        known, recounted = (self._hidden[layer][is_visual] for layer in (self.state_layer, self.state_layer + 1))
+        counts = (states[:, STATE_COUNT].to(known) - MAX_EVENTS / 2) / _COUNT_PER_UNIT
+        errors = [
+            mse_loss(rms_norm(hidden, hidden.shape[-1:])[:, _COUNT_COORDINATE], counts) for hidden in (known, recounted)
+        ]
+        return _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS) + _COUNT_WEIGHT * sum(errors)
 
     def _know_motions(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
         known = self._hidden[self.state_layer - 1][shows_object]
@@ -146,7 +148,8 @@ class WatchingSchool(nn.Module):
 
     def _follow_objects(self, is_visual: torch.Tensor, shown: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Where a token's object was before and where it was last (the start of the text: nowhere), and where each
-        object so far began; then, knowing how it moved, once more where it was."""
+        object so far began; then, knowing how it moved, once more where it was; and the beginnings once more, now that
+        a token knows whether an earlier one of its object was taken for one."""
         shows_object = shown >= 0
         same = ((shown[:, :, None] == shown[:, None]) & shows_object[:, :, None]).tril(-1)
         is_new = shows_object & ~same.any(2)
@@ -160,6 +163,7 @@ class WatchingSchool(nn.Module):
             self._look(self.state_layer - 1, 1, latest),
             _BEGINNINGS_WEIGHT * self._look(self.state_layer, 0, beginnings, evenly=True),
             self._look(self.state_layer, 1, same, evenly=True),
+            _BEGINNINGS_WEIGHT * self._look(self.state_layer + 1, LOOK_UP_HEADS - 1, beginnings, evenly=True),
         ]
         return torch.stack(losses).sum()
 

@@ -94,7 +94,7 @@ def write_dataset(folder: Path, plan: DatasetPlan, on_video: Callable[[int, int]
         _write_videos(folder / TEST_SPLIT[0], tests, tell)
         _write_list(folder / TEST_SPLIT[1], list(tests))
         for name, rows in (*_training_files(training), *_test_files(tests)):
-            (folder / name).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            write_whole(folder / name, f"{json.dumps(rows, indent=1)}\n".encode())
     except OSError as error:
         raise LongVLMError(
             f"Can't write {error.filename or folder}: {error.strerror}; choose another place."
@@ -146,7 +146,7 @@ def _write_videos(folder: Path, scenes: dict[str, Scene], on_done: Callable[[], 
 
 
 def _write_list(path: Path, names: Sequence[str]) -> None:
-    path.write_text("".join(f"{name}.mp4\n" for name in names), encoding="utf-8")
+    write_whole(path, "".join(f"{name}.mp4\n" for name in names).encode())
 
 
 def _training_files(scenes: dict[str, Scene]) -> list[tuple[str, list[dict[str, Any]]]]:
