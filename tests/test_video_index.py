@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from longvlm.errors import LongVLMError
 from longvlm.types import Compression, Sampling, Timings, VideoInfo
-from longvlm.video_index import VideoIndex
+from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 
 FRAMES, PATCHES, TOKENS, LAYERS, WIDTH = 2, 3, 2, 2, 8
 COMPRESSION = Compression(frames_per_segment=FRAMES, tokens_per_segment=TOKENS, global_layers=LAYERS)
@@ -283,6 +283,26 @@ class TestAppend:
     def test_refuses_an_overlap(self, index: VideoIndex) -> None:
         with pytest.raises(LongVLMError, match=r"starts at 29 s, before the first one ends \(30 s\)"):
             index.append(make_index(first_second=29.0))
+
+    def test_says_how_many_rows_it_has_and_how_many_are_expected(self, index: VideoIndex) -> None:
+        wanted = dataclasses.replace(COMPRESSION, tokens_per_segment=3)
+        with pytest.raises(LongVLMError) as caught:
+            index.require_same_encoding(index.encoder_name, index.encoder_fingerprint, wanted)
+        assert str(caught.value) == (
+            f"The index of {index.video.name} was made with tokens_per_segment=2, but tokens_per_segment=3 is wanted "
+            "here: it has 6 rows of local features (visual tokens), where 9 are expected. Encode the video again with "
+            "this model (`longvlm encode`, or `longvlm extract` for many)."
+        )
+
+    def test_features_of_an_encoder_that_nobody_named(self, index: VideoIndex) -> None:
+        unknown = dataclasses.replace(index, encoder_name="unknown", encoder_fingerprint=UNKNOWN_FINGERPRINT)
+        with pytest.raises(LongVLMError) as caught:
+            unknown.require_same_encoding(index.encoder_name, index.encoder_fingerprint, COMPRESSION)
+        assert str(caught.value) == (
+            f"The index of {index.video.name} was made by encoder unknown (unknown), but {index.encoder_name} "
+            f"({index.encoder_fingerprint[:12]}) is wanted here. Import the features again, naming their encoder with "
+            "--vision-tower (or --model)."
+        )
 
     def test_refuses_another_encoding(self, index: VideoIndex) -> None:
         later = make_index(first_second=30.0)

@@ -29,8 +29,10 @@ from longvlm.types import (
 )
 
 FORMAT_VERSION = 1
+UNKNOWN_FINGERPRINT = "unknown"  # of an encoder that nobody named when the reference's features were imported
 _GAP_SECONDS = 1e-6  # what rounding may leave between two segments
 _FORMAT = "longvlm-video-index"
+_ENCODE_AGAIN = "Encode the video again with this model (`longvlm encode`, or `longvlm extract` for many)"
 
 # Name: number of axes, and the dtype it is kept in (None: the encoder's).
 TENSORS: dict[str, tuple[int, torch.dtype | None]] = {
@@ -235,20 +237,28 @@ class VideoIndex(_PrintsShapes):
         )
 
     def require_same_encoding(self, encoder_name: str, encoder_fingerprint: str, compression: Compression) -> None:
-        """Raise LongVLMError, naming both sides, unless the encoder and the settings are the same."""
+        """Raise LongVLMError, naming both sides and the remedy, unless the encoder and the settings are the same."""
         if encoder_fingerprint != self.encoder_fingerprint:
+            remedy = f"{_ENCODE_AGAIN}, or use the model that encoded it"
+            if self.encoder_fingerprint == UNKNOWN_FINGERPRINT:
+                remedy = "Import the features again, naming their encoder with --vision-tower (or --model)"
             raise LongVLMError(
                 f"The index of {self.video.name} was made by encoder {self.encoder_name} "
                 f"({self.encoder_fingerprint[:12]}), but {encoder_name} ({encoder_fingerprint[:12]}) "
-                "is wanted here. Encode the video again, or use the model that encoded it."
+                f"is wanted here. {remedy}."
             )
         for setting in dataclasses.fields(Compression):
             ours, theirs = getattr(self.compression, setting.name), getattr(compression, setting.name)
             if ours != theirs:
+                counts = self._row_counts(compression) if setting.name == "tokens_per_segment" else ""
                 raise LongVLMError(
                     f"The index of {self.video.name} was made with {setting.name}={ours}, but "
-                    f"{setting.name}={theirs} is wanted here. Encode the video again, or use its setting."
+                    f"{setting.name}={theirs} is wanted here{counts}. {_ENCODE_AGAIN}."
                 )
+
+    def _row_counts(self, wanted: Compression) -> str:
+        held, expected = (self.num_segments * one.tokens_per_segment for one in (self.compression, wanted))
+        return f": it has {held} rows of local features (visual tokens), where {expected} are expected"
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the old file, if any, stays whole until the new one is complete."""

@@ -139,10 +139,12 @@ class TestImport:
     ) -> None:
         said = run("features", "import", *pickles).must_end_with(0).stderr
         assert "wrote 1 indexes" in said and "the encoder" in said and "the times of frames" in said
+        useless = "Note: no model takes these files until they are imported again with --vision-tower (or --model)."
+        assert useless in said.splitlines()
         assert VideoIndex.load(tmp_path / "out" / "v_1.longvlm").local_features.eq(1).all()
         known = ["--vision-tower", clip, "--videos", videos]
         said = run("features", "import", *pickles, *known).must_end_with(0).stderr
-        assert "the encoder" not in said and "the times of frames" not in said
+        assert "the encoder" not in said and useless not in said and "the times of frames" not in said
         index = VideoIndex.load(tmp_path / "out" / "v_1.longvlm")
         assert index.encoder_name == "clip_vision_model of clip" and index.video.num_frames == 20
 

@@ -17,11 +17,14 @@ class StubJudge:
     """An OpenAI-compatible endpoint. `script(prompt, attempt)` says how the attempt (0, 1, …) at a prompt ends:
 
     a text is the reply, (status, body) any other response, a number a sleep of that many seconds before a bad
-    reply, None a connection that is dropped. A prompt is the last but the reminder's user message.
+    reply, None a connection that is dropped. A prompt is the last but the reminder's user message. `listing` is the
+    response to whoever asks for the models, which `listed` counts.
     """
 
     def __init__(self) -> None:
         self.script: Callable[[str, int], Outcome] = lambda prompt, attempt: "{'pred': 'yes', 'score': 4}"
+        self.listing: tuple[int, str] = (200, '{"object": "list", "data": []}')
+        self.listed = 0
         self.prompts: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.most_at_once = 0
@@ -58,6 +61,13 @@ def make_handler(stub: StubJudge) -> type[BaseHTTPRequestHandler]:
 
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
+
+        def do_GET(self) -> None:
+            if self.path == "/v1/models":
+                stub.listed += 1
+                self._send(*stub.listing)
+            else:
+                self._send(404, '{"error": {"message": "no such page"}}')
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -282,6 +282,15 @@ def test_video_mme_with_questions_under_each_video(write_json: WriteJson) -> Non
     assert rows[0].groups == {"duration": "long", "task": "t"}
 
 
+def test_a_question_that_is_no_object_is_named(write_json: WriteJson) -> None:
+    question = {"question": "q", "options": ["A. x", "B. y"], "answer": "B"}
+    rows = [{"video_id": "1", "questions": [question]}, {"video_id": "2", "questions": [question, "q1"]}]
+    path = write_json("mc.json", rows)
+    with pytest.raises(LongVLMError) as caught:
+        read("multiple-choice", path)
+    assert str(caught.value) == f'{path}, row 1, question 1 is "q1"; an object with fields is expected.'
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

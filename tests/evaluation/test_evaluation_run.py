@@ -87,7 +87,7 @@ def test_videos_are_encoded_once_and_a_stopped_run_goes_on(
         counted = Counted(model, patch)
         outcome = run(model, [qa_file], films, whole, "activitynet-qa")
     assert counted.encoded == ["v_one.mp4", "two.mkv"] and [len(batch) for batch in counted.asked] == [3, 2]
-    assert outcome.num_failures == 0 and outcome.stopped is None
+    assert outcome.failures == [] and outcome.stopped is None
     lines = lines_of(whole / "predictions-activitynet-qa.jsonl")
     assert {line["question"] for line in lines} == {question for _, question, _ in QUESTIONS}
     assert all(line["pred"] and line["answer"] and line["type"] == 3 for line in lines)
@@ -124,11 +124,11 @@ def test_what_fails_is_recorded_and_tried_again(
     }
     assert set(reasons) == {("broken", ""), ("gone", ""), ("index", ""), ("one", "Why ")}
     assert "no file gone, vidgone" in reasons["gone", ""]["reason"]
-    assert outcome.num_failures == outcome.results.num_unanswered == 4
+    assert len(outcome.failures) == outcome.results.num_unanswered == 4
     assert outcome.results.measures[0].value.n == 1
     assert "4 rows have no answer" in (tmp_path / "out/results.md").read_text()
     (folder / "gone.mkv").symlink_to(films / "two.mkv")
-    assert run(model, [write_json("qa.json", rows)], folder, tmp_path / "out", "msvd-qa").num_failures == 3
+    assert len(run(model, [write_json("qa.json", rows)], folder, tmp_path / "out", "msvd-qa").failures) == 3
 
 
 @pytest.mark.usefixtures("no_chart")
@@ -141,12 +141,18 @@ def test_stored_indexes_answer_like_their_videos(model: LongVLM, films: Path, qa
     run(model, [qa_file], folder, tmp_path / "stored", "activitynet-qa")
     name = "predictions-activitynet-qa.jsonl"
     assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "stored" / name).read_bytes()
-    asking = Asking({"num_frames": 4}, SHORT.answer)
-    run(model, [qa_file], folder, tmp_path / "other", "activitynet-qa", asking=asking)
-    assert "num_frames=4 is asked for" in lines_of(tmp_path / "other/failures.jsonl")[0]["reason"]
-    asking = Asking({"sampling": "keyframe"}, SHORT.answer)
-    run(model, [qa_file], folder, tmp_path / "keyframes", "activitynet-qa", asking=asking)
-    assert "holds exact frames, and --sampling keyframe" in lines_of(tmp_path / "keyframes/failures.jsonl")[0]["reason"]
+    for encode, words in (
+        (
+            {"num_frames": 4},
+            "about one: the stored index was sampled with num_frames=None, and num_frames=4 is asked for",
+        ),
+        (
+            {"sampling": "keyframe"},
+            "about one: the stored index holds exact frames, and --sampling keyframe is asked for",
+        ),
+    ):
+        with pytest.raises(LongVLMError, match=f"None of the 5 rows could be asked, first of them {words}"):
+            run(model, [qa_file], folder, tmp_path / "other", "activitynet-qa", asking=Asking(encode, SHORT.answer))
 
 
 @pytest.mark.usefixtures("no_chart")
@@ -200,7 +206,7 @@ def test_a_folder_belongs_to_one_evaluation(model: LongVLM, films: Path, qa_file
         run(model, [qa_file], films, output, "activitynet-qa")
     with pytest.raises(LongVLMError, match="with task"):
         run(model, [qa_file], films, output, "msvd-qa")
-    with pytest.raises(LongVLMError, match=r"None of the 2 videos .* v_one\.mp4; check --videos"):
+    with pytest.raises(LongVLMError, match=r"None of the 2 videos .* for one\.mp4; check --videos"):
         run(model, [qa_file], tmp_path, tmp_path / "new", "activitynet-qa")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,8 +86,10 @@ def test_an_unreadable_reply_is_asked_again_and_then_counts_as_unjudged(stub: St
     stub.script = lambda prompt, attempt: "No idea." if prompt.endswith("1") else good_reply(prompt)
     asked = requests(3)
     judge = open_judge(stub, tmp_path / "j.jsonl")
+    assert [judge.has_reply(one) for one in asked] == [False, False, False]
     judge.complete(asked, None)
     assert [judge.find(one) for one in asked] == [truth(0), None, truth(2)]
+    assert [judge.has_reply(one) for one in asked] == [True, True, True]
     assert stub.prompts.count("prompt 1") == judge_module.REPLIES
     reminded = [body["messages"] for body in stub.bodies if len(body["messages"]) > 1]
     assert [message["role"] for message in reminded[0]] == ["user", "assistant", "user"]
@@ -149,11 +152,62 @@ def test_a_judge_that_dies_is_given_up_and_what_it_said_kept(stub: StubJudge, tm
     assert [judge.find(one) for one in asked] == [truth(number) for number in range(60)]
 
 
+@pytest.mark.parametrize("status", [200, 404, 405, 429, 500])
+def test_a_server_that_is_there_is_reachable(stub: StubJudge, tmp_path: Path, status: int) -> None:
+    stub.listing = (status, "{}")
+    open_judge(stub, tmp_path / "j.jsonl").require_reachable()
+    assert (stub.listed, stub.prompts) == (1, [])
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_may_not_list_models_is_refused_where_it_may_not_chat_either(
+    stub: StubJudge, tmp_path: Path, status: int
+) -> None:
+    stub.listing = (status, '{"error": {"message": "no scope"}}')
+    open_judge(stub, tmp_path / "j.jsonl").require_reachable()
+    assert stub.prompts == ["Hello"]
+    stub.script = lambda prompt, attempt: (status, '{"error": {"message": "bad key"}}')
+    with pytest.raises(LongVLMError) as caught:
+        open_judge(stub, tmp_path / "j.jsonl").require_reachable()
+    said = f"The judge stub at {stub.url} failed: status {status}, bad key; check OPENAI_API_KEY."
+    assert str(caught.value) == said
+
+
+def test_an_address_where_nothing_listens_is_told_at_once(stub: StubJudge, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        with pytest.raises(LongVLMError) as caught:
+            Judge("stub", url, JsonLines(tmp_path / "j.jsonl")).require_reachable()
+    assert str(caught.value) == (
+        f"The judge stub at {url} failed: no answer from it ([Errno 111] Connection refused); check --judge-url, and "
+        "that it is running, or leave --judge-model out and judge later."
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets connections wait for a full queue")
+def test_a_host_that_does_not_answer_is_not_waited_for_as_long_as_a_reply(
+    stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_module, "CONNECT_TIMEOUT_SECONDS", 0.3)
+    with socket.socket() as full, socket.socket() as first:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        first.connect(full.getsockname())  # all that the queue holds
+        judge = Judge("stub", f"http://127.0.0.1:{full.getsockname()[1]}/v1", JsonLines(tmp_path / "j.jsonl"))
+        for ask in (judge.require_reachable, lambda: judge.complete(requests(1), None)):
+            began = time.monotonic()
+            with pytest.raises(LongVLMError, match=r"no answer from it .*; check --judge-url, and that it is running"):
+                ask()
+            assert time.monotonic() - began < 20 < judge_module.TIMEOUT_SECONDS
+
+
 def test_no_key_and_wrong_addresses_are_refused(
     stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(LongVLMError, match="give an address such as"):
-        Judge("stub", "localhost:8000", JsonLines(tmp_path / "j.jsonl"))
+    for url in ("localhost:8000", "http://", "http://localhost:port/v1", "http://localhost:123456/v1"):
+        with pytest.raises(LongVLMError, match="give an address such as"):
+            Judge("stub", url, JsonLines(tmp_path / "j.jsonl"))
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(LongVLMError, match="set the environment variable OPENAI_API_KEY"):
         open_judge(stub, tmp_path / "j.jsonl")

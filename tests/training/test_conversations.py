@@ -23,7 +23,7 @@ from longvlm.training.conversations import (
 from longvlm.training.examples import IGNORED
 from longvlm.training.features import inspect_features
 from longvlm.training.instructions import Conversation, Turn, read_instructions
-from longvlm.video_index import VideoIndex
+from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -216,6 +216,10 @@ def test_stored_features_are_checked_by_their_header(small_recipe: Path) -> None
         inspect_features(path, name, fingerprint, dataclasses.replace(settings, merge_order="temporal"))
     with pytest.raises(LongVLMError, match=r"made by the encoder .* but the model has another"):
         inspect_features(path, "another", "0" * 64, settings)
+    imported = small_recipe.parent / "imported.longvlm"
+    dataclasses.replace(index, encoder_fingerprint=UNKNOWN_FINGERPRINT).save(imported)
+    with pytest.raises(LongVLMError, match=r"; import the features again, naming .* --vision-tower \(or --model\)\.$"):
+        inspect_features(imported, name, fingerprint, settings)
     message = r"has 2 segments of 6 frames, where 17 are expected \(model.num_frames=100\)".replace(
         "6 frames", f"{settings.frames_per_segment} frames"
     ).replace("17", str(-(-100 // settings.frames_per_segment)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,10 @@ from longvlm.errors import LongVLMError
 if TYPE_CHECKING:
     from longvlm.evaluation.benchmark import Benchmark
     from longvlm.evaluation.rows import Row
-    from longvlm.evaluation.run import JudgeChoice, Outcome
+    from longvlm.evaluation.run import Failure, JudgeChoice, Outcome
     from longvlm.pipeline import LongVLM
 
+FAILURES_SHOWN = 5
 TASKS = ("video-chatgpt", "activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "multiple-choice")
 
 
@@ -125,14 +128,24 @@ def _report(outcome: Outcome, output: Path) -> None:
     for note in outcome.results.notes:
         console.note(note)
     console.note(f"wrote results.json, results.md and results.png into {output}.")
-    if outcome.stopped is not None:
-        raise outcome.stopped
-    if outcome.num_failures:
+    if outcome.failures:
+        _tell_failures(outcome.failures)
         console.warn(
             f"{outcome.results.num_unanswered} of {outcome.results.num_rows} rows could not be asked; "
-            f"{output / 'failures.jsonl'} says which and why. Run the same command again to try only those."
+            f"{output / 'failures.jsonl'} says which and why. Once that is mended, the same command asks only those."
         )
+    if outcome.stopped is not None:
+        raise outcome.stopped
     if outcome.num_unreached:
         console.warn(f"the judge failed on {outcome.num_unreached} requests; run the same command again to ask them.")
-    if outcome.num_failures or outcome.num_unreached:
+    if outcome.failures or outcome.num_unreached:
         raise typer.Exit(LEFT_SOMETHING_OUT)
+
+
+def _tell_failures(failures: Sequence[Failure]) -> None:
+    for failure in failures[:FAILURES_SHOWN]:
+        named = failure.reason if failure.video in failure.reason else f"{failure.video}: {failure.reason}"
+        print(console.printable(named), file=sys.stderr)
+    more = len(failures) - FAILURES_SHOWN
+    if more > 0:
+        print(f"… and {more} more", file=sys.stderr)

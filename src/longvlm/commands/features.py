@@ -69,6 +69,8 @@ def import_command(
         "how frames were resized and tokens merged",
     ]
     console.note(f"wrote {total} indexes to {output}. What pickles don't say is unknown: {'; '.join(unknown)}.")
+    if settings.encoder is None:
+        console.note("no model takes these files until they are imported again with --vision-tower (or --model).")
 
 
 def _settings(

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from longvlm.errors import LongVLMError
 from longvlm.evaluation.jsonl import JsonLines
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 OPENAI_URL = "https://api.openai.com/v1"
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0  # for a reply, from a server that is there
+CONNECT_TIMEOUT_SECONDS = 10.0
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 1.0, 60.0
 TRIES = 8  # of one request, before the judge counts as failing: four minutes of delays
 TRIES_TO_CONNECT = 3  # while nothing has been judged yet: the address is wrong, rather than the line bad
@@ -56,7 +58,7 @@ class Judge:
     """A model at an endpoint, and the file of its judgements; one object for one run.
 
     `unreached` counts requests that failed for good in this run; they are asked again in the next one.
-    Raises LongVLMError where the client isn't installed or there is no key.
+    Raises LongVLMError where the client isn't installed, there is no key, or `url` is no address.
     """
 
     def __init__(self, model: str, url: str | None, kept: JsonLines, *, concurrency: int = 8) -> None:
@@ -69,11 +71,15 @@ class Judge:
         self._by_content = {line.get("content_key"): line for line in kept.lines}
         self._has_judged = any(line.get("judge") == model for line in kept.lines)
         self._failures_in_a_row = 0
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_address(self.url):
             raise LongVLMError(f"--judge-url is {url!r}; give an address such as http://localhost:8000/v1.")
 
     def content_key(self, request: JudgeRequest) -> str:
         return content_hash([self.url, self.model, list(request.messages)])
+
+    def has_reply(self, request: JudgeRequest) -> bool:
+        """Whether the judge has replied, be it readable or not: such a request is not sent again."""
+        return self.content_key(request) in self._by_content
 
     def find(self, request: JudgeRequest) -> Judgement | None:
         """The judgement there is; None if the request is not asked yet, or its replies could not be read."""
@@ -86,6 +92,36 @@ class Judge:
         """What the endpoint said it is, in the judgements of these requests."""
         lines = [self._by_content.get(self.content_key(request), {}) for request in requests]
         return sorted({line["version"] for line in lines if line.get("version")})
+
+    def require_reachable(self) -> None:
+        """Raise LongVLMError, at once, where nothing answers at the address or the key is refused there.
+
+        Any other status tells that a server is there: many list no models, and judge all the same.
+        """
+        import openai
+
+        refused = openai.AuthenticationError, openai.PermissionDeniedError
+        try:
+            with openai.OpenAI(**self._connection()) as client:
+                try:
+                    client.models.with_raw_response.list()
+                except refused:  # a key may be good for chats alone
+                    hello = _messages("user", "Hello")
+                    chats = client.chat.completions.with_raw_response
+                    chats.create(model=self.model, messages=hello, max_tokens=1)  # type: ignore[arg-type]
+        except refused as error:
+            raise self._stop(_status_reason(error), _HOPELESS[error.status_code]) from error
+        except openai.APIConnectionError as error:
+            remedy = "check --judge-url, and that it is running, or leave --judge-model out and judge later"
+            raise self._stop(_connection_reason(error), remedy) from error
+        except openai.APIStatusError:  # whatever it says of its models, it may judge
+            return
+
+    def _connection(self) -> dict[str, Any]:
+        import openai
+
+        timeout = openai.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+        return {"api_key": os.environ[KEY_VARIABLE], "base_url": self.url, "timeout": timeout, "max_retries": 0}
 
     def complete(self, requests: Sequence[JudgeRequest], on_progress: Callable[[float, str], None] | None) -> None:
         """Ask whatever is not in the file yet. Raises LongVLMError where the judge can't be asked (any more)."""
@@ -108,9 +144,7 @@ class Judge:
                     count = next(done)
                     on_progress(count / len(waiting), f"Judged {count:,} of {len(waiting):,}")
 
-        async with openai.AsyncOpenAI(
-            api_key=os.environ[KEY_VARIABLE], base_url=self.url, timeout=TIMEOUT_SECONDS, max_retries=0
-        ) as client:
+        async with openai.AsyncOpenAI(**self._connection()) as client:
             # The first one alone: a wrong key or address shows before hundreds of requests do.
             await work(itertools.islice(pending, 1))
             workers = [asyncio.ensure_future(work(pending)) for _ in range(self.concurrency)]
@@ -165,7 +199,7 @@ class Judge:
                 if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
                     raise _GaveUp(reason, "see to what it complains of, or choose another judge") from error
             except openai.APIConnectionError as error:
-                reason, header = f"no answer from it ({_one_line(error.__cause__ or error)})", None
+                reason, header = _connection_reason(error), None
                 if not self._has_judged and attempt >= TRIES_TO_CONNECT:
                     raise self._stop(reason, "check --judge-url, and that it is running") from error
             except (openai.APIResponseValidationError, AttributeError, IndexError, TypeError, ValueError) as error:
@@ -176,10 +210,8 @@ class Judge:
         raise AssertionError("unreachable")
 
     def _stop(self, reason: str, remedy: str) -> LongVLMError:
-        return LongVLMError(
-            f"The judge {self.model} at {self.url} failed: {reason}; {remedy}. What was judged is kept in "
-            f"{self._kept.path}."
-        )
+        kept = f" What was judged is kept in {self._kept.path}." if self._kept.lines else ""
+        return LongVLMError(f"The judge {self.model} at {self.url} failed: {reason}; {remedy}.{kept}")
 
 
 def require_client() -> None:
@@ -193,6 +225,14 @@ def require_client() -> None:
             f"There is no key for the judge: set the environment variable {KEY_VARIABLE} (any word will do for a "
             "local server that asks for none), or leave --judge-model out."
         )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 def _messages(role: str, content: str) -> list[dict[str, str]]:
@@ -215,6 +255,10 @@ def _status_reason(error: openai.APIStatusError) -> str:
     body = error.body if isinstance(error.body, dict) else {}
     message = body.get("message") or error.message
     return f"status {error.status_code}, {_one_line(message)}"
+
+
+def _connection_reason(error: openai.APIConnectionError) -> str:
+    return f"no answer from it ({_one_line(error.__cause__ or error)})"
 
 
 def _one_line(reason: object) -> str:

@@ -16,22 +16,30 @@ from longvlm.evaluation.rows import Row
 OFFLINE, LETTERS = "offline", "letters"
 MEAN_OF_AXES = "mean of the axes"
 Predictions = Mapping[str, tuple[str, ...]]  # by row key
+# By axis name and row key, for every request that the judge replied to; None where no reply could be read.
+Judgements = Mapping[tuple[str, str], Judgement | None]
 
 
 @dataclass(frozen=True)
 class Measure:
     """One line of the results. `unit` is "%" or "of 5"; a `group` is named where not all rows count.
 
-    `unjudged` rows have a prediction, but no judgement that could be read; they are not among the value's n.
+    Rows with a prediction, but without a judgement, are not among the value's n: of `unreadable` ones no reply of the
+    judge could be read, to `unreached` ones there is none.
     """
 
     judge: str
     name: str
     unit: str
     value: Estimate
-    unjudged: int = 0
+    unreadable: int = 0
+    unreached: int = 0
     group: str | None = None
     published: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def unjudged(self) -> int:
+        return self.unreadable + self.unreached
 
     @property
     def label(self) -> str:
@@ -76,7 +84,7 @@ def measure_offline(benchmark: Benchmark, rows: Sequence[Row], predictions: Pred
             if name == "token F1":
                 by_key = {row.key: value for row, value in zip(answered, values, strict=True)}
                 measures += [
-                    Measure(OFFLINE, name, "%", estimate([by_key[row.key] for row in some], _videos(some)), 0, group)
+                    Measure(OFFLINE, name, "%", estimate([by_key[row.key] for row in some], _videos(some)), group=group)
                     for group, some in _groups(answered)
                 ]
     return measures
@@ -86,38 +94,41 @@ def measure_judged(
     benchmark: Benchmark,
     rows: Sequence[Row],
     predictions: Predictions,
-    judgements: Mapping[tuple[str, str], Judgement],
+    judgements: Judgements,
     judge: str,
 ) -> list[Measure]:
-    """Scores, and the share of right answers for verdicts; `judgements` by axis name and row key."""
+    """Scores, and the share of right answers for verdicts."""
     measures: list[Measure] = []
     scored: list[tuple[list[float], list[str]]] = []
     for axis, asked in _by_axis(benchmark, rows):
         answered = [row for row in asked if row.key in predictions]
-        found = [(row, judgements[axis.name, row.key]) for row in answered if (axis.name, row.key) in judgements]
+        replied = [(row, judgements[axis.name, row.key]) for row in answered if (axis.name, row.key) in judgements]
+        found = [(row, one) for row, one in replied if one is not None]
         judged = [row for row, _ in found]
-        unjudged = len(answered) - len(judged)
+        missing = len(replied) - len(found), len(answered) - len(replied)
         videos, scores = _videos(judged), [one.score for _, one in found]
         scored.append((scores, videos))
         if axis.kind == "verdict":
             right = {row.key: 100.0 * bool(one.right) for row, one in found}
             value = estimate([right[row.key] for row in judged], videos)
-            measures.append(_measure(benchmark, judge, "accuracy", "%", value, unjudged))
-            measures.append(_measure(benchmark, judge, "score", "of 5", estimate(scores, videos), unjudged))
+            measures.append(_measure(benchmark, judge, "accuracy", "%", value, missing))
+            measures.append(_measure(benchmark, judge, "score", "of 5", estimate(scores, videos), missing))
             measures += [
-                Measure(judge, "accuracy", "%", estimate([right[row.key] for row in some], _videos(some)), 0, group)
+                Measure(judge, "accuracy", "%", estimate([right[row.key] for row in some], _videos(some)), group=group)
                 for group, some in _groups(judged)
             ]
         else:
-            measures.append(_measure(benchmark, judge, axis.name, "of 5", estimate(scores, videos), unjudged))
+            measures.append(_measure(benchmark, judge, axis.name, "of 5", estimate(scores, videos), missing))
     if len(scored) == len(benchmark.axes) > 1 and all(scores for scores, _ in scored):
-        measures.append(_measure(benchmark, judge, MEAN_OF_AXES, "of 5", estimate_mean_of_means(scored), 0))
+        measures.append(_measure(benchmark, judge, MEAN_OF_AXES, "of 5", estimate_mean_of_means(scored)))
     return measures
 
 
-def _measure(benchmark: Benchmark, judge: str, name: str, unit: str, value: Estimate, unjudged: int) -> Measure:
+def _measure(
+    benchmark: Benchmark, judge: str, name: str, unit: str, value: Estimate, missing: tuple[int, int] = (0, 0)
+) -> Measure:
     published = tuple((model, figures[name]) for model, figures in benchmark.published if name in figures)
-    return Measure(judge, name, unit, value, unjudged, published=published)
+    return Measure(judge, name, unit, value, *missing, published=published)
 
 
 def _by_axis(benchmark: Benchmark, rows: Sequence[Row]) -> Iterator[tuple[Axis, list[Row]]]:

@@ -139,8 +139,7 @@ def complete_predictions(
 
     `predictor` may be None where no row is left to ask.
     """
-    done = {row.key: row.predictions for row in rows if row.predictions is not None}
-    done |= kept_predictions(rows, files)
+    done = known_predictions(rows, files)
     waiting = list({row.key: row for row in rows if row.key not in done}.values())
     if not waiting or predictor is None:
         return done
@@ -153,6 +152,12 @@ def complete_predictions(
         if on_progress is not None:
             on_progress(count / len(waiting), f"Answered {count:,} of {len(waiting):,} questions")
     return done
+
+
+def known_predictions(rows: Sequence[Row], files: Mapping[str, JsonLines]) -> dict[str, tuple[str, ...]]:
+    """Predictions by row key that rows bring along, and those in the files by part."""
+    given = {row.key: row.predictions for row in rows if row.predictions is not None}
+    return given | kept_predictions(rows, files)
 
 
 def kept_predictions(rows: Sequence[Row], files: Mapping[str, JsonLines]) -> dict[str, tuple[str, ...]]:

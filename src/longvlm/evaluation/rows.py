@@ -74,7 +74,7 @@ class Annotation:
         value = self.find(names)
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
             here = next(name for name in names if self.fields.get(name) is not None)
-            raise LongVLMError(f"{self.place}, field {here!r} is {_shown(value)}; text is expected.")
+            raise LongVLMError(f"{self.place}, field {here!r} is {shown(value)}; text is expected.")
         return str(value).strip()
 
     def make_row(self, part: str, questions: Sequence[str], answer: str, *, video_name: str, **more: Any) -> Row:
@@ -98,12 +98,12 @@ def read_annotations(path: Path) -> list[Annotation]:
     except (ValueError, RecursionError) as error:  # broken UTF-8 is a ValueError, too
         raise LongVLMError(f"{path} is not readable as JSON ({error}); download or write it again.") from error
     if not isinstance(rows, list):
-        raise LongVLMError(f"{path} holds {_shown(rows)}; a JSON list of annotations is expected.")
+        raise LongVLMError(f"{path} holds {shown(rows)}; a JSON list of annotations is expected.")
     if not rows:
         raise LongVLMError(f"{path} holds no annotations; give a list with at least one.")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise LongVLMError(f"{path}, row {number} is {_shown(row)}; an object with fields is expected.")
+            raise LongVLMError(f"{path}, row {number} is {shown(row)}; an object with fields is expected.")
     return [Annotation(f"{path}, row {number}", row) for number, row in enumerate(rows)]
 
 
@@ -111,7 +111,8 @@ def _has_lines(path: Path) -> bool:
     return path.suffix == ".jsonl"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """What a JSON value is, in a few words for a message."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):

@@ -20,8 +20,15 @@ from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
 from longvlm.evaluation.chart import draw_chart
 from longvlm.evaluation.jsonl import JsonLines
 from longvlm.evaluation.judge import Judge, JudgeRequest
-from longvlm.evaluation.judging import Judgement, JudgePrompt
-from longvlm.evaluation.measures import Measure, Predictions, measure_judged, measure_letters, measure_offline
+from longvlm.evaluation.judging import JudgePrompt
+from longvlm.evaluation.measures import (
+    Judgements,
+    Measure,
+    Predictions,
+    measure_judged,
+    measure_letters,
+    measure_offline,
+)
 from longvlm.evaluation.predict import (
     Asking,
     Predictor,
@@ -29,6 +36,7 @@ from longvlm.evaluation.predict import (
     complete_predictions,
     damaged_videos,
     kept_predictions,
+    known_predictions,
 )
 from longvlm.evaluation.results import Results, judge_name
 from longvlm.evaluation.rows import Row, content_hash
@@ -61,11 +69,22 @@ class JudgeChoice:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A video, by its name in the annotations, about which rows could not be asked."""
+
+    video: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """The results, and what went wrong on the way; `stopped` is why a judge could not be asked to the end."""
+    """The results, and what went wrong on the way.
+
+    `failures` say of a video or a row why it could not be asked, `stopped` why a judge could not be asked to the end.
+    """
 
     results: Results
-    num_failures: int
+    failures: Sequence[Failure]
     num_unreached: int
     damaged: Sequence[str]
     stopped: LongVLMError | None
@@ -87,7 +106,8 @@ def run_benchmark(
 
     `model` and `videos` may be None where all rows bring predictions along. `weights` tells checkpoints of one
     name apart. Raises LongVLMError where the folder belongs to another evaluation, nothing is found to ask
-    about, or nothing can be written; what was done is kept.
+    about or none of it can be asked, nothing can be written, or the judge can't be reached before the first question;
+    what was done is kept.
     """
     settings = _settings(benchmark, model, weights, videos, asking)
     make_folder(output)
@@ -105,50 +125,56 @@ def run_benchmark(
             if not kept_predictions(rows, files):
                 _require_any_video(rows, videos, benchmark)
             predictor = Predictor(model, benchmark, videos, asking, failures)
-        predictions = complete_predictions(rows, files, predictor, on_progress)
-        damaged = damaged_videos(rows, files)
         kept = stack.enter_context(JsonLines(output / "judgements.jsonl"))
-        judged = _JudgePart(benchmark, rows, predictions, judge, kept)
+        judged = _JudgePart(benchmark, rows, judge, kept)
+        judged.require_reachable(known_predictions(rows, files))
+        predictions = complete_predictions(rows, files, predictor, on_progress)
+        failed = [Failure(line["video"], line["reason"]) for line in failures.lines]
+        if failed and not predictions:
+            raise _nothing_asked(rows, failed, failures.path)
+        damaged = damaged_videos(rows, files)
         if judge is not None:  # the offline part is there even if the judge fails, or takes days
             _write(output, _results(benchmark, rows, predictions, settings, None, len(damaged)), with_chart=False)
-        judged.complete(on_progress)
+        judged.complete(predictions, on_progress)
         results = _results(benchmark, rows, predictions, settings, judged, len(damaged))
         _write(output, results)
-        return Outcome(results, len(failures.lines), judged.num_unreached, damaged, judged.stopped)
+        return Outcome(results, failed, judged.num_unreached, damaged, judged.stopped)
 
 
 class _JudgePart:
     """The judge's part of an evaluation, which may be none, or end early."""
 
-    def __init__(
-        self,
-        benchmark: Benchmark,
-        rows: Sequence[Row],
-        predictions: Predictions,
-        choice: JudgeChoice | None,
-        kept: JsonLines,
-    ) -> None:
+    def __init__(self, benchmark: Benchmark, rows: Sequence[Row], choice: JudgeChoice | None, kept: JsonLines) -> None:
         self.stopped: LongVLMError | None = None
+        self._axes, self._rows = benchmark.axes, rows
         self._requests: dict[tuple[str, str], JudgeRequest] = {}
         self._judge: Judge | None = None
         if choice is None:
             return
         self._judge = Judge(choice.model, choice.url, kept, concurrency=choice.concurrency)
-        # A hash of them: scores by other prompts are other scores.
-        self._prompts = content_hash({name: [one.system, one.user] for name, one in choice.prompts.items()})[:16]
-        for axis in benchmark.axes:
-            for row in rows:
-                if row.part == axis.part and row.key in predictions:
-                    request = _request(row, axis, choice.prompts[axis.name], predictions[row.key])
-                    self._requests[axis.name, row.key] = request
+        self._prompts = choice.prompts
+        # Scores by other prompts are other scores.
+        self._prompts_hash = content_hash({name: [one.system, one.user] for name, one in choice.prompts.items()})[:16]
 
     @property
     def num_unreached(self) -> int:
         return self._judge.unreached if self._judge else 0
 
-    def complete(self, on_progress: Progress | None) -> None:
+    def require_reachable(self, predictions: Predictions) -> None:
+        """Raise LongVLMError where the judge can't be reached, before hours of answering questions that it is to judge.
+
+        `predictions` are those there are: where they are all, and judged, there is nothing to reach it for.
+        """
         if self._judge is None:
             return
+        judged = all(self._judge.has_reply(request) for request in self._requests_about(predictions).values())
+        if not judged or any(row.key not in predictions for row in self._rows):
+            self._judge.require_reachable()
+
+    def complete(self, predictions: Predictions, on_progress: Progress | None) -> None:
+        if self._judge is None:
+            return
+        self._requests = self._requests_about(predictions)
         try:
             self._judge.complete(list(self._requests.values()), on_progress)
         except LongVLMError as reason:
@@ -159,17 +185,48 @@ class _JudgePart:
             return None
         versions = self._judge.versions(list(self._requests.values()))
         described = {"model": self._judge.model, "url": self._judge.url, "versions": versions}
-        return {**described, "prompts": self._prompts}
+        return {**described, "prompts": self._prompts_hash}
 
-    def judgements(self) -> dict[tuple[str, str], Judgement]:
+    def judgements(self) -> Judgements:
         if self._judge is None:
             return {}
-        found = {place: self._judge.find(request) for place, request in self._requests.items()}
-        return {place: judgement for place, judgement in found.items() if judgement is not None}
+        replied = {place: request for place, request in self._requests.items() if self._judge.has_reply(request)}
+        return {place: self._judge.find(request) for place, request in replied.items()}
+
+    def notes(self) -> list[str]:
+        """What to say of requests without a judgement."""
+        judgements, total = self.judgements(), len(self._requests)
+        unreadable, unreached = sum(one is None for one in judgements.values()), total - len(judgements)
+        notes = []
+        if unreadable:
+            notes.append(f"The judge sent no reply that could be read to {unreadable} of {total} requests.")
+        if unreached:
+            notes.append(
+                f"The judge sent no reply at all to {unreached} of {total} requests: it was not reached, or refused "
+                "them; they are asked again by the same command."
+            )
+        return [f"{note} They count to no mean." for note in notes]
+
+    def _requests_about(self, predictions: Predictions) -> dict[tuple[str, str], JudgeRequest]:
+        """By axis name and row key."""
+        return {
+            (axis.name, row.key): self._request(axis, row, predictions[row.key])
+            for axis in self._axes
+            for row in self._rows
+            if row.part == axis.part and row.key in predictions
+        }
+
+    def _request(self, axis: Axis, row: Row, texts: tuple[str, ...]) -> JudgeRequest:
+        messages = self._prompts[axis.name].fill(row, texts)
+        return JudgeRequest(row.key, axis.name, messages, with_verdict=axis.kind == "verdict")
 
 
-def _request(row: Row, axis: Axis, prompt: JudgePrompt, texts: tuple[str, ...]) -> JudgeRequest:
-    return JudgeRequest(row.key, axis.name, prompt.fill(row, texts), with_verdict=axis.kind == "verdict")
+def _nothing_asked(rows: Sequence[Row], failed: Sequence[Failure], path: Path) -> LongVLMError:
+    first = failed[0]
+    return LongVLMError(
+        f"None of the {len(rows)} rows could be asked, first of them about {first.video}: {first.reason.rstrip('.')}. "
+        f"All reasons are in {path}."
+    )
 
 
 def _settings(
@@ -186,10 +243,14 @@ def _settings(
 
 
 def _claim(output: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder this evaluation's own. Raises LongVLMError where it is another one's."""
+    """Make the folder this evaluation's own. Raises LongVLMError where it is another one's.
+
+    One that came to no prediction and no result, since nothing could be asked, is nobody's.
+    """
     path = output / "settings.json"
     try:
-        if not path.exists():
+        is_begun = any(output.glob("predictions-*.jsonl")) or (output / "results.json").exists()
+        if not is_begun or not path.exists():
             write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
             return
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -213,7 +274,7 @@ def _short(value: Any) -> str:
 def _require_any_video(rows: Sequence[Row], videos: Path, benchmark: Benchmark) -> None:
     names = list(dict.fromkeys(row.video_name for row in rows if row.predictions is None))
     if names and not any(find_video(videos, name, benchmark) for name in names):
-        stem = benchmark.video_stems(names[0])[-1]
+        stem = benchmark.video_stems(names[0])[0]
         raise LongVLMError(
             f"None of the {len(names)} videos of the annotations is in {videos}: looked, for example, for "
             f"{stem}{benchmark.video_suffixes[0]}; check --videos."
@@ -236,10 +297,7 @@ def _results(
     measures: list[Measure] = []
     if judged is not None and judge is not None:
         measures = measure_judged(benchmark, rows, predictions, judged.judgements(), judge_name(judge))
-        if any(measure.unjudged for measure in measures):
-            notes.append(
-                "Where n is less than the answers, the judge sent no reply that could be read; they count to no mean."
-            )
+        notes += judged.notes()
     explanations = [_INTERVAL_NOTE]
     if benchmark.axes:
         measures += measure_offline(benchmark, rows, predictions)

@@ -23,7 +23,7 @@ from longvlm.stages.tokens import average_globals
 from longvlm.stages.video import open_video
 from longvlm.stages.vision import VisionEncoder
 from longvlm.types import Compression, FrameFeatures, MergedSegments, Sampling, VideoInfo
-from longvlm.video_index import VideoIndex
+from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 from longvlm.whole_files import make_folder, write_whole
 
 UNKNOWN_ENCODER = "unknown (imported reference features)"
@@ -129,7 +129,7 @@ def read_reference_index(
         lost_seconds=0.0,
         compression=settings.compression,
         encoder_name=UNKNOWN_ENCODER if settings.encoder is None else settings.encoder.name,
-        encoder_fingerprint="unknown" if settings.encoder is None else settings.encoder.fingerprint,
+        encoder_fingerprint=UNKNOWN_FINGERPRINT if settings.encoder is None else settings.encoder.fingerprint,
     )
 
 

@@ -16,7 +16,7 @@ from longvlm.index.video_folders import VIDEO_SUFFIXES, ListedVideo, video_id
 from longvlm.pipeline import LongVLM
 from longvlm.stages.tokens import count_visual_tokens
 from longvlm.types import Compression, Sampling
-from longvlm.video_index import VideoIndex
+from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,12 @@ def inspect_features(
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise LongVLMError(f"{path} can't be read ({' '.join(str(error).split())}); extract it again.") from error
     if found_fingerprint != encoder_fingerprint:
+        remedy = "extract the features with this model, or train the model that made them"
+        if found_fingerprint == UNKNOWN_FINGERPRINT:
+            remedy = "import the features again, naming their encoder with --vision-tower (or --model)"
         raise LongVLMError(
             f"{path} was made by the encoder {found_name} ({found_fingerprint[:12]}), but the model has {encoder_name} "
-            f"({encoder_fingerprint[:12]}); extract the features with this model, or train the model that made them."
+            f"({encoder_fingerprint[:12]}); {remedy}."
         )
     if settings != wanted:
         raise _misfit(path, num_segments, settings, wanted)

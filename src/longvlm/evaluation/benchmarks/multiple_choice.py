@@ -14,7 +14,7 @@ from typing import Any
 
 from longvlm.errors import LongVLMError
 from longvlm.evaluation.benchmark import Benchmark
-from longvlm.evaluation.rows import QUESTION_FIELDS, Annotation, Row, read_annotations
+from longvlm.evaluation.rows import QUESTION_FIELDS, Annotation, Row, read_annotations, shown
 
 NAME = "multiple-choice"
 # The first that a row has counts: Video-MME's `videoID` names its files, its `video_id` is a running number.
@@ -68,15 +68,22 @@ def read(files: Sequence[str]) -> list[Row]:
 
 
 def _unfold(annotation: Annotation) -> list[Annotation]:
-    """A video with a list of questions (Video-MME's own file) as one annotation for each of them."""
+    """A video with a list of questions (Video-MME's own file) as one annotation for each of them.
+
+    Raises LongVLMError, naming row and question, for a question that is no object.
+    """
     questions = annotation.fields.get("questions")
     if not isinstance(questions, list):
         return [annotation]
+    for number, question in enumerate(questions):
+        if not isinstance(question, Mapping):
+            raise LongVLMError(
+                f"{annotation.place}, question {number} is {shown(question)}; an object with fields is expected."
+            )
     shared = {name: value for name, value in annotation.fields.items() if name != "questions"}
     return [
         Annotation(f"{annotation.place}, question {number}", {**shared, **question})
         for number, question in enumerate(questions)
-        if isinstance(question, Mapping)
     ]
 
 
