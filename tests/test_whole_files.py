@@ -1,9 +1,17 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
 from longvlm.errors import LongVLMError
-from longvlm.whole_files import first_difference, give_usual_mode, holding, make_folder, write_whole
+from longvlm.whole_files import (
+    first_difference,
+    give_usual_mode,
+    hidden_beside,
+    holding,
+    make_folder,
+    write_whole,
+)
 
 
 def test_a_file_is_replaced_whole_and_a_place_that_is_none_is_named(tmp_path: Path) -> None:
@@ -31,6 +39,19 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
         pass
     with holding(tmp_path):
         pass
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with hidden_beside(target) as living, hidden_beside(tmp_path / "other") as other:
+        abandoned = tmp_path / ".saving-target-abandoned"
+        shutil.copytree(living, abandoned)  # with a lock that nobody holds
+        (abandoned / "checkpoint").mkdir()
+        (tmp_path / ".saving-other-abandoned").mkdir()
+        with hidden_beside(target) as hidden:
+            assert not abandoned.exists()
+            assert {living, other, hidden} < set(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".saving-other-abandoned"]
 
 
 def test_the_first_difference_is_named_with_both_values() -> None:

@@ -77,6 +77,7 @@ class LongVLM:
         *,
         vision_tower: str | None = None,
         projector: str | Path | None = None,
+        base: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         load_in_4bit: bool = False,
@@ -87,16 +88,17 @@ class LongVLM:
 
         Only configuration and tokenizer are read; weights follow when they are first needed. `vision_tower` (a
         folder or hub id) takes the place of the checkpoint's own; `projector`, the path of an mm_projector.bin that
-        the reference has trained, is laid over the checkpoint, new tokens included. `device` is CUDA
-        where there is any; `dtype` (None or "auto") is bfloat16 where the device multiplies it fast, else
-        float32. A mapping as `compression` changes single settings of the checkpoint's, a `Compression`
-        replaces them all; `timestamps` decides whether segment times are written between visual tokens.
+        the reference has trained, is laid over the checkpoint, new tokens included; `base` (a folder or hub id) is
+        where the base of a model that was trained in part lies, if it has moved. `device` is CUDA where there is
+        any; `dtype` (None or "auto") is bfloat16 where the device multiplies it fast, else float32. A mapping as
+        `compression` changes single settings of the checkpoint's, a `Compression` replaces them all; `timestamps`
+        decides whether segment times are written between visual tokens.
         Raises LongVLMError for an unknown model, device, dtype or setting, and for parts that don't fit.
         """
         chosen_device = choose_device(device)
         chosen_dtype = choose_dtype(dtype, chosen_device)
         folder = resolve_model(model)
-        config = load_config(folder, vision_tower=vision_tower, projector=projector)
+        config = load_config(folder, vision_tower=vision_tower, projector=projector, base=base)
         if compression is not None:
             config.compression = _override(config.compression_settings, compression)
         if timestamps is not None:

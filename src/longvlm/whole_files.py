@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,34 @@ def holding(folder: Path) -> Iterator[None]:
                 f"Another process is at work in {folder}; wait for it or stop it, or choose another output."
             ) from error
         yield
+
+
+@contextmanager
+def hidden_beside(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` to prepare it in, deleted at the end.
+
+    A process that is killed leaves its own behind, but not the lock in it, by which the next one for the same target
+    knows that nobody writes there any more, and deletes it. Raises OSError where that or writing is not permitted.
+    """
+    prefix = f".saving-{target.name}-"
+    for earlier in target.parent.iterdir():
+        if earlier.name.startswith(prefix) and _is_abandoned(earlier):
+            shutil.rmtree(earlier)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder, holding(Path(folder)):
+        yield Path(folder)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether the process that was `holding` it is gone; without such locks that can't be told."""
+    path = folder / _LOCK
+    if fcntl is None or not path.is_file():
+        return False
+    with path.open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:

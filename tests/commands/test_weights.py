@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_checkpoint import save_tiny_checkpoint
 from tiny_llava import (
     make_words,
     random_llama,
@@ -18,6 +19,7 @@ from tiny_llava import (
     save_projector,
     save_tower,
 )
+from tiny_part import save_part
 
 from longvlm.cli import main
 
@@ -85,6 +87,32 @@ def test_a_projector_on_the_command_line(run: Run, folders: Path) -> None:
     assert torch.equal(read_weights(folders / "own")["language_model.model.embed_tokens.weight"], table)
 
 
+def test_other_settings_are_warned_of_in_one_line(run: Run, folders: Path) -> None:
+    config = folders / "base" / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    places = ["--base", folders / "base", "--target", folders / "new" / "llava", "--delta", folders / "delta"]
+    status, told = run("apply-delta", *places)
+    assert status == 0 and told.count("Warning: ") == 1 and "rms_norm_eps=1e-05" in told, told
+    assert len(told.splitlines()) == 2
+    assert len(read_weights(folders / "new" / "llava")) == len(read_weights(folders / "delta"))
+
+
+def test_a_part_and_its_moved_base_become_one_checkpoint(run: Run, tmp_path: Path) -> None:
+    from longvlm import LongVLM
+
+    base = save_tiny_checkpoint(tmp_path / "base")
+    name = "model.multi_modal_projector.linear_1.bias"
+    part = save_part(tmp_path / "part", base, weights={name: torch.ones(32)})
+    base.rename(tmp_path / "moved")
+    status, told = run("consolidate", part, "-o", tmp_path / "one")
+    assert status == 2 and len(told.splitlines()) == 1 and "give it with --base" in told, told
+    assert run("consolidate", part, "-o", tmp_path / "one", "--base", tmp_path / "moved")[0] == 0
+    model = LongVLM.from_pretrained(tmp_path / "one", device="cpu", dtype="float32").language_model
+    assert torch.equal(model.get_parameter(name), torch.ones(32))
+    status, told = run("import-llava", part, "-o", tmp_path / "own")
+    assert status == 2 and "weights consolidate" in told, told
+
+
 def test_refusals_are_one_line(run: Run, folders: Path) -> None:
     places = ["--base", folders / "base", "--target", folders / "llava", "--delta", folders / "delta"]
     for arguments, words in (
@@ -98,6 +126,8 @@ def test_refusals_are_one_line(run: Run, folders: Path) -> None:
         ),
         (["import-llava", folders / "base", "-o", folders / "own"], "'llama'"),
         (["consolidate", folders / "tower", "-o", folders / "own", "--projector", "x.bin"], "import-llava"),
+        (["consolidate", folders / "delta", "-o", folders / "own", "--base", folders / "base"], "leave its base"),
+        (["consolidate", folders / "delta", "-o", folders / "own", "--vision-tower", "clip"], "leave the vision tower"),
     ):
         status, told = run(*arguments)
         assert status == 2 and len(told.splitlines()) == 1 and told.startswith("Error: ") and words in told, told
@@ -116,3 +146,11 @@ def test_the_references_script(folders: Path, flags: tuple[str, str, str]) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert len(read_weights(folders / "sum")) == len(read_weights(folders / "delta"))
+
+
+def test_the_references_script_explains_itself() -> None:
+    command = [sys.executable, str(SCRIPT), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
+    assert done.stdout.startswith("usage: apply_delta.py ")
+    for words in ("--base-model-path", "--target-model-path", "--delta-path", "longvlm weights apply-delta"):
+        assert words in done.stdout

@@ -170,14 +170,29 @@ def test_a_base_of_other_words_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "sum").exists()
 
 
-def test_a_base_of_another_generation_is_refused(tmp_path: Path) -> None:
+def test_other_settings_of_a_base_that_fits_are_told_in_one_line(tmp_path: Path) -> None:
+    """Conversions of one LLaMA differ in them."""
     base, config = random_llama()
     delta, delta_config = random_llava(base, config)
-    save_checkpoint(tmp_path / "base", base, {**config, "rms_norm_eps": 1e-5})
-    save_checkpoint(tmp_path / "delta", delta, {**delta_config, "rms_norm_eps": 1e-6})
-    with pytest.raises(LongVLMError, match=r"config.json has rms_norm_eps=1e-05, and the other one 1e-06"):
+    save_checkpoint(tmp_path / "base", base, {**config, "rms_norm_eps": 1e-5, "rope_theta": 1e6})
+    save_checkpoint(tmp_path / "delta", delta, {**delta_config, "rms_norm_eps": 1e-6, "rope_theta": 1e4})
+    with pytest.warns(UserWarning, match=r"base has rms_norm_eps=1e-05 where .*delta has 1e-06, rope_theta=1000000.0"):
         apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "sum")
-    assert not (tmp_path / "sum").exists()
+    summed = read_weights(tmp_path / "sum")
+    assert all(torch.equal(summed[name], tensor) for name, tensor in slow_sum(base, delta).items())
+    assert (tmp_path / "sum/config.json").read_bytes() == (tmp_path / "delta/config.json").read_bytes()
+    told: list[str] = []
+    make_delta(tmp_path / "base", tmp_path / "sum", tmp_path / "again", on_warning=told.append)
+    assert len(told) == 1 and len(told[0].splitlines()) == 1
+
+
+def test_a_base_that_does_not_fit_is_refused_whatever_its_settings(tmp_path: Path) -> None:
+    base, config = random_llama()
+    delta, delta_config = random_llava(base, config)
+    save_checkpoint(tmp_path / "base", base | {LAYER: NARROW}, {**config, "rms_norm_eps": 1e-5})
+    save_checkpoint(tmp_path / "delta", delta, {**delta_config, "rms_norm_eps": 1e-6})
+    with pytest.raises(LongVLMError, match=LAYER):
+        apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "sum", on_warning=pytest.fail)
 
 
 def test_a_tensor_that_no_base_has_is_refused(tmp_path: Path) -> None:
@@ -250,16 +265,23 @@ def test_targets_that_can_not_be_written_are_refused(
 ) -> None:
     with pytest.raises(LongVLMError, match=r"delta exists already"):
         apply_delta(*two_folders, tmp_path / "delta")
-    with pytest.raises(LongVLMError, match=r"nowhere does not exist"):
-        apply_delta(*two_folders, tmp_path / "nowhere" / "sum")
-    with pytest.raises(LongVLMError, match="'5 apples'"):
-        apply_delta(*two_folders, tmp_path / "sum", max_shard_size="5 apples")
+    with pytest.raises(LongVLMError, match=r"config.json is a file"):
+        apply_delta(*two_folders, two_folders[0] / "config.json" / "new" / "sum")
+    for target in (tmp_path / "sum", tmp_path / "new" / "deeper" / "sum"):
+        with pytest.raises(LongVLMError, match="'5 apples'"):
+            apply_delta(*two_folders, target, max_shard_size="5 apples")
     with pytest.raises(LongVLMError, match=r"no folder has this name|no model folder"):
         apply_delta(tmp_path / "nobase", two_folders[1], tmp_path / "sum")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(LongVLMError, match=r"has 0\.0 GB left"):
         apply_delta(*two_folders, tmp_path / "sum")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "delta"}
+
+
+def test_folders_above_the_target_are_made(two_folders: tuple[Path, Path], tmp_path: Path) -> None:
+    apply_delta(*two_folders, tmp_path / "new" / "deeper" / "sum")
+    assert read_weights(tmp_path / "new" / "deeper" / "sum").keys() == read_weights(two_folders[1]).keys()
+    assert [path.name for path in (tmp_path / "new" / "deeper").iterdir()] == ["sum"]
 
 
 def test_an_empty_folder_may_be_the_target(two_folders: tuple[Path, Path], tmp_path: Path) -> None:

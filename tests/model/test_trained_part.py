@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save_tiny_checkpoint
+from tiny_part import save_part
 
 from longvlm.errors import LongVLMError
-from longvlm.model.checkpoints import load_config, load_processor
-from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart, base_of, digest_checkpoint
+from longvlm.model.checkpoints import load_config
+from longvlm.model.trained_part import FILE_NAME, Base, base_of, digest_checkpoint
 from longvlm.model.weight_files import read_tensors
 from longvlm.pipeline import LongVLM
 
@@ -22,18 +23,13 @@ def base(tmp_path: Path) -> Path:
     return save_tiny_checkpoint(tmp_path / "base")
 
 
-def save_part(folder: Path, base: Path, vocabulary: int | None = None, **content: object) -> Path:
-    folder.mkdir()
-    TrainedPart(Base(str(base), digest_checkpoint(base)), **content).save(folder)  # type: ignore[arg-type]
-    config = load_config(base)
-    load_processor(base, config).save_pretrained(folder)
-    config.text_config.vocab_size = vocabulary or config.text_config.vocab_size
-    config.save_pretrained(folder)
-    return folder
-
-
 def open_model(folder: Path) -> LongVLM:
     return LongVLM.from_pretrained(folder, device="cpu", dtype="float32")
+
+
+def assert_same_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
 def test_it_is_laid_over_its_base(base: Path, tmp_path: Path) -> None:
@@ -97,8 +93,36 @@ def test_a_part_that_lies_where_its_base_was_is_refused(base: Path, tmp_path: Pa
 def test_a_missing_base_is_named(base: Path, tmp_path: Path) -> None:
     folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(32)})
     base.rename(tmp_path / "moved")
-    with pytest.raises(LongVLMError, match=r"part holds the trained part of a model alone, and its base can't be had"):
+    alone = r"part holds the trained part of a model alone, and its base can't be had: .* give it with --base"
+    with pytest.raises(LongVLMError, match=alone):
         _ = open_model(folder).language_model
+
+
+def test_a_base_that_has_moved_is_taken_from_where_it_is_said_to_be(base: Path, tmp_path: Path) -> None:
+    folder = save_part(tmp_path / "part", base, weights={BIAS: torch.ones(32)})
+    expected = open_model(folder)
+    weights, fingerprint = expected.language_model.state_dict(), expected.encoder.fingerprint
+    base.rename(tmp_path / "moved")
+    model = LongVLM.from_pretrained(folder, base=tmp_path / "moved", device="cpu", dtype="float32")
+    assert model.encoder.fingerprint == fingerprint
+    assert_same_weights(model.language_model.state_dict(), weights)
+    assert model.language_model.config.base is None
+
+    other = save_tiny_checkpoint(tmp_path / "other", seed=1)
+    wrong = LongVLM.from_pretrained(folder, base=str(other), device="cpu", dtype="float32")
+    for read in ("encoder", "language_model"):
+        with pytest.raises(LongVLMError, match=r"was trained on a base with digest .*give it with --base"):
+            getattr(wrong, read)
+    with pytest.raises(LongVLMError, match=r"other holds no trained part of a model; leave its base .*moved out"):
+        LongVLM.from_pretrained(other, base=tmp_path / "moved")
+
+
+def test_new_rows_that_a_part_lacks_are_the_mean_of_the_others(base: Path, tmp_path: Path) -> None:
+    size = load_config(base).text_config.vocab_size
+    folder = save_part(tmp_path / "part", base, size + 2, weights={BIAS: torch.ones(32)})
+    model = open_model(folder).language_model
+    for table in (model.get_input_embeddings().weight, model.lm_head.weight):
+        assert torch.equal(table[size:], table[:size].mean(0).expand(2, -1))
 
 
 def test_a_weight_that_does_not_fit_is_named(base: Path, tmp_path: Path) -> None:

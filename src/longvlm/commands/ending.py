@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, the last line it says, and Ctrl-C."""
+"""How a command ends: its exit status, the last line it says, Ctrl-C, and SIGTERM."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from longvlm.commands import console
 from longvlm.errors import LongVLMError
 from longvlm.index.video_folders import shorten
 
-LEFT_SOMETHING_OUT, MISTAKE, INTERRUPTED = 1, 2, 130
+LEFT_SOMETHING_OUT, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 DEFECT = 70  # EX_SOFTWARE of sysexits.h, which Python knows on Unix alone
-INTERRUPT_GRACE_SECONDS = 0.5
+
+_LAST_WORD = {INTERRUPTED: "Interrupted.", TERMINATED: "Terminated."}
+# Who presses Ctrl-C waits for the prompt; what sends SIGTERM (systemd, docker, a batch system) has ten seconds or more.
+_GRACE_SECONDS = {INTERRUPTED: 0.5, TERMINATED: 5.0}
 
 # What the system refuses whatever we do.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
@@ -31,16 +34,20 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 _ending = threading.Lock()  # two threads may want to end the process, but one line is enough
 
 
+class _Terminated(SystemExit):
+    """SIGTERM has come: what is open is closed, and what is half-written deleted, on the way up."""
+
+
 def run_to_end(app: typer.Typer, name: str) -> int:
     """Run the command that `sys.argv` names, and return the exit status; every way it can end has its own.
 
     0 done; 1 done but for some videos or rows, which were named; 2 a mistake in the input, told in one line;
-    130 Ctrl-C; 70 a defect of ours, which keeps its traceback.
+    130 Ctrl-C; 143 SIGTERM; 70 a defect of ours, which keeps its traceback.
     """
-    with _ending_soon_after_interrupt():
+    with _ending_soon_after_signals():
         status = _run(app, name)
-        if status == INTERRUPTED:
-            _end_interrupted()
+        if status in _LAST_WORD:
+            _end_at_once(status)
     return status
 
 
@@ -58,6 +65,8 @@ def _run(app: typer.Typer, name: str) -> int:
         return MISTAKE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except _Terminated:
+        return TERMINATED
     except BrokenPipeError:  # whoever read stdout has gone
         _drop_what_is_buffered()
         return LEFT_SOMETHING_OUT
@@ -82,11 +91,11 @@ def _drop_what_is_buffered() -> None:
 
 
 @contextmanager
-def _ending_soon_after_interrupt() -> Iterator[None]:
-    """Within it, Ctrl-C ends the process in half a second, even while a library's C code keeps the main thread.
+def _ending_soon_after_signals() -> Iterator[None]:
+    """Within it, Ctrl-C and SIGTERM end the process soon, even while a library's C code keeps the main thread.
 
-    The usual KeyboardInterrupt comes first and cleans up. A thread that the signal itself wakes gives that
-    `INTERRUPT_GRACE_SECONDS`, since opening an address that doesn't answer can block for long.
+    KeyboardInterrupt, or `_Terminated`, comes first and cleans up. A thread that the signal itself wakes gives that
+    `_GRACE_SECONDS`, since opening an address that doesn't answer can block for long.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's own
         yield
@@ -94,19 +103,27 @@ def _ending_soon_after_interrupt() -> Iterator[None]:
     woken, waker = socket.socketpair()  # Windows lets signals write to sockets alone
     waker.setblocking(False)
     left = threading.Event()
+    statuses: dict[int, int] = {signal.SIGINT: INTERRUPTED}
+    is_ours = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # whoever handles or ignores it already has a reason
+    if is_ours:
+        statuses[signal.SIGTERM] = TERMINATED
 
     def watch() -> None:
-        while (number := woken.recv(1)) not in (b"", bytes([signal.SIGINT])):
-            pass
-        if number and not left.wait(INTERRUPT_GRACE_SECONDS):
-            _end_interrupted()
+        while number := woken.recv(1):
+            status = statuses.get(number[0])
+            if status is not None and not left.wait(_GRACE_SECONDS[status]):
+                _end_at_once(status)
 
-    watching = threading.Thread(target=watch, daemon=True, name="interrupt-watch")
+    watching = threading.Thread(target=watch, daemon=True, name="signal-watch")
     watching.start()
     previous = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    if is_ours:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.set_wakeup_fd(previous)
         left.set()
         waker.close()
@@ -114,8 +131,24 @@ def _ending_soon_after_interrupt() -> Iterator[None]:
         woken.close()
 
 
-def _end_interrupted() -> NoReturn:
-    """Say so in one line and end with the status of Ctrl-C, not waiting for what is still running."""
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off the cleaning up
+    raise _Terminated
+
+
+def _leave_signals_to_the_parent() -> None:
+    """In a forked child, which must neither clean up what is its parent's when terminated, nor end its parent."""
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """Say why in one line and end, not waiting for what is still running."""
     with _ending:
-        print("Interrupted.", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)
+        print(_LAST_WORD[status], file=sys.stderr, flush=True)
+        os._exit(status)

@@ -66,7 +66,7 @@ def extract(
 
 def open_extractor(model_options: EncoderOptions, video_options: VideoOptions, *, all_layers: bool) -> Extractor:
     """The encoder that the options name: a model's, or a vision tower alone, read as in the paper."""
-    if model_options.model is None and model_options.vision_tower is not None:
+    if model_options.model is None and model_options.vision_tower is not None and model_options.base is None:
         if not model_options.verbose:
             console.silence_libraries()
         from longvlm.index.extractor import extractor_of_tower, plan_paper_sampling

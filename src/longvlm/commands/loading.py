@@ -58,6 +58,7 @@ def load_model(options: EncoderOptions) -> LongVLM:
     return LongVLM.from_pretrained(
         options.model,
         vision_tower=options.vision_tower,
+        base=options.base,
         device=options.device,
         dtype=options.dtype,
         **only_to_answer,

@@ -68,6 +68,10 @@ class EncoderOptions:
         str | None,
         _option(metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, if the checkpoint has none."),
     ] = None
+    base: Annotated[
+        str | None,
+        _option(metavar="FOLDER|HUB_ID", help="Where the base of a model trained in part lies, if it has moved."),
+    ] = None
     device: Annotated[str | None, _option(help="cpu, cuda, cuda:1, … Default: CUDA if there is any.")] = None
     dtype: Annotated[
         str | None,

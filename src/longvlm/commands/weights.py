@@ -23,6 +23,14 @@ CheckpointArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A fold
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write the result.", show_default=False)
 ]
+TowerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|HUB_ID",
+        help="Take the vision encoder from here. Default: from where the checkpoint says.",
+        show_default=False,
+    ),
+]
 ProjectorOption = Annotated[
     Path | None,
     typer.Option(
@@ -67,7 +75,14 @@ def apply_delta(
         console.silence_libraries()
         from longvlm.model.deltas import apply_delta
 
-        apply_delta(base, delta, target, max_shard_size=max_shard_size, on_progress=progress.update)
+        apply_delta(
+            base,
+            delta,
+            target,
+            max_shard_size=max_shard_size,
+            on_progress=progress.update,
+            on_warning=console.warn,
+        )
     _tell(target)
 
 
@@ -100,7 +115,15 @@ def make_delta(
         console.silence_libraries()
         from longvlm.model.deltas import make_delta
 
-        make_delta(base, target, delta, dtype=dtype, max_shard_size=max_shard_size, on_progress=progress.update)
+        make_delta(
+            base,
+            target,
+            delta,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            on_progress=progress.update,
+            on_warning=console.warn,
+        )
     _tell(delta)
 
 
@@ -108,14 +131,7 @@ def make_delta(
 def import_llava(
     model: CheckpointArgument,
     output: OutputOption,
-    vision_tower: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER|HUB_ID",
-            help="Take the vision encoder from here. Default: from where the checkpoint says.",
-            show_default=False,
-        ),
-    ] = None,
+    vision_tower: TowerOption = None,
     projector: ProjectorOption = None,
     max_shard_size: ShardSizeOption = "5GB",
 ) -> None:
@@ -146,23 +162,42 @@ def import_llava(
 def consolidate(
     model: CheckpointArgument,
     output: OutputOption,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|HUB_ID",
+            help="Where the base of what was trained lies, if not where it lay then.",
+            show_default=False,
+        ),
+    ] = None,
+    vision_tower: TowerOption = None,
     projector: ProjectorOption = None,
     max_shard_size: ShardSizeOption = "5GB",
 ) -> None:
-    """Rewrite a checkpoint as safetensors.
+    """Rewrite a checkpoint as safetensors, whole.
 
-    Weights, names and layout stay the same. With --projector, what training a projector alone has saved is merged
-    with its base into a complete checkpoint.
+    Weights, names and layout stay the same. What `longvlm train` saved of a part (projector, new tokens, LoRA) is
+    merged with its base into one LongVLM checkpoint; with --projector, an mm_projector.bin of the reference is merged
+    with MODEL, its base.
 
     \b
       longvlm weights consolidate LLAVA_7B -o llava-7b --max-shard-size 2GB
+      longvlm weights consolidate runs/paper/model -o trained-7b --base LLAVA_7B
       longvlm weights consolidate LLAVA_7B -o trained-7b --projector mm_projector.bin
     """
     with console.Progress("Reading the checkpoint") as progress:
         console.silence_libraries()
         from longvlm.model.conversion import consolidate
 
-        consolidate(model, output, projector=projector, max_shard_size=max_shard_size, on_progress=progress.update)
+        consolidate(
+            model,
+            output,
+            base=base,
+            vision_tower=vision_tower,
+            projector=projector,
+            max_shard_size=max_shard_size,
+            on_progress=progress.update,
+        )
     _tell(output)
 
 

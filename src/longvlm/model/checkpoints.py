@@ -28,15 +28,14 @@ from transformers import (
 
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
+from longvlm.model.layouts import is_original_layout, name_tower, refuse_unknown_family
 from longvlm.model.llava_config import (
     VIDEO_TOKENS,
     convert_original,
-    is_original_layout,
     load_tokenizer,
     read_image_settings,
     read_json,
     readable_tokenizer,
-    refuse_unknown_family,
     video_marks,
 )
 from longvlm.model.modeling import LongVLMForConditionalGeneration
@@ -49,6 +48,7 @@ from longvlm.model.trained_part import (
     base_of,
     explain_missing_base,
     lay_over,
+    require_part,
     require_same_base,
     tower_weights,
 )
@@ -122,11 +122,18 @@ def _snapshot(hub_id: str, weights: str) -> str:
     return snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, weights], ignore_patterns="*/*")
 
 
-def load_config(folder: Path, *, vision_tower: str | None = None, projector: str | Path | None = None) -> LongVLMConfig:
+def load_config(
+    folder: Path,
+    *,
+    vision_tower: str | None = None,
+    projector: str | Path | None = None,
+    base: str | Path | None = None,
+) -> LongVLMConfig:
     """The configuration of a LongVLM or LLaVA checkpoint; the latter gets settings that need no training.
 
     `vision_tower` names a folder or hub id of a tower that replaces the checkpoint's own, or stands in where
-    the checkpoint has none; `projector` an mm_projector.bin of the reference, which is laid over the checkpoint.
+    the checkpoint has none; `projector` an mm_projector.bin of the reference, which is laid over the checkpoint;
+    `base` what a trained part in `folder` belongs to, where that is not in its old place any more.
     Raises LongVLMError for checkpoints, towers and projectors that can't be read or don't fit.
     """
     raw = read_json(folder / "config.json")
@@ -134,8 +141,8 @@ def load_config(folder: Path, *, vision_tower: str | None = None, projector: str
         config = _read_config(folder)
     else:
         refuse_unknown_family(raw, folder)
-        if is_original_layout(raw):
-            vision_tower = vision_tower or raw["mm_vision_tower"]
+        if is_original_layout(raw, folder):
+            vision_tower = name_tower(raw, folder, vision_tower)
             tower = resolve_model(vision_tower)
             config = convert_original(raw, folder, load_tower_config(tower), read_image_settings(tower).fit)
         else:
@@ -147,6 +154,9 @@ def load_config(folder: Path, *, vision_tower: str | None = None, projector: str
         if base_of(folder) is not None:
             raise LongVLMError(f"{folder} holds the trained part of a model; leave the projector {projector} out.")
         ReferenceProjector.open(projector).adapt_config(config, load_tokenizer(folder))
+    if base is not None:
+        require_part(folder, base)
+        config.base = str(base)
     count_patches(config.vision_config, config.vision_feature_select_strategy)  # refuses unknown kinds of towers
     return config
 
@@ -190,7 +200,7 @@ def load_encoder(
 
     Its fingerprint is that of the stored weights, whatever `dtype` they are loaded in.
     """
-    bases = _bases(folder)
+    bases = find_bases(folder, config.base)
     source = _tower_folder(bases[-1][1] if bases else folder, config)
     images = read_image_settings(source)
     # float16 loses what the fingerprint reads: rounded to bfloat16 afterwards, values would differ.
@@ -216,16 +226,19 @@ def _tower_folder(folder: Path, config: LongVLMConfig) -> Path:
     return folder
 
 
-def _bases(folder: Path) -> list[tuple[Path, Path]]:
+def find_bases(folder: Path, given: str | None = None) -> list[tuple[Path, Path]]:
     """`folder` and its base's, if it holds a trained part; then the same of that base, and so on.
 
+    `given` is where the first base lies, if it has moved; any other one is looked for where it lay in its training.
     Raises LongVLMError where a base is not there, not the one of the training, or the part itself.
     """
     found: list[tuple[Path, Path]] = []
     while (base := base_of(folder)) is not None:
-        below = _base_folder(base, folder)
+        below = _base_folder(base, folder) if found or given is None else resolve_model(given)
         if below.resolve() in {part.resolve() for part, _ in found} | {folder.resolve()}:
-            raise LongVLMError(f"{folder} was trained on what lay in {below}, which is gone; put it back there.")
+            raise LongVLMError(
+                f"{folder} was trained on what lay in {below}, which is gone; put it back, or give it with --base."
+            )
         require_same_base(base, below, folder)
         found.append((folder, below))
         folder = below
@@ -311,7 +324,7 @@ def load_model(
 
     Raises LongVLMError where weights are missing, and where 4-bit loading lacks CUDA or bitsandbytes.
     """
-    if bases := _bases(folder):
+    if bases := find_bases(folder, config.base):
         base_folder = bases[0][1]
         vocabulary = load_config(base_folder, vision_tower=config.vision_tower).text_config.vocab_size
         model = load_model(

@@ -28,6 +28,7 @@ class LongVLMConfig(PreTrainedConfig):
         timestamps: whether the segments' times are written as text between their visual tokens.
         vision_tower: folder or hub id of a tower to load in place of the checkpoint's; None once loaded.
         projector: path of a reference's mm_projector.bin to lay over the checkpoint; None once loaded.
+        base: folder or hub id of what a trained part is laid over, if it has moved; None once loaded.
     """
 
     model_type = "longvlm"
@@ -65,6 +66,7 @@ class LongVLMConfig(PreTrainedConfig):
     timestamps: bool = False
     vision_tower: str | None = None
     projector: str | None = None
+    base: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

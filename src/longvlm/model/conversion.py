@@ -1,4 +1,4 @@
-"""Rewriting checkpoints: a LLaVA one as LongVLM's own, and one of any files as safetensors shards."""
+"""Rewriting checkpoints: LLaVA's as LongVLM's own, any files as safetensors shards, a trained part with its base."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from pathlib import Path
 import torch
 
 from longvlm.errors import LongVLMError
-from longvlm.model.checkpoints import load_config, load_processor, require_complete, resolve_model, stored_weights
+from longvlm.model.checkpoints import (
+    find_bases,
+    load_config,
+    load_processor,
+    require_complete,
+    resolve_model,
+    stored_weights,
+)
 from longvlm.model.configuration import LongVLMConfig
-from longvlm.model.llava_config import is_original_layout, load_tokenizer, read_json
+from longvlm.model.layouts import is_original_layout
+from longvlm.model.llava_config import load_tokenizer, read_json
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.projector import FILE_NAME, ReferenceProjector
 from longvlm.model.settings_files import change_config, copy_settings
-from longvlm.model.trained_part import base_of
+from longvlm.model.trained_part import TrainedPart, base_of, lay_over_stored, require_part
 from longvlm.model.weight_files import StoredTensor, open_tensors
 from longvlm.model.weight_names import saved_name
 from longvlm.model.weight_writing import MAX_SHARD_SIZE, OnProgress, require_new_folder, whole_folder, write_weights
@@ -36,31 +44,44 @@ def import_llava(
     `LongVLM.from_pretrained` takes it as it is. Memory: the tower and one shard. Raises LongVLMError for
     checkpoints that aren't complete or not supported, before anything is written, and for a target that exists.
     """
-    folder = _resolve_whole(model)
+    folder = _resolve(model)
     require_new_folder(Path(target))
+    if base_of(folder) is not None:
+        raise LongVLMError(
+            f"{folder} holds the trained part of a model alone; `longvlm weights consolidate` writes it as a LongVLM "
+            "checkpoint, together with its base."
+        )
     config = load_config(folder, vision_tower=vision_tower, projector=projector)
+    _write_own(folder, config, Path(target), max_shard_size, on_progress)
+
+
+def _write_own(
+    folder: Path, config: LongVLMConfig, target: Path, max_shard_size: str, on_progress: OnProgress | None
+) -> None:
+    """Write a checkpoint, or a trained part with its base, in LongVLM's layout."""
     processor = load_processor(folder, config)
-    tensors = stored_weights(folder, config)
+    bases = find_bases(folder, config.base)
+    untrained = bases[-1][1] if bases else folder
+    tensors = stored_weights(untrained, config)
+    if bases and config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)  # some files list the embeddings once more under its name
+    for part, _ in reversed(bases):  # the one nearest to the untrained base first
+        tensors = lay_over_stored(tensors, TrainedPart.load(part), load_config(part).text_config.vocab_size)
     _require_all(tensors, config, folder)
-    config.vision_tower = config.projector = None  # they are the checkpoint's own from here on
+    config.vision_tower = config.projector = config.base = None  # they are the checkpoint's own from here on
     config.architectures = [LongVLMForConditionalGeneration.__name__]
-    with whole_folder(Path(target)) as new:
+    with whole_folder(target) as new:
         named = {saved_name(name): tensor for name, tensor in tensors.items()}
         write_weights(new, named, max_shard_size=max_shard_size, on_progress=on_progress)
         config.save_pretrained(new)
         processor.save_pretrained(new)
-        if (folder / "generation_config.json").is_file():
-            shutil.copyfile(folder / "generation_config.json", new / "generation_config.json")
+        if (untrained / "generation_config.json").is_file():
+            shutil.copyfile(untrained / "generation_config.json", new / "generation_config.json")
 
 
-def _resolve_whole(model: str | Path) -> Path:
-    """The folder of a checkpoint that has weights of its own."""
+def _resolve(model: str | Path) -> Path:
+    """The folder of a checkpoint, which a projector alone is none."""
     folder = resolve_model(model)
-    if base_of(folder) is not None:
-        raise LongVLMError(
-            f"{folder} holds the trained part of a model alone; it loads as it is, together with its base. "
-            "Give a checkpoint with all its weights."
-        )
     if [path.name for path in folder.glob("*.bin")] == [FILE_NAME] and not any(folder.glob("*.safetensors")):
         raise LongVLMError(f"{folder} holds a projector alone; give its base, and --projector {folder}.")
     return folder
@@ -84,35 +105,56 @@ def consolidate(
     model: str | Path,
     target: str | Path,
     *,
+    vision_tower: str | None = None,
     projector: str | Path | None = None,
+    base: str | Path | None = None,
     max_shard_size: str = MAX_SHARD_SIZE,
     on_progress: OnProgress | None = None,
 ) -> None:
     """Rewrite a checkpoint's weight files as safetensors shards in the folder `target`, in its own layout.
 
     Tensors, names and dtypes stay; `projector`, an mm_projector.bin, is merged with its base, a checkpoint of the
-    original layout. Memory: one shard. Raises LongVLMError as `import_llava` does.
+    original layout. Memory: one shard.
+
+    What `longvlm train` saved of a part is merged with its base (`base`, a folder or hub id, where that is not in its
+    old place any more) into a checkpoint in LongVLM's layout, with what `trained_part.lay_over_stored` says about
+    rounding. Memory: the vision tower, the part, and one shard.
+    `vision_tower` stands in for one that a part, or a projector's base, names but is not there.
+    Raises LongVLMError as `import_llava` does, and for a base that the part was not trained on.
     """
-    folder = _resolve_whole(model)
+    folder = _resolve(model)
     require_new_folder(Path(target))
+    if base_of(folder) is not None:
+        config = load_config(folder, vision_tower=vision_tower, projector=projector, base=base)
+        _write_own(folder, config, Path(target), max_shard_size, on_progress)
+        return
+    if base is not None:
+        require_part(folder, base)
     if projector is None:
+        if vision_tower is not None:
+            raise LongVLMError(f"{folder} is rewritten as it is; leave the vision tower {vision_tower} out.")
         tensors = open_tensors(folder)
         with whole_folder(Path(target)) as new:
             write_weights(new, tensors, max_shard_size=max_shard_size, on_progress=on_progress)
             copy_settings(folder, new)
         return
-    if not is_original_layout(read_json(folder / "config.json")):
+    if not is_original_layout(read_json(folder / "config.json"), folder):
         raise LongVLMError(
             f"{folder} is no base of LLaVA's original layout, so {projector} can't be merged into its files; "
             "use `longvlm weights import-llava` with --projector."
         )
-    _merge_projector(folder, Path(target), ReferenceProjector.open(projector), max_shard_size, on_progress)
+    config = load_config(folder, vision_tower=vision_tower, projector=projector)  # refuses what does not fit
+    _merge_projector(folder, config, Path(target), ReferenceProjector.open(projector), max_shard_size, on_progress)
 
 
 def _merge_projector(
-    folder: Path, target: Path, projector: ReferenceProjector, max_shard_size: str, on_progress: OnProgress | None
+    folder: Path,
+    config: LongVLMConfig,
+    target: Path,
+    projector: ReferenceProjector,
+    max_shard_size: str,
+    on_progress: OnProgress | None,
 ) -> None:
-    config = load_config(folder, projector=projector.path)  # refuses what does not fit
     tensors = projector.lay_over(open_tensors(folder), tied=config.tie_word_embeddings)
     with whole_folder(target) as new:
         write_weights(new, tensors, max_shard_size=max_shard_size, on_progress=on_progress)

@@ -8,6 +8,8 @@ are rounded to it, the result is rounded to it once, so base + (target - base) i
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +29,8 @@ EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Tokenizers of one vocabulary may write a few special tokens differently; those of different ones share few words.
 _MAX_FRACTION_OF_OTHER_WORDS = 0.01
 
-# What fine-tuning leaves alone and generations of a model change: LLaMA 2 has LLaMA's shapes and words.
+# What fine-tuning leaves alone, while generations of a model change it: LLaMA 2 has LLaMA's shapes and words. So do
+# conversions of one and the same model, though, so this proves nothing.
 _TELLING_SETTINGS = ("rms_norm_eps", "rope_theta")
 
 
@@ -38,16 +41,19 @@ def apply_delta(
     *,
     max_shard_size: str = MAX_SHARD_SIZE,
     on_progress: OnProgress | None = None,
+    on_warning: Callable[[str], None] = warnings.warn,
 ) -> None:
     """Write base + delta as the folder `target`, in the delta's layout, names and dtypes.
 
     `base` and `delta` are folders or hub ids. Config and tokenizer files are the delta's; it may leave the
-    tokenizer to the base. Memory: one shard. Raises LongVLMError for a base that does not fit the delta, before
-    anything is written, and for a target that exists.
+    tokenizer to the base. Memory: one shard. Raises LongVLMError for a base that does not fit the delta by its
+    tensors or words, before anything is written, and for a target that exists. `on_warning` is told in a line where
+    the base's config has other settings of those that hint at another model.
     """
     base_folder, delta_folder = resolve_model(base), resolve_model(delta)
     require_new_folder(Path(target))
     pairs = _pair_tensors(base_folder, delta_folder)
+    _tell_other_settings(base_folder, delta_folder, on_warning)
     tensors = {name: _combine(name, own, of_base, own.dtype, 1) for name, (own, of_base) in pairs.items()}
     with whole_folder(Path(target)) as folder:
         write_weights(folder, tensors, max_shard_size=max_shard_size, on_progress=on_progress)
@@ -64,16 +70,18 @@ def make_delta(
     dtype: str | torch.dtype = torch.float16,
     max_shard_size: str = MAX_SHARD_SIZE,
     on_progress: OnProgress | None = None,
+    on_warning: Callable[[str], None] = warnings.warn,
 ) -> None:
     """Write target - base as the folder `delta`, which `apply_delta` adds to the base again.
 
     `base` and `target` are folders or hub ids; `delta` gets the target's layout, config and tokenizer, and its
-    weights in `dtype`. Memory: one shard. Raises LongVLMError as `apply_delta` does.
+    weights in `dtype`. Memory: one shard. Raises LongVLMError, and tells `on_warning`, as `apply_delta` does.
     """
     base_folder, target_folder = resolve_model(base), resolve_model(target)
     require_new_folder(Path(delta))
     chosen = choose_dtype(dtype, torch.device("cpu"))
     pairs = _pair_tensors(base_folder, target_folder)
+    _tell_other_settings(base_folder, target_folder, on_warning)
     tensors = {name: _combine(name, own, of_base, chosen, -1) for name, (own, of_base) in pairs.items()}
     with whole_folder(Path(delta)) as folder:
         write_weights(folder, tensors, max_shard_size=max_shard_size, on_progress=on_progress)
@@ -103,7 +111,6 @@ def _pair_tensors(base: Path, other: Path) -> dict[str, tuple[StoredTensor, Stor
 
     Raises LongVLMError, naming the tensor, where the two don't belong together.
     """
-    _require_same_kind(base, other)
     theirs = _open_language_model(base, with_head=True)
     ours = _open_language_model(other, with_head=False)
     pairs: dict[str, tuple[StoredTensor, StoredTensor | None]] = {}
@@ -123,12 +130,18 @@ def _pair_tensors(base: Path, other: Path) -> dict[str, tuple[StoredTensor, Stor
     return pairs
 
 
-def _require_same_kind(base: Path, other: Path) -> None:
-    """Weights of one shape may belong to models of two generations, which their configs tell apart."""
+def _tell_other_settings(base: Path, other: Path, on_warning: Callable[[str], None]) -> None:
     theirs, ours = read_json(base / "config.json"), read_json(other / "config.json")
-    for key in _TELLING_SETTINGS:
-        if key in theirs and key in ours and theirs[key] != ours[key]:
-            raise _misfit(base, other, f"its config.json has {key}={theirs[key]}, and the other one {ours[key]}")
+    differing = [
+        f"{key}={theirs[key]} where {other} has {ours[key]}"
+        for key in _TELLING_SETTINGS
+        if key in theirs and key in ours and theirs[key] != ours[key]
+    ]
+    if differing:
+        on_warning(
+            f"the config of {base} has {', '.join(differing)}: the weights fit, and the latter's config is written, "
+            "but make sure that they are of one model: LLaMA 1 and 2 differ like this."
+        )
 
 
 def _open_language_model(folder: Path, *, with_head: bool) -> dict[str, StoredTensor]:

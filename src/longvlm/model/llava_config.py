@@ -16,21 +16,6 @@ from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.types import Compression, Fit
 
-# LLaVA's relatives that this package does not read, and why.
-REFUSED_FAMILIES = {
-    "llava_next": "LLaVA-NeXT reads a picture as tiles",
-    "llava_next_video": "LLaVA-NeXT-Video pools tiles in its own way",
-    "llava_onevision": "LLaVA-OneVision reads a picture as tiles",
-    "video_llava": "Video-LLaVA has two towers, one of them for videos",
-    "vipllava": "VipLLaVA's projector normalises several layers first",
-    "llava_mistral": "this original LLaVA-NeXT layout reads a picture as tiles",
-    "llava_qwen": "this original LLaVA-OneVision layout reads a picture as tiles",
-    "llava_mpt": "language models of type MPT are not supported",
-}
-
-# The original LLaVA layout is a LLaMA checkpoint with extra weights, under any of these names.
-_ORIGINAL_LAYOUT_TYPES = ("llava", "llava_llama", "llama")
-
 # What the reference adds to a tokenizer, in this order.
 VIDEO_TOKENS = ("<vid_patch>", "<vid_start>", "<vid_end>")
 
@@ -101,25 +86,6 @@ def readable_tokenizer(folder: Path) -> Iterator[None]:
         elif (folder / "tokenizer.model").is_file() and importlib.util.find_spec("sentencepiece") is None:
             reason = "its tokenizer.model needs another library: pip install sentencepiece protobuf"
         raise LongVLMError(f"{folder} has no readable tokenizer ({reason}); give a complete folder.") from error
-
-
-def is_original_layout(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is that of LLaVA's own repository: a LLaMA config that names its tower."""
-    return raw.get("model_type") in _ORIGINAL_LAYOUT_TYPES and "mm_vision_tower" in raw
-
-
-def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
-    model_type = raw.get("model_type")
-    if model_type in REFUSED_FAMILIES:
-        raise LongVLMError(
-            f"{folder} is of type {model_type!r}, which is not supported ({REFUSED_FAMILIES[model_type]}); "
-            "use a LLaVA 1.5 style one, such as llava-hf/llava-1.5-7b-hf."
-        )
-    if model_type != "llava" and not is_original_layout(raw):
-        raise LongVLMError(
-            f"{folder} is of type {model_type!r}; LongVLM and LLaVA checkpoints ('longvlm', 'llava') are "
-            "supported, as llava-hf/llava-1.5-7b-hf."
-        )
 
 
 def convert_original(raw: dict[str, Any], folder: Path, tower_config: PreTrainedConfig, fit: Fit) -> LongVLMConfig:

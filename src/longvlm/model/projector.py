@@ -121,20 +121,9 @@ class ReferenceProjector:
         if self.embeddings is not None:
             laid[embeddings] = _as_dtype(self.embeddings, dtype)
             for name in [name for name in laid if name.endswith("lm_head.weight")]:
-                laid[name] = _grow(laid[name], self.embeddings.shape[0])
+                laid[name] = laid[name].grown(self.embeddings.shape[0])
         return laid
 
 
 def _as_dtype(tensor: StoredTensor, dtype: torch.dtype) -> StoredTensor:
     return StoredTensor(tensor.shape, dtype, lambda: tensor.read().to(dtype))
-
-
-def _grow(head: StoredTensor, num_rows: int) -> StoredTensor:
-    """The head with `num_rows` rows; those that are new are the mean of its own."""
-
-    def read() -> torch.Tensor:
-        rows = head.read()
-        mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
-        return torch.cat([rows, mean.expand(num_rows - len(rows), -1)])
-
-    return StoredTensor((num_rows, *head.shape[1:]), head.dtype, read)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from torch import nn
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
-from longvlm.model.weight_files import load_mapped, readable, weight_files
+from longvlm.model.weight_files import StoredTensor, load_mapped, readable, weight_files
 from longvlm.whole_files import give_usual_mode
 
 FILE_NAME = "trained_part.safetensors"
 TOWER_PREFIX = "model.vision_tower."
 _FORMAT, _FORMAT_VERSION = "longvlm-trained-part", "1"
+_EMBEDDINGS, _HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 _INPUT_ROWS, _OUTPUT_ROWS = "new_tokens.input_rows", "new_tokens.output_rows"
 
 
@@ -154,6 +156,7 @@ def base_config(config: LongVLMConfig, vocabulary: int) -> LongVLMConfig:
     """The config of a trained model for loading its base, whose embedding has `vocabulary` rows."""
     own = copy.deepcopy(config)
     own.text_config.vocab_size = vocabulary
+    own.base = None
     return own
 
 
@@ -161,18 +164,22 @@ def base_config(config: LongVLMConfig, vocabulary: int) -> LongVLMConfig:
 def lay_over(model: LongVLMForConditionalGeneration, part: TrainedPart, vocabulary: int) -> None:
     """Change `model`, the base, in place into the trained model, with an embedding of `vocabulary` rows.
 
+    New rows that the part does not hold are the mean of the base's, as they were in the training.
     Raises LongVLMError where a weight of the part does not fit the model.
     """
-    if vocabulary != model.get_input_embeddings().weight.shape[0]:
+    known = len(model.get_input_embeddings().weight)
+    if vocabulary != known:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        for table in (model.get_input_embeddings(), model.lm_head):
+            table.weight[known:] = table.weight[:known].float().mean(0).to(table.weight)
     ids = list(part.token_ids)
     for rows, table in ((part.input_rows, model.get_input_embeddings()), (part.output_rows, model.lm_head)):
         if rows is not None:
             table.weight[ids] = rows.to(table.weight)
     parameters = dict(model.named_parameters())
     for name, weight in part.weights.items():
-        target = _require_fit(parameters.get(name), weight.shape, name)
-        target.copy_(weight)
+        _require_fit(name, weight.shape, parameters)
+        parameters[name].copy_(weight)
     modules = dict(model.named_modules())
     for name, (a, b) in part.low_rank.items():
         if not isinstance(linear := modules.get(name), nn.Linear):
@@ -180,11 +187,11 @@ def lay_over(model: LongVLMForConditionalGeneration, part: TrainedPart, vocabula
         _add_low_rank(linear, a, b, part.low_rank_scale)
 
 
-def _require_fit(parameter: torch.Tensor | None, shape: torch.Size, name: str) -> torch.Tensor:
-    if parameter is None or parameter.shape != shape:
-        found = "nothing" if parameter is None else f"one of shape {tuple(parameter.shape)}"
+def _require_fit(name: str, shape: Sequence[int], of_base: Mapping[str, torch.Tensor | StoredTensor]) -> None:
+    own = of_base.get(name)
+    if own is None or tuple(own.shape) != tuple(shape):
+        found = "nothing" if own is None else f"one of shape {tuple(own.shape)}"
         raise LongVLMError(f"The trained part has {name} of shape {tuple(shape)}, its base {found}; they don't fit.")
-    return parameter
 
 
 def _add_low_rank(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
@@ -201,6 +208,53 @@ def _add_low_rank(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: fl
     linear.register_forward_hook(add)
 
 
+def lay_over_stored(base: dict[str, StoredTensor], part: TrainedPart, vocabulary: int) -> dict[str, StoredTensor]:
+    """As `lay_over`, of tensors that are read one by one: those of `base`, by their names here, without a tied head.
+
+    Whole weights are the part's in its dtype; rows and low-rank changes are rounded once to the dtype of the base's
+    tensor that they go into, so the result is exact where that is the dtype of the part.
+    Raises LongVLMError where a weight of the part does not fit the base.
+    """
+    laid = dict(base)
+    for name, rows in ((_EMBEDDINGS, part.input_rows), (_HEAD, part.output_rows)):
+        if name in base:
+            laid[name] = _with_rows(name, base[name], vocabulary, part.token_ids, rows)
+        elif rows is not None:
+            raise LongVLMError(f"The trained part has rows for {name}, its base nothing; they don't fit.")
+    for name, weight in part.weights.items():
+        _require_fit(name, weight.shape, base)
+        laid[name] = StoredTensor.held(weight)
+    for layer, (a, b) in part.low_rank.items():
+        name = f"{layer}.weight"
+        _require_fit(name, (b.shape[0], a.shape[1]), base)
+        laid[name] = _with_low_rank(laid[name], a, b, part.low_rank_scale)
+    return laid
+
+
+def _with_rows(
+    name: str, table: StoredTensor, vocabulary: int, token_ids: Sequence[int], rows: torch.Tensor | None
+) -> StoredTensor:
+    if table.shape[0] > vocabulary:
+        known = table.shape[0]
+        raise LongVLMError(f"The trained part has {vocabulary} rows in {name}, its base {known}; they don't fit.")
+    grown = table.grown(vocabulary)
+
+    def read() -> torch.Tensor:
+        result = grown.read()
+        if rows is not None:
+            result[list(token_ids)] = rows.to(result)
+        return result
+
+    return StoredTensor(grown.shape, grown.dtype, read)
+
+
+def _with_low_rank(weight: StoredTensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> StoredTensor:
+    def read() -> torch.Tensor:
+        return (weight.read().float() + scale * (b.float() @ a.float())).to(weight.dtype)
+
+    return StoredTensor(weight.shape, weight.dtype, read)
+
+
 def tower_weights(part: TrainedPart) -> dict[str, torch.Tensor]:
     """The part's weights of the vision tower, by their names inside the tower."""
     return {n.removeprefix(TOWER_PREFIX): t for n, t in part.weights.items() if n.startswith(TOWER_PREFIX)}
@@ -212,9 +266,18 @@ def require_same_base(base: Base, folder: Path, part_folder: Path) -> None:
     if found != base.digest:
         raise LongVLMError(
             f"{part_folder} was trained on a base with digest {base.digest[:12]}, but {folder} has {found[:12]}; "
-            "put the base of that training there."
+            "put the base of that training there, or give it with --base."
         )
 
 
 def explain_missing_base(base: Base, part_folder: Path, error: LongVLMError) -> LongVLMError:
-    return LongVLMError(f"{part_folder} holds the trained part of a model alone, and its base can't be had: {error}")
+    return LongVLMError(
+        f"{part_folder} holds the trained part of a model alone, and its base can't be had: {error} "
+        "If it lies elsewhere, give it with --base."
+    )
+
+
+def require_part(folder: Path, base: str | Path) -> None:
+    """Raise LongVLMError unless `folder` holds a trained part, which alone has a `base`."""
+    if base_of(folder) is None:
+        raise LongVLMError(f"{folder} holds no trained part of a model; leave its base {base} out.")

@@ -52,6 +52,16 @@ class StoredTensor:
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def grown(self, num_rows: int) -> StoredTensor:
+        """A table (R, width) with `num_rows` rows instead, at least R; those that are new are the mean of its own."""
+
+        def read() -> torch.Tensor:
+            rows = self.read()
+            mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
+            return torch.cat([rows, mean.expand(num_rows - len(rows), -1)])
+
+        return StoredTensor((num_rows, *self.shape[1:]), self.dtype, read)
+
 
 def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint's weight files by name; of each, only shape and dtype are read yet."""

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 
 from longvlm.errors import LongVLMError
 from longvlm.model.weight_files import StoredTensor
+from longvlm.whole_files import hidden_beside
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -39,12 +39,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that becomes `target` when all has gone well, and is deleted if not.
 
     It lies in a hidden one beside `target`, so that the renaming is a single step. A process that is killed leaves
-    that one (`.saving-…`) behind, and no target. Raises LongVLMError where `target` can't be written.
+    that one (`.saving-…`) behind until the same target is written again. Folders above `target` are made, and go
+    with it. Raises LongVLMError where `target` can't be written.
     """
     require_new_folder(target)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as hidden:
-            folder = Path(hidden) / "checkpoint"
+        with _folders_above(target), hidden_beside(target) as hidden:
+            folder = hidden / "checkpoint"
             folder.mkdir()
             yield folder
             if target.exists():
@@ -57,10 +58,24 @@ def whole_folder(target: Path) -> Iterator[Path]:
         ) from error
 
 
+@contextmanager
+def _folders_above(target: Path) -> Iterator[None]:
+    """Make the folders that `target` shall lie in; those that were not there go again if nothing comes into them."""
+    lacking = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in lacking:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
 def require_new_folder(target: Path) -> None:
-    """Refuse a target that exists already, or whose parent doesn't; call before anything takes long."""
-    if not target.parent.is_dir():
-        raise LongVLMError(f"Can't write {target}: the folder {target.parent} does not exist; create it first.")
+    """Refuse a target that exists already, or that a file is in the way of; call before anything takes long."""
+    above = next(path for path in target.parents if path.exists())
+    if not above.is_dir():
+        raise LongVLMError(f"Can't write {target}: {above} is a file; choose another place.")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise LongVLMError(f"{target} exists already; delete it, or choose another place.")
 

@@ -1,0 +1,78 @@
+"""LLaVA's original layout is known by its config, or by the names of its weights, and needs a tower from somewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import make_words, random_llama, random_llava, save_checkpoint, save_projector, save_tower
+
+from longvlm import LongVLM
+from longvlm.errors import LongVLMError
+from longvlm.model import weight_files
+from longvlm.model.checkpoints import load_config
+from longvlm.model.conversion import consolidate, import_llava
+from longvlm.model.layouts import is_original_layout
+
+
+def save_llava(folder: Path, config: dict[str, Any], **files: Any) -> Path:
+    """A LLaVA of the original layout whose config names no tower."""
+    base, base_config = random_llama()
+    weights, llava_config = random_llava(base, base_config)
+    del llava_config["mm_vision_tower"]
+    return save_checkpoint(folder, weights, llava_config | config, make_words("<a>", "<b>", "<c>"), **files)
+
+
+def open_model(folder: Path, tower: Path | None = None) -> LongVLM:
+    return LongVLM.from_pretrained(folder, vision_tower=tower and str(tower), device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("files", [{"files": "safetensors"}, {"files": "bin"}, {"files": "bin", "num_shards": 3}])
+@pytest.mark.parametrize("model_type", ["llava", "llama"])
+def test_a_config_without_a_tower_is_read_with_one(tmp_path: Path, model_type: str, files: dict[str, Any]) -> None:
+    tower = save_tower(tmp_path / "tower")
+    bare = save_llava(tmp_path / "bare", {"model_type": model_type}, **files)
+    named = save_llava(tmp_path / "named", {"mm_vision_tower": str(tower)}, **files)
+    model, expected = open_model(bare, tower), open_model(named)
+    weights, wanted = model.language_model.state_dict(), expected.language_model.state_dict()
+    assert weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    assert model.encoder.fingerprint == expected.encoder.fingerprint
+    import_llava(bare, tmp_path / "own", vision_tower=str(tower))
+    imported = open_model(tmp_path / "own").language_model.state_dict()
+    assert all(torch.equal(imported[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("config", [{}, {"mm_vision_tower": None}, {"model_type": "llama"}])
+def test_without_any_tower_one_is_asked_for(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder = save_llava(tmp_path / "bare", config)
+    with pytest.raises(LongVLMError, match=r"bare .*its config names no vision tower; give --vision-tower"):
+        load_config(folder)
+
+
+def test_a_projector_is_merged_where_the_config_names_no_tower(tmp_path: Path) -> None:
+    tower, folder = save_tower(tmp_path / "tower"), save_llava(tmp_path / "bare", {})
+    save_projector(tmp_path / "mm_projector.bin")
+    with pytest.raises(LongVLMError, match="give --vision-tower"):
+        consolidate(folder, tmp_path / "merged", projector=tmp_path / "mm_projector.bin")
+    consolidate(folder, tmp_path / "merged", projector=tmp_path / "mm_projector.bin", vision_tower=str(tower))
+    laid = LongVLM.from_pretrained(
+        folder, projector=tmp_path / "mm_projector.bin", vision_tower=str(tower), device="cpu", dtype="float32"
+    ).language_model.state_dict()
+    merged = open_model(tmp_path / "merged", tower).language_model.state_dict()
+    assert all(torch.equal(merged[name], laid[name]) for name in laid)
+
+
+def test_a_llama_alone_is_refused_by_its_type(tmp_path: Path) -> None:
+    base, config = random_llama()
+    folder = save_checkpoint(tmp_path / "llama", base, config, make_words())
+    with pytest.raises(LongVLMError, match=r"is of type 'llama'; LongVLM and LLaVA checkpoints"):
+        load_config(folder, vision_tower=str(save_tower(tmp_path / "tower")))
+
+
+def test_no_weight_is_read_to_know_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_llava(tmp_path / "bare", {})
+    monkeypatch.setattr(weight_files, "read_tensors", pytest.fail)
+    assert is_original_layout({"model_type": "llava"}, folder)
+    assert not is_original_layout({"model_type": "llava", "vision_config": {}}, tmp_path / "no such folder")
