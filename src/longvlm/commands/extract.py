@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from longvlm.index.extractor import Extractor
 
 
-
 def extract(
     source: Path,
     output: Path | None,
