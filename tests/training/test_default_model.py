@@ -44,7 +44,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 
 def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     log = json.loads(course.log_path.read_text())
-    assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours"]
+    assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours", "mixed"]
     assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", "wall_seconds", "cpu_seconds", "recipe"}
     again = Course(course.recipe, course.folder)
     again.run()
