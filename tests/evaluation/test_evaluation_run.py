@@ -88,6 +88,10 @@ def test_videos_are_encoded_once_and_a_stopped_run_goes_on(
         outcome = run(model, [qa_file], films, whole, "activitynet-qa")
     assert counted.encoded == ["v_one.mp4", "two.mkv"] and [len(batch) for batch in counted.asked] == [3, 2]
     assert outcome.failures == [] and outcome.stopped is None
+    assert (
+        "Published, judged by language models, and so not comparable with the offline judge: LongVLM: accuracy 47.6, "
+        "score 3.3; Video-ChatGPT: accuracy 35.2, score 2.7. --judge-model gives figures of that kind."
+    ) in outcome.results.explanations
     lines = lines_of(whole / "predictions-activitynet-qa.jsonl")
     assert {line["question"] for line in lines} == {question for _, question, _ in QUESTIONS}
     assert all(line["pred"] and line["answer"] and line["type"] == 3 for line in lines)

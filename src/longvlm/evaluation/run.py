@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvlm.errors import LongVLMError
-from longvlm.evaluation.benchmark import Axis, Benchmark, find_video
+from longvlm.evaluation.benchmark import Axis, Benchmark, Published, find_video
 from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
 from longvlm.evaluation.chart import draw_chart
 from longvlm.evaluation.jsonl import JsonLines
@@ -309,6 +309,8 @@ def _results(
         notes += [f"{unread} of {len(answered)} replies name no letter; they count as wrong."] if unread else []
     if any(measure.published for measure in measures):
         explanations.append(_PUBLISHED_NOTE)
+    elif benchmark.published:
+        explanations.append(_tell_published(benchmark.published))
     return Results(
         task=benchmark.name,
         model=settings["model"],
@@ -320,6 +322,15 @@ def _results(
         judge=judge,
         notes=tuple(notes),
         explanations=tuple(explanations),
+    )
+
+
+def _tell_published(published: Published) -> str:
+    """The published figures where there are none of their kind to stand beside."""
+    rows = [f"{model}: " + ", ".join(f"{name} {value:g}" for name, value in row.items()) for model, row in published]
+    return (
+        f"Published, judged by language models, and so not comparable with the offline judge: {'; '.join(rows)}. "
+        "--judge-model gives figures of that kind."
     )
 
 
