@@ -59,7 +59,6 @@ class Study:
         self.settings, self.folder = settings, folder
         self._claim(encoder.fingerprint)
         torch.set_num_threads(settings.threads)
-        torch.set_float32_matmul_precision("medium")  # products in bfloat16 where the processor has a unit for them
         self._encode_blocks(encoder)
 
     def _claim(self, encoder_fingerprint: str) -> None:
