@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
-from longvlm.training.default_model import RECIPE, Course, build_tokenizer, load_recipe
+from longvlm.training.default_model import RECIPE, Course, build_tokenizer, load_recipe, main
 from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.world.questions import make_questions
@@ -182,3 +183,26 @@ def test_stages_of_another_recipe_are_not_taken_up(course: Course) -> None:
     recipe = dataclasses.replace(course.recipe, lessons=(longer, *course.recipe.lessons[1:]))
     with pytest.raises(LongVLMError, match=r"holds the stage 'videos' of another recipe; choose another folder"):
         Course(recipe, course.folder).run()
+
+
+def test_a_stage_begun_by_another_recipe_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in its first stage; then the recipe is changed, which its checkpoints know nothing of."""
+    path, folder = tiny_recipe(tmp_path), tmp_path / "run"
+
+    def stop(self: Course) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Course, "train_encoder", stop)
+        Course(load_recipe(path), folder).run()
+    recipe = yaml.safe_load(path.read_text())
+    recipe["encoder"]["steps"] += 1
+    path.write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(sys, "argv", ["default_model", str(path), "--runs", str(folder)])
+    assert main() == 2
+    assert capsys.readouterr().err == (
+        f"Error: {folder} holds the stage 'encoder' of another recipe; choose another folder with --runs, or remove "
+        "that one.\n"
+    )

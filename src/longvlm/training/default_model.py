@@ -3,13 +3,16 @@
     python -m longvlm.training.default_model [RECIPE.yaml] [--runs DIR] [--output DIR]
 
 The encoder learns to see single frames; a bank of encoded blocks is made with it; projector and language model learn
-from videos joined from blocks, the short ones first. Model class, collation and loss are those of every model.
+from videos joined from blocks, the short ones first; single segments teach no order, and so have no stage of their own.
+Model class and collation are those of every model; the loss adds what the world knows (`WatchingSchool`), and weighs
+every answer alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,7 +35,7 @@ from longvlm.training.run import Spent, StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank, plan_blocks
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.watching import LOOK_UP_HEADS, WatchingSchool
-from longvlm.whole_files import give_usual_mode
+from longvlm.whole_files import give_usual_mode, write_whole
 from longvlm.world.wordings import TIMED_KINDS, vocabulary
 
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -263,24 +266,27 @@ class Course:
     def _stage(self, name: str, work: Callable[[], dict[str, float] | None], settings: Any) -> None:
         """Run a stage unless it was finished before; then take up its weights.
 
-        Raises LongVLMError where it was finished by another recipe.
+        Raises LongVLMError where it was begun or finished by another recipe.
         """
-        weights = self.folder / f"{name}.pt"
+        weights, begun = self.folder / f"{name}.pt", self.folder / f"{name}.begun.json"
         decides = {"seed": self.recipe.seed, "model": asdict(self.recipe.model), name: asdict(settings)}
         decides = json.loads(json.dumps(decides))  # as the log gives it back
-        if name in self.log and self.log[name].get("recipe") != decides:
+        finished = self.log.get(name, {"recipe": decides}).get("recipe")
+        if (json.loads(begun.read_bytes()) if begun.is_file() else finished) != decides:
             raise LongVLMError(
                 f"{self.folder} holds the stage {name!r} of another recipe; choose another folder with --runs, or "
                 "remove that one."
             )
         if name not in self.log:
+            write_whole(begun, json.dumps(decides).encode())
             began, self._spent_earlier = Spent.now(), Spent()
             report = work() or {}
             torch.save(self.school.state_dict(), weights)
             spent = asdict(Spent.now() - began + self._spent_earlier)
             spent = {key: round(value, 1) for key, value in spent.items()}
             self.log[name] = {**report, **spent, "recipe": decides}
-            self.log_path.write_text(json.dumps(self.log, indent=1))
+            write_whole(self.log_path, json.dumps(self.log, indent=1).encode())
+            begun.unlink()
             print(f"{name}: {report | spent}")
         self.school.load_state_dict(torch.load(weights, weights_only=True))
 
@@ -345,18 +351,25 @@ def take_only(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]
     return batch
 
 
-def main() -> None:
+def main() -> int:
     assets = Path(str(files("longvlm") / "assets"))
     parser = argparse.ArgumentParser(description="Train the bundled default model from nothing.")
     parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE)
     parser.add_argument("--runs", type=Path, default=Path("runs/default_model"), help="checkpoints, bank and log")
     parser.add_argument("--output", type=Path, default=assets / "default_model", help="where the model is written")
     arguments = parser.parse_args()
-    course = Course(load_recipe(arguments.recipe), arguments.runs)
-    course.run()
+    try:
+        course = Course(load_recipe(arguments.recipe), arguments.runs)
+        course.run()
+    except LongVLMError as mistake:
+        print(f"Error: {mistake}", file=sys.stderr)
+        return 2
     course.export(arguments.output)
-    print(f"wrote {arguments.output}")
+    print(f"wrote {arguments.output}. Its card and scores are those of the model before; score it and write them:")
+    print("  python -m longvlm.world evaluate --videos 120 --duration 30:600 --json > scores.json")
+    print("  python scripts/write_model_card.py --scores scores.json --machine 'name of the processor'")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -89,7 +89,7 @@ def run_stage(
         dataloader_num_workers=1,
         dataloader_persistent_workers=True,
         remove_unused_columns=False,
-        save_steps=max(1, settings.steps // 5),
+        save_steps=max(1, settings.steps // 20),
         save_total_limit=1,
         logging_steps=max(1, settings.steps // 50),
         logging_nan_inf_filter=False,
