@@ -26,6 +26,7 @@ from longvlm.world.evaluate import (
     plan_videos,
     score,
 )
+from longvlm.world.losses import measure_losses
 from longvlm.world.questions import Question, make_questions, vocabulary
 from longvlm.world.scene import make_scene
 from longvlm.world.wordings import split_words
@@ -180,13 +181,45 @@ def test_evaluate_command_prints_one_json_object(
     plan = plan_videos(1, seed=1, min_seconds=10, max_seconds=11)[0]
     assert (plan.width, plan.height, plan.fps) == (256, 256, 10), "the seed of a video that is soon drawn"
     arguments = ["evaluate", "--videos", "1", "--seed", "1", "--duration", "10:11", "--json"]
-    arguments += ["--model", str(checkpoint)]
+    arguments += ["--model", str(checkpoint), "--reencoded"]
     monkeypatch.setattr(sys, "argv", ["longvlm.world", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["videos"] == 1 and 0 <= summary["scores"]["all"]["accuracy"] <= 1
+    only, over_all = summary["reencoded"]
+    assert (only.pop("reencoding"), over_all.pop("reencoding")) == ("VP9", "all") and only == over_all
+    assert over_all["n"] == summary["scores"]["all"]["n"]
+    assert over_all["reencoded"] == summary["scores"]["all"]["accuracy"]
+
+
+@pytest.mark.usefixtures("short_answers")
+def test_lengths_command_draws_and_tells(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["lengths", "--minutes", "0.2,0.25", "--videos", "1", "--json", "--model", str(checkpoint)]
+    monkeypatch.setattr(sys, "argv", ["longvlm.world", *arguments, "-o", str(tmp_path / "lengths.png")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    first, second = json.loads(capsys.readouterr().out)["lengths"]
+    assert (first["minutes"], second["minutes"]) == (0.2, 0.25)
+    assert all(one["n"] > 0 and len(one["by_depth"]) == 5 for one in (first, second))
+    assert (tmp_path / "lengths.png").stat().st_size > 1000
+
+
+def test_losses_are_paired_and_told_by_reencoding() -> None:
+    question = Question("exists", "Does a red circle appear?", "yes", 0.5)
+    plans = plan_videos(5, seed=0, min_seconds=30, max_seconds=60, reencoded=True)
+    originals = [Record(video, 30.0, question, "yes", "") for video in range(5)]
+    records = [Record(video, 30.0, question, "no" if video in (1, 4) else "yes", "") for video in range(5)]
+    by_name = {one.reencoding: one for one in measure_losses(plans, originals, records)}
+    assert list(by_name) == ["VP9", "MPEG-4, half the size", "0.6 of the frame rate", "a logo burnt in", "all"]
+    assert [one.n for one in by_name.values()] == [2, 1, 1, 1, 5]
+    assert [one.loss for one in by_name.values()] == pytest.approx([0.5, 1.0, 0.0, 0.0, 0.4])
+    assert (by_name["all"].original, by_name["all"].reencoded) == (1.0, 0.6)
+    assert by_name["all"].low == 0.0 < 0.4 < by_name["all"].high <= 1.0
 
 
 @pytest.mark.parametrize(

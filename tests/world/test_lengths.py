@@ -10,29 +10,31 @@ from PIL import Image
 
 from longvlm.errors import LongVLMError
 from longvlm.world.evaluate import Record
-from longvlm.world.lengths import DEPTHS, as_json, plot, score_length
+from longvlm.world.lengths import DEPTHS, as_json, as_table, plot, score_length
 from longvlm.world.questions import Question
 
 
-def record(video: int, kind: str, reply: str, span: tuple[float, float] | None, turn: int = 0) -> Record:
-    question = Question(kind, "?", "yes", 0.5, span, "red circle", turn)
-    return Record(video, 100.0, question, reply, "")
+def record(video: int, kind: str, is_right: bool, span: tuple[float, float] | None, turn: int = 0) -> Record:
+    right, wrong = {"direction": ("left", "right"), "when": ("early", "late"), "exists": ("yes", "no")}[kind]
+    question = Question(kind, "?", right, 0.5, span, "red circle", turn)
+    return Record(video, 100.0, question, right if is_right else wrong, "")
 
 
 RECORDS = [
-    record(0, "exists", "yes", (0.0, 10.0)),
-    record(1, "exists", "no", (5.0, 15.0)),
-    record(0, "exists", "yes", (95.0, 100.0)),
-    record(1, "exists", "yes", (38.0, 43.0)),
-    record(1, "exists", "no", None),  # nowhere: counts for the length only
-    record(0, "when", "yes", (40.0, 60.0)),  # no needle
-    record(0, "exists", "yes", (40.0, 60.0), turn=1),  # a later turn
+    record(0, "direction", True, (0.0, 10.0)),
+    record(1, "direction", False, (5.0, 15.0)),
+    record(0, "direction", True, (95.0, 100.0)),
+    record(1, "direction", True, (38.0, 43.0)),
+    record(1, "direction", False, None),  # nowhere: counts for the length only
+    record(0, "when", True, (40.0, 60.0)),  # no needle
+    record(0, "exists", True, (40.0, 60.0)),  # nor this: a "no" lies nowhere, and who always says yes were right
+    record(0, "direction", True, (40.0, 60.0), turn=1),  # a later turn
 ]
 
 
 def test_depth_is_the_middle_of_the_objects_time() -> None:
     scored = score_length(5, RECORDS)
-    assert (scored.minutes, scored.n) == (5, 7)
+    assert (scored.minutes, scored.n) == (5, 8)
     expected = [(0.5, 2), (float("nan"), 0), (1.0, 1), (float("nan"), 0), (1.0, 1)]
     assert len(expected) == DEPTHS
     for (share, n), (wanted_share, wanted_n) in zip(scored.by_depth, expected, strict=True):
@@ -45,6 +47,8 @@ def test_the_numbers_are_plain_json_and_the_plot_opens(tmp_path: Path) -> None:
     first, second = as_json(scores)
     assert first["by_depth"][1] == {"accuracy": None, "n": 0}
     assert second["accuracy"] == 0.5 and second["interval_95"] == [0.0, 1.0]
+    assert (first["of_the_first"], second["of_the_first"]) == (1.0, round(0.5 / (6 / 8), 4))
+    assert list(as_table(scores).columns[4].cells) == ["100%", "67%"]
     plot(scores, tmp_path / "lengths.png")
     assert Image.open(tmp_path / "lengths.png").size[0] > 300
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -92,7 +93,10 @@ def evaluate(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as markdown.")] = False,
     reencoded: Annotated[
         bool,
-        typer.Option("--reencoded", help="Pass the files on: VP9, MPEG-4 at half the size, other rate, logo."),
+        typer.Option(
+            "--reencoded",
+            help="Pass the files on (VP9, MPEG-4 at half the size, other rate, logo), and say what that costs.",
+        ),
     ] = False,
 ) -> None:
     """Render videos, encode them at 1 frame a second, ask, and score by kind of question.
@@ -100,6 +104,9 @@ def evaluate(
     Example: python -m longvlm.world evaluate --videos 20 --seed 1 --duration 30:600
     """
     from longvlm.world import evaluate as evaluation
+    from longvlm.world.losses import as_json as losses_as_json
+    from longvlm.world.losses import as_table as losses_as_table
+    from longvlm.world.losses import measure_losses
 
     shortest, longest = _pair(duration, ":", "--duration", "MIN:MAX in seconds, such as 30:600")
     plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest, reencoded=reencoded)
@@ -107,16 +114,24 @@ def evaluate(
     from longvlm.pipeline import LongVLM
 
     loaded = LongVLM.from_pretrained(model)
-    scores = evaluation.score(evaluation.evaluate(loaded, plans, seed=seed))
+    records = evaluation.evaluate(loaded, plans, seed=seed)
+    scores, losses = evaluation.score(records), []
+    if reencoded:
+        originals = [dataclasses.replace(plan, reencoding=None) for plan in plans]
+        before = evaluation.evaluate(loaded, originals, seed=seed, without_video=False)
+        losses = measure_losses(plans, before, records)
     if as_json:
         durations = (shortest, longest)
-        print(json.dumps(evaluation.as_json(scores, plans, model=loaded.name, seed=seed, duration_seconds=durations)))
+        found = evaluation.as_json(scores, plans, model=loaded.name, seed=seed, duration_seconds=durations)
+        print(json.dumps(found | ({"reencoded": losses_as_json(losses)} if reencoded else {})))
     elif as_markdown:
         print(evaluation.as_markdown(scores))
     else:
         from rich.console import Console
 
         Console().print(evaluation.as_table(scores, f"{loaded.name} on {len(plans)} videos"))
+        if reencoded:
+            Console().print(losses_as_table(losses))
 
 
 @app.command()
@@ -126,7 +141,7 @@ def lengths(
     videos: Annotated[int, typer.Option(help="How many videos of each length.")] = 10,
     seed: Annotated[int, typer.Option(help="Chooses the videos; none of them occurs in training.")] = 0,
     model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Also print the numbers as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Accuracy against the length of the video, and the depth at which an object appears in it.
 
@@ -144,6 +159,10 @@ def lengths(
     study.plot(scores, output)
     if as_json:
         print(json.dumps({"model": loaded.name, "seed": seed, "lengths": study.as_json(scores)}))
+    else:
+        from rich.console import Console
+
+        Console().print(study.as_table(scores))
 
 
 @app.command()

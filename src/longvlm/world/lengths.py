@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.table import Table
 
 from longvlm.errors import LongVLMError
 from longvlm.whole_files import require_writable
@@ -24,7 +25,7 @@ FRAMES_PER_SECOND = 2  # drawn; one of them a second is looked at, and an hour i
 QUESTIONS_PER_KIND = 3
 DEPTHS = 5
 # Questions that name one object, which may lie at any depth.
-NEEDLE_KINDS = ("exists", "after", "before", "direction", "action")
+NEEDLE_KINDS = ("after", "before", "direction", "action")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class LengthScore:
 
 def measure_lengths(model: LongVLM, minutes: Sequence[float], *, videos: int, seed: int) -> list[LengthScore]:
     """Write `videos` videos of every length, ask about them, and score."""
+    plans = [plan_videos(videos, seed=seed, min_seconds=60 * length, max_seconds=60 * length) for length in minutes]
     scores = []
-    for length in minutes:
-        plans = plan_videos(videos, seed=seed, min_seconds=60 * length, max_seconds=60 * length)
-        plans = [replace(plan, fps=FRAMES_PER_SECOND) for plan in plans]
-        records = evaluate(model, plans, seed=seed, per_kind=QUESTIONS_PER_KIND)
+    for length, of_length in zip(minutes, plans, strict=True):
+        slow = [replace(plan, fps=FRAMES_PER_SECOND) for plan in of_length]
+        records = evaluate(model, slow, seed=seed, per_kind=QUESTIONS_PER_KIND, without_video=False)
         scores.append(score_length(length, records))
     return scores
 
@@ -73,6 +74,30 @@ def _depth_of(record: Record) -> int | None:
     return min(DEPTHS - 1, int(DEPTHS * sum(span) / 2 / record.duration_seconds))
 
 
+def as_table(scores: Sequence[LengthScore]) -> Table:
+    """All questions, and how much is left of the accuracy at the first length; then by depth."""
+    table = Table(title="Right answers by length, and by when the object asked about is on screen")
+    depths = [f"{100 * depth // DEPTHS}–{100 * (depth + 1) // DEPTHS} %" for depth in range(DEPTHS)]
+    for name in ("length", "n", "right", "95 % interval", "of the first", *depths):
+        table.add_column(name, justify="right")
+    for one in scores:
+        shares = [f"{share:.0%}" if n else "–" for share, n in one.by_depth]
+        interval, left = f"{one.low:.1%} to {one.high:.1%}", _share_of(one, scores[0])
+        table.add_row(
+            f"{one.minutes:g} min",
+            str(one.n),
+            f"{one.accuracy:.1%}",
+            interval,
+            "–" if left is None else f"{left:.0%}",
+            *shares,
+        )
+    return table
+
+
+def _share_of(one: LengthScore, first: LengthScore) -> float | None:
+    return round(one.accuracy / first.accuracy, 4) if first.accuracy else None
+
+
 def as_json(scores: Sequence[LengthScore]) -> list[dict[str, Any]]:
     return [
         {
@@ -80,6 +105,7 @@ def as_json(scores: Sequence[LengthScore]) -> list[dict[str, Any]]:
             "n": one.n,
             "accuracy": round(one.accuracy, 4),
             "interval_95": [round(one.low, 4), round(one.high, 4)],
+            "of_the_first": _share_of(one, scores[0]),
             "by_depth": [{"accuracy": round(share, 4) if n else None, "n": n} for share, n in one.by_depth],
         }
         for one in scores

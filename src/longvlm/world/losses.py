@@ -1,0 +1,66 @@
+"""What passing a video on costs: the same questions about the original files and about the re-encoded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from longvlm.world.evaluate import Record, VideoPlan, clustered_interval
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Accuracies as shares of 1, over the same questions; `low` and `high` bound the 95 % interval of the loss."""
+
+    reencoding: str
+    n: int
+    original: float
+    reencoded: float
+    low: float
+    high: float
+
+    @property
+    def loss(self) -> float:
+        return self.original - self.reencoded
+
+
+def measure_losses(plans: Sequence[VideoPlan], originals: Sequence[Record], records: Sequence[Record]) -> list[Loss]:
+    """One loss for every re-encoding among the plans, then one over all.
+
+    `originals` and `records` are what the same questions in the same order gave before and after.
+    """
+    before, after = (np.array([one.correct for one in some], dtype=float) for some in (originals, records))
+    videos = np.array([record.video for record in records])
+    names = np.array([how.name if (how := plans[video].reencoding) else "" for video in videos])
+    losses = []
+    for name in [*dict.fromkeys(names), "all"]:
+        here = np.full(len(names), True) if name == "all" else names == name
+        low, high = clustered_interval((before - after)[here], videos[here])
+        losses.append(Loss(name, int(here.sum()), float(before[here].mean()), float(after[here].mean()), low, high))
+    return losses
+
+
+def as_table(losses: Sequence[Loss]) -> Table:
+    table = Table("re-encoding", title="The same questions about the original files and the re-encoded ones")
+    for name in ("n", "original", "re-encoded", "points lost", "95 % interval"):
+        table.add_column(name, justify="right")
+    for one in losses:
+        if one.reencoding == "all":
+            table.add_section()
+        shares = f"{one.original:.1%}", f"{one.reencoded:.1%}"
+        points = f"{100 * one.loss:.1f}", f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+        table.add_row(one.reencoding, str(one.n), *shares, *points)
+    return table
+
+
+def as_json(losses: Sequence[Loss]) -> list[dict[str, Any]]:
+    """The same for machines: shares of 1."""
+    return [
+        {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(one).items()}
+        | {"loss": round(one.loss, 4)}
+        for one in losses
+    ]
