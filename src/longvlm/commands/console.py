@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def tell_failure(video: str, reason: str) -> None:
+    """A line on stderr that names the video once."""
+    print(printable(reason if video in reason else f"{video}: {reason}"), file=sys.stderr)
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 

@@ -144,8 +144,7 @@ def _report(outcome: Outcome, output: Path) -> None:
 
 def _tell_failures(failures: Sequence[Failure]) -> None:
     for failure in failures[:FAILURES_SHOWN]:
-        named = failure.reason if failure.video in failure.reason else f"{failure.video}: {failure.reason}"
-        print(console.printable(named), file=sys.stderr)
+        console.tell_failure(failure.video, failure.reason)
     more = len(failures) - FAILURES_SHOWN
     if more > 0:
         print(f"… and {more} more", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +110,6 @@ def _tell(report: Report, folders: FeatureFolders) -> None:
     if not report.failures:
         return
     for failure in report.failures:
-        named = failure.reason if failure.video in failure.reason else f"{failure.video}: {failure.reason}"
-        print(console.printable(named), file=sys.stderr)
+        console.tell_failure(failure.video, failure.reason)
     count = "1 video" if len(report.failures) == 1 else f"{len(report.failures)} videos"
     console.error(f"{count} failed; see {folders.folders[0] / FAILURES_FILE}.")

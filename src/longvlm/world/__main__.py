@@ -124,14 +124,15 @@ def evaluate(
         durations = (shortest, longest)
         found = evaluation.as_json(scores, plans, model=loaded.name, seed=seed, duration_seconds=durations)
         print(json.dumps(found | ({"reencoded": losses_as_json(losses)} if reencoded else {})))
-    elif as_markdown:
+        return
+    from rich.console import Console
+
+    if as_markdown:
         print(evaluation.as_markdown(scores))
     else:
-        from rich.console import Console
-
         Console().print(evaluation.as_table(scores, f"{loaded.name} on {len(plans)} videos"))
-        if reencoded:
-            Console().print(losses_as_table(losses))
+    if reencoded:
+        Console().print(losses_as_table(losses))
 
 
 @app.command()

@@ -77,8 +77,7 @@ def _depth_of(record: Record) -> int | None:
 def as_table(scores: Sequence[LengthScore]) -> Table:
     """All questions, and how much is left of the accuracy at the first length; then by depth."""
     table = Table(title="Right answers by length, and by when the object asked about is on screen")
-    depths = [f"{100 * depth // DEPTHS}–{100 * (depth + 1) // DEPTHS} %" for depth in range(DEPTHS)]
-    for name in ("length", "n", "right", "95 % interval", "of the first", *depths):
+    for name in ("length", "n", "right", "95 % interval", "of the first", *_name_depths()):
         table.add_column(name, justify="right")
     for one in scores:
         shares = [f"{share:.0%}" if n else "–" for share, n in one.by_depth]
@@ -92,6 +91,10 @@ def as_table(scores: Sequence[LengthScore]) -> Table:
             *shares,
         )
     return table
+
+
+def _name_depths() -> list[str]:
+    return [f"{100 * depth // DEPTHS}–{100 * (depth + 1) // DEPTHS} %" for depth in range(DEPTHS)]
 
 
 def _share_of(one: LengthScore, first: LengthScore) -> float | None:
@@ -149,8 +152,7 @@ def plot(scores: Sequence[LengthScore], path: Path) -> None:
             text = f"{share:.0%}\nn={n}" if n else "–"
             shade = "black" if n and share > 0.6 else "white"
             heat.text(column, row, text, ha="center", va="center", color=shade if n else "grey", fontsize=9)
-    rows = [f"{100 * depth // DEPTHS}–{100 * (depth + 1) // DEPTHS} %" for depth in range(DEPTHS)]
-    heat.set(xticks=places, xticklabels=labels, yticks=range(DEPTHS), yticklabels=rows)
+    heat.set(xticks=places, xticklabels=labels, yticks=range(DEPTHS), yticklabels=_name_depths())
     heat.set(
         xlabel="length of the video",
         ylabel="when in the video the object is on screen",
