@@ -274,17 +274,25 @@ def study(
 
 @app.command()
 @spread_options
-def demo(model_options: ModelOptions) -> None:
+def demo(
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Draw another video, which the model has never seen; any number.", show_default=False),
+    ] = None,
+    *,
+    model_options: ModelOptions,
+) -> None:
     """Ask six questions of a bundled video.
 
     The video is three minutes long and made, so the truth is known; it is printed beside the answers.
 
     \b
       longvlm demo
+      longvlm demo --seed 7
     """
     from longvlm.commands.demo import demo
 
-    demo(model_options)
+    demo(seed, model_options)
 
 
 app.add_typer(data.app, name="data")

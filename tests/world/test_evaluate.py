@@ -24,6 +24,7 @@ from longvlm.world.evaluate import (
     clustered_interval,
     evaluate,
     plan_videos,
+    reencode_in_turns,
     score,
 )
 from longvlm.world.losses import measure_losses
@@ -211,7 +212,7 @@ def test_lengths_command_draws_and_tells(
 
 def test_losses_are_paired_and_told_by_reencoding() -> None:
     question = Question("exists", "Does a red circle appear?", "yes", 0.5)
-    plans = plan_videos(5, seed=0, min_seconds=30, max_seconds=60, reencoded=True)
+    plans = reencode_in_turns(plan_videos(5, seed=0, min_seconds=30, max_seconds=60))
     originals = [Record(video, 30.0, question, "yes", "") for video in range(5)]
     records = [Record(video, 30.0, question, "no" if video in (1, 4) else "yes", "") for video in range(5)]
     by_name = {one.reencoding: one for one in measure_losses(plans, originals, records)}

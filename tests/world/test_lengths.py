@@ -10,7 +10,7 @@ from PIL import Image
 
 from longvlm.errors import LongVLMError
 from longvlm.world.evaluate import Record
-from longvlm.world.lengths import DEPTHS, as_json, as_table, plot, score_length
+from longvlm.world.lengths import DEPTHS, as_json, plot, score_length, tabulate
 from longvlm.world.questions import Question
 
 
@@ -48,7 +48,7 @@ def test_the_numbers_are_plain_json_and_the_plot_opens(tmp_path: Path) -> None:
     assert first["by_depth"][1] == {"accuracy": None, "n": 0}
     assert second["accuracy"] == 0.5 and second["interval_95"] == [0.0, 1.0]
     assert (first["of_the_first"], second["of_the_first"]) == (1.0, round(0.5 / (6 / 8), 4))
-    assert list(as_table(scores).columns[4].cells) == ["100%", "67%"]
+    assert [row[4] for row in tabulate(scores).rows] == ["100%", "67%"]
     plot(scores, tmp_path / "lengths.png")
     assert Image.open(tmp_path / "lengths.png").size[0] > 300
 

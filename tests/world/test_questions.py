@@ -134,6 +134,14 @@ def test_conversations_refer_back() -> None:
     assert found > 60
 
 
+def test_no_turn_asks_for_what_was_named_before() -> None:
+    for seed in range(300):
+        turns = make_conversation(make_scene(seed, 90.0), seed=seed)
+        for number, turn in enumerate(turns):
+            named = {thing for before in turns[:number] for thing in _objects(f"{before.text} {before.answer}")}
+            assert not named & set(_objects(turn.answer)), [one.text for one in turns]
+
+
 def test_the_vocabulary_is_small_and_complete(asked: list[tuple[Scene, list[Question]]]) -> None:
     words = set(vocabulary())
     assert vocabulary() == sorted(words) and len(words) < 400

@@ -9,7 +9,7 @@ import pytest
 
 from longvlm.errors import LongVLMError
 from longvlm.world.render import render_frame, render_labelled
-from longvlm.world.scene import COLOURS, SHAPES, Event, Scene, make_scene
+from longvlm.world.scene import COLOURS, SHAPES, Background, Event, Flash, Patch, Scene, make_scene
 
 
 def test_frames_depend_on_scene_and_time_alone() -> None:
@@ -37,6 +37,34 @@ def test_any_size(width: int, height: int) -> None:
 def test_empty_pictures_are_refused() -> None:
     with pytest.raises(LongVLMError, match="0x10"):
         render_frame(make_scene(0, 20.0), 0.0, 0, 10)
+
+
+def test_distractors_change_the_picture_and_are_not_labelled() -> None:
+    """Each alone against the same scene without: a moving patch, a flash, and a cut to another background."""
+    bare = dataclasses.replace(make_scene(0, 20.0), events=(), shake=0.0, noise_levels=0.0)
+    ground = dataclasses.replace(bare.backgrounds[0], start_seconds=0.0, end_seconds=20.0, patches=(), flashes=())
+    patch = Patch(5.0, 15.0, 0.3, 0.5, 0.7, 0.5, 0.1, 0.1, (250, 250, 250), 0.5)
+    flashing = dataclasses.replace(ground, flashes=(Flash(9.0, 11.0, 1.6),))
+    cut = (dataclasses.replace(ground, end_seconds=8.0), dataclasses.replace(ground, start_seconds=8.0, seed=99))
+    plain = _frames(bare, (ground,))
+    for grounds, changed in (
+        ((dataclasses.replace(ground, patches=(patch,)),), (7.0, 10.0, 13.0)),
+        ((flashing,), (10.0,)),
+        (cut, (10.0, 13.0, 18.0)),
+    ):
+        frames = _frames(bare, grounds)
+        assert [time for time in plain if (frames[time] != plain[time]).any()] == list(changed)
+    with_patch = _frames(bare, (dataclasses.replace(ground, patches=(patch,)),))
+    middles = [np.nonzero((with_patch[time] != plain[time]).any(axis=(0, 2)))[0].mean() for time in (7.0, 10.0, 13.0)]
+    assert middles == sorted(middles) and middles[-1] - middles[0] > 15, "it moves"
+    assert _frames(bare, (flashing,))[10.0].mean() > 1.2 * plain[10.0].mean()
+
+
+def _frames(scene: Scene, grounds: tuple[Background, ...]) -> dict[float, np.ndarray]:
+    shown = dataclasses.replace(scene, backgrounds=grounds)
+    drawn = {time: render_labelled(shown, time, 96, 72) for time in (2.0, 7.0, 10.0, 13.0, 18.0)}
+    assert all((labels == -1).all() for _, labels in drawn.values())
+    return {time: frame for time, (frame, _) in drawn.items()}
 
 
 def test_labels_are_where_the_events_are() -> None:

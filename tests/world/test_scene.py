@@ -9,10 +9,15 @@ import pytest
 
 from longvlm.errors import LongVLMError
 from longvlm.world.scene import (
+    ACTIONS,
+    COLOURS,
+    MAX_EVENTS,
     MAX_SIZE,
     MIN_EVENT_SECONDS,
     MIN_SIZE,
+    SHAPES,
     SHAPES_THAT_DO_NOT_SPIN,
+    TEXTURES,
     Event,
     Scene,
     make_scene,
@@ -29,6 +34,30 @@ def test_same_seed_same_scene() -> None:
     assert make_scene(5, 60.0) == make_scene(5, 60.0)
     assert make_scene(5, 60.0) != make_scene(6, 60.0)
     assert make_scene(5, 60.0).events[0].object == "green square", "videos made earlier must stay what they were"
+
+
+def test_the_world_is_as_large_as_promised(scenes: list[Scene]) -> None:
+    """What the model card and the documents say of the world; scores mean nothing beside another one's."""
+    assert (len(COLOURS), len(SHAPES), MIN_EVENT_SECONDS, MAX_EVENTS) == (8, 10, 4.0, 12)
+    assert (MIN_SIZE, MAX_SIZE) == (0.15, 0.45)
+    events = [event for scene in scenes for event in scene.events]
+    assert {event.colour for event in events} == set(COLOURS)
+    assert {event.shape for event in events} == set(SHAPES)
+    assert {event.action for event in events} == set(ACTIONS)
+    assert {len(scene.events) for scene in scenes} == set(range(2, MAX_EVENTS + 1))
+    assert {background.texture for scene in scenes for background in scene.backgrounds} == set(TEXTURES)
+
+
+def test_most_long_scenes_have_distractors(scenes: list[Scene]) -> None:
+    grounds = [background for scene in scenes if scene.duration_seconds >= 200 for background in scene.backgrounds]
+    patches = [patch for background in grounds for patch in background.patches]
+    flashes = [flash for background in grounds for flash in background.flashes]
+    assert len(patches) > len(grounds) / 2 and len(flashes) > len(grounds) / 4
+    for one in (*patches, *flashes):
+        assert one.start_seconds < one.end_seconds
+        assert one.end_seconds > 0 and one.start_seconds < 900.0, "it is to be seen"
+    assert all(abs(flash.gain - 1) > 0.1 for flash in flashes)
+    assert all((patch.start_x, patch.start_y) != (patch.end_x, patch.end_y) for patch in patches)
 
 
 def test_events_are_within_bounds(scenes: list[Scene]) -> None:

@@ -1,10 +1,14 @@
-"""`longvlm demo`: six questions about the bundled video, with the truth beside the answers."""
+"""`longvlm demo`: six questions about a made video, with the truth beside the answers."""
 
 from __future__ import annotations
 
 import importlib.resources
 import json
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvlm.commands import console
@@ -14,26 +18,28 @@ from longvlm.commands.options import ModelOptions
 if TYPE_CHECKING:
     from longvlm.world.questions import Question
 
-KINDS_ASKED = ("first", "after", "last", "exists", "action", "when")
+NUM_QUESTIONS = 6
+# The kinds asked for, and those that step in where a video allows no such question.
+KINDS_ASKED = ("first", "after", "last", "exists", "action", "when", "before", "count", "order")
+# A video drawn for the demo is like the bundled one.
+DRAWN_SECONDS, DRAWN_SIZE, DRAWN_FPS = 180.0, (320, 240), 10.0
 
 
-def demo(model_options: ModelOptions) -> None:
+def demo(seed: int | None, model_options: ModelOptions) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    assets = importlib.resources.files("longvlm") / "assets"
-    questions = choose_questions(json.loads((assets / "sample.json").read_text(encoding="utf-8")))
-    table = Table("Question", "Answer", "Truth", "", "Time", title="What happens in the sample video")
+    title = "What happens in the sample video" if seed is None else f"What happens in the video drawn from seed {seed}"
+    table = Table("Question", "Answer", "Truth", "", "Time", title=title)
     num_right = 0
-    with (
-        console.Progress("Loading the model") as progress,
-        importlib.resources.as_file(assets / "sample.mp4") as video,
-    ):
+    with console.Progress("Loading the model") as progress, _sample(seed, progress) as (video, truth):
+        progress.begin("Loading the model")
         model = load_model(model_options)
         from longvlm.stages.tokens import count_visual_tokens
         from longvlm.world.questions import is_correct
 
+        questions = choose_questions(truth)
         began = time.perf_counter()
         index = model.encode(video, on_progress=progress.update)
         encoding_seconds = time.perf_counter() - began
@@ -55,12 +61,34 @@ def demo(model_options: ModelOptions) -> None:
     )
 
 
+@contextmanager
+def _sample(seed: int | None, progress: console.Progress) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The bundled video and its truth, or one drawn for this call; never one of those that the model learned from."""
+    if seed is None:
+        assets = importlib.resources.files("longvlm") / "assets"
+        with importlib.resources.as_file(assets / "sample.mp4") as video:
+            yield video, json.loads((assets / "sample.json").read_text(encoding="utf-8"))
+        return
+    from longvlm.world.evaluate import EVALUATION_SEEDS
+    from longvlm.world.scene import make_scene
+    from longvlm.world.truth import truth_of
+    from longvlm.world.video import write_video
+
+    scene = make_scene(EVALUATION_SEEDS + seed, DRAWN_SECONDS)
+    (width, height), fps = DRAWN_SIZE, DRAWN_FPS
+    with tempfile.TemporaryDirectory(prefix="longvlm-demo-") as folder:
+        video = Path(folder) / "drawn.mp4"
+        progress.begin("Drawing a video")
+        write_video(scene, video, width=width, height=height, fps=fps, show_progress=False)
+        yield video, truth_of(scene)
+
+
 def choose_questions(truth: dict[str, Any]) -> list[Question]:
-    """The file's first question of each of KINDS_ASKED."""
+    """The file's first question of each of KINDS_ASKED, NUM_QUESTIONS in all."""
     from longvlm.world.questions import Question
 
     first_of_kind: dict[str, Question] = {}
     for entry in truth["questions"]:
         question = Question(entry["kind"], entry["question"], entry["answer"], 0.0, subject=entry["subject"])
         first_of_kind.setdefault(question.kind, question)
-    return [first_of_kind[kind] for kind in KINDS_ASKED]
+    return [first_of_kind[kind] for kind in KINDS_ASKED if kind in first_of_kind][:NUM_QUESTIONS]

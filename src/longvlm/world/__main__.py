@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
 from longvlm.errors import LongVLMError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-
-TRUTH_QUESTIONS_PER_KIND = 2
 
 
 @app.command()
@@ -34,6 +31,7 @@ def render(
     """
     from longvlm.whole_files import require_writable
     from longvlm.world.scene import make_scene
+    from longvlm.world.truth import truth_of
     from longvlm.world.video import write_video
 
     width, height = _pair(size, "x", "--size", "WIDTHxHEIGHT, such as 320x240")
@@ -48,39 +46,9 @@ def render(
             "width": int(width),
             "height": int(height),
             "fps": fps,
-            **truth_of(seed, duration),
+            **truth_of(scene),
         }
         truth.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def truth_of(seed: int, duration_seconds: float) -> dict[str, Any]:
-    """What is known of the video of this seed and duration: its events, and questions with their answers."""
-    from longvlm.world.questions import make_questions
-    from longvlm.world.scene import make_scene
-
-    scene = make_scene(seed, duration_seconds)
-    return {
-        "seed": seed,
-        "duration_seconds": duration_seconds,
-        "events": [
-            {
-                "object": event.object,
-                "action": event.action,
-                "start_seconds": round(event.start_seconds, 3),
-                "end_seconds": round(event.end_seconds, 3),
-            }
-            for event in scene.events
-        ],
-        "questions": [
-            {
-                "kind": question.kind,
-                "question": question.text,
-                "answer": question.answer,
-                "subject": question.subject,
-            }
-            for question in make_questions(scene, seed=seed, per_kind=TRUTH_QUESTIONS_PER_KIND)
-        ],
-    }
 
 
 @app.command()
@@ -95,7 +63,7 @@ def evaluate(
         bool,
         typer.Option(
             "--reencoded",
-            help="Pass the files on (VP9, MPEG-4 at half the size, other rate, logo), and say what that costs.",
+            help="Then pass the files on (VP9, MPEG-4, half the size, other rate, logo), and say what that costs.",
         ),
     ] = False,
 ) -> None:
@@ -105,11 +73,11 @@ def evaluate(
     """
     from longvlm.world import evaluate as evaluation
     from longvlm.world.losses import as_json as losses_as_json
-    from longvlm.world.losses import as_table as losses_as_table
     from longvlm.world.losses import measure_losses
+    from longvlm.world.losses import tabulate as tabulate_losses
 
     shortest, longest = _pair(duration, ":", "--duration", "MIN:MAX in seconds, such as 30:600")
-    plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest, reencoded=reencoded)
+    plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest)
 
     from longvlm.pipeline import LongVLM
 
@@ -117,9 +85,9 @@ def evaluate(
     records = evaluation.evaluate(loaded, plans, seed=seed)
     scores, losses = evaluation.score(records), []
     if reencoded:
-        originals = [dataclasses.replace(plan, reencoding=None) for plan in plans]
-        before = evaluation.evaluate(loaded, originals, seed=seed, without_video=False)
-        losses = measure_losses(plans, before, records)
+        passed_on = evaluation.reencode_in_turns(plans)
+        after = evaluation.evaluate(loaded, passed_on, seed=seed, without_video=False)
+        losses = measure_losses(passed_on, records, after)
     if as_json:
         durations = (shortest, longest)
         found = evaluation.as_json(scores, plans, model=loaded.name, seed=seed, duration_seconds=durations)
@@ -127,12 +95,14 @@ def evaluate(
         return
     from rich.console import Console
 
-    if as_markdown:
-        print(evaluation.as_markdown(scores))
-    else:
-        Console().print(evaluation.as_table(scores, f"{loaded.name} on {len(plans)} videos"))
+    tables = [evaluation.tabulate(scores, f"{loaded.name} on {len(plans)} videos")]
     if reencoded:
-        Console().print(losses_as_table(losses))
+        tables.append(tabulate_losses(losses))
+    if as_markdown:
+        print("\n\n".join(table.as_markdown() for table in tables))
+    else:
+        for table in tables:
+            Console().print(table.as_rich())
 
 
 @app.command()
@@ -163,7 +133,7 @@ def lengths(
     else:
         from rich.console import Console
 
-        Console().print(study.as_table(scores))
+        Console().print(study.tabulate(scores).as_rich())
 
 
 @app.command()

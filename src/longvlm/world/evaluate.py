@@ -13,16 +13,17 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from longvlm.errors import LongVLMError
+from longvlm.text_table import TextTable
 from longvlm.world.questions import KINDS, Question, is_correct, make_conversation, make_questions
 from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
 from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
@@ -91,13 +92,8 @@ class Score:
     without_video: float
 
 
-def plan_videos(
-    count: int, *, seed: int, min_seconds: float, max_seconds: float, reencoded: bool = False
-) -> list[VideoPlan]:
-    """The videos of an evaluation: log-uniform durations, mixed sizes, 10 to 25 frames per second.
-
-    `reencoded`: the same videos, passed on in each of REENCODINGS by turns.
-    """
+def plan_videos(count: int, *, seed: int, min_seconds: float, max_seconds: float) -> list[VideoPlan]:
+    """The videos of an evaluation: log-uniform durations, mixed sizes, 10 to 25 frames per second."""
     if count < 1:
         raise LongVLMError(f"The number of videos is {count}; it must be at least 1.")
     if not MIN_DURATION_SECONDS <= min_seconds <= max_seconds < float("inf"):
@@ -110,9 +106,13 @@ def plan_videos(
     for i in range(count):
         duration = round(min_seconds * (max_seconds / min_seconds) ** rng.random(), 2)
         (width, height), fps = rng.choice(SIZES), rng.choice(FRAMES_PER_SECOND)
-        how = REENCODINGS[i % len(REENCODINGS)] if reencoded else None
-        plans.append(VideoPlan(EVALUATION_SEEDS + 10_000 * seed + i, duration, width, height, fps, how))
+        plans.append(VideoPlan(EVALUATION_SEEDS + 10_000 * seed + i, duration, width, height, fps))
     return plans
+
+
+def reencode_in_turns(plans: Sequence[VideoPlan]) -> list[VideoPlan]:
+    """The same videos, passed on in each of REENCODINGS by turns."""
+    return [replace(plan, reencoding=how) for plan, how in zip(plans, cycle(REENCODINGS), strict=False)]
 
 
 def evaluate(
@@ -243,34 +243,19 @@ def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float,
     return float(low), float(high)
 
 
-def as_table(scores: Sequence[Score], title: str) -> Table:
-    table = Table(title=title)
-    table.add_column("question")
-    for name in ("n", "right", "95 % interval", "chance", "without video"):
-        table.add_column(name, justify="right")
-    for one in scores:
-        if one.kind == "all":
-            table.add_section()
-        table.add_row(
+def tabulate(scores: Sequence[Score], title: str) -> TextTable:
+    rows = [
+        (
             one.kind,
             str(one.n),
             f"{one.accuracy:.1%}",
-            f"{one.low:.1%} to {one.high:.1%}",
+            f"{one.low:.1%} – {one.high:.1%}",
             f"{one.chance:.1%}",
             f"{one.without_video:.1%}",
         )
-    return table
-
-
-def as_markdown(scores: Sequence[Score]) -> str:
-    """The same as a table for a README."""
-    lines = ["| question | n | right | 95 % interval | chance | without video |", "|---|--:|--:|--:|--:|--:|"]
-    lines += [
-        f"| {one.kind} | {one.n} | {one.accuracy:.1%} | {one.low:.1%} – {one.high:.1%} | {one.chance:.1%} "
-        f"| {one.without_video:.1%} |"
         for one in scores
     ]
-    return "\n".join(lines)
+    return TextTable(title, ("question", "n", "right", "95 % interval", "chance", "without video"), rows)
 
 
 def as_json(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 from longvlm.errors import LongVLMError
+from longvlm.text_table import TextTable
 from longvlm.whole_files import require_writable
 from longvlm.world.evaluate import Record, clustered_interval, evaluate, plan_videos
 
@@ -74,23 +74,23 @@ def _depth_of(record: Record) -> int | None:
     return min(DEPTHS - 1, int(DEPTHS * sum(span) / 2 / record.duration_seconds))
 
 
-def as_table(scores: Sequence[LengthScore]) -> Table:
+def tabulate(scores: Sequence[LengthScore]) -> TextTable:
     """All questions, and how much is left of the accuracy at the first length; then by depth."""
-    table = Table(title="Right answers by length, and by when the object asked about is on screen")
-    for name in ("length", "n", "right", "95 % interval", "of the first", *_name_depths()):
-        table.add_column(name, justify="right")
+    rows = []
     for one in scores:
-        shares = [f"{share:.0%}" if n else "–" for share, n in one.by_depth]
-        interval, left = f"{one.low:.1%} to {one.high:.1%}", _share_of(one, scores[0])
-        table.add_row(
-            f"{one.minutes:g} min",
-            str(one.n),
-            f"{one.accuracy:.1%}",
-            interval,
-            "–" if left is None else f"{left:.0%}",
-            *shares,
+        left = _share_of(one, scores[0])
+        rows.append(
+            (
+                f"{one.minutes:g} min",
+                str(one.n),
+                f"{one.accuracy:.1%}",
+                f"{one.low:.1%} – {one.high:.1%}",
+                "–" if left is None else f"{left:.0%}",
+                *(f"{share:.0%}" if n else "–" for share, n in one.by_depth),
+            )
         )
-    return table
+    columns = ("length", "n", "right", "95 % interval", "of the first", *_name_depths())
+    return TextTable("Right answers by length, and by when the object asked about is on screen", columns, rows)
 
 
 def _name_depths() -> list[str]:

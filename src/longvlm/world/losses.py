@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
+from longvlm.text_table import TextTable
 from longvlm.world.evaluate import Record, VideoPlan, clustered_interval
 
 
@@ -44,17 +44,20 @@ def measure_losses(plans: Sequence[VideoPlan], originals: Sequence[Record], reco
     return losses
 
 
-def as_table(losses: Sequence[Loss]) -> Table:
-    table = Table("re-encoding", title="The same questions about the original files and the re-encoded ones")
-    for name in ("n", "original", "re-encoded", "points lost", "95 % interval"):
-        table.add_column(name, justify="right")
-    for one in losses:
-        if one.reencoding == "all":
-            table.add_section()
-        shares = f"{one.original:.1%}", f"{one.reencoded:.1%}"
-        points = f"{100 * one.loss:.1f}", f"{100 * one.low:.1f} to {100 * one.high:.1f}"
-        table.add_row(one.reencoding, str(one.n), *shares, *points)
-    return table
+def tabulate(losses: Sequence[Loss]) -> TextTable:
+    rows = [
+        (
+            one.reencoding,
+            str(one.n),
+            f"{one.original:.1%}",
+            f"{one.reencoded:.1%}",
+            f"{100 * one.loss:.1f}",
+            f"{100 * one.low:.1f} – {100 * one.high:.1f}",
+        )
+        for one in losses
+    ]
+    columns = ("re-encoding", "n", "original", "re-encoded", "points lost", "95 % interval")
+    return TextTable("The same questions about the original files and the re-encoded ones", columns, rows)
 
 
 def as_json(losses: Sequence[Loss]) -> list[dict[str, Any]]:

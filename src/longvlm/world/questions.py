@@ -86,19 +86,23 @@ def make_questions(scene: Scene, *, seed: int, kinds: Iterable[str] | None = Non
 
 
 def make_conversation(scene: Scene, *, seed: int) -> list[Question]:
-    """Two or three turns, of which the later refer to the answer before; empty if the scene allows none."""
+    """Two or three turns, of which the later refer to the answer before; empty if the scene allows none.
+
+    No turn asks for what an earlier one has named: "What comes after X?", "And before that?".
+    """
     rng = random.Random(f"longvlm conversation {seed} {scene.seed}")
     openers = [*_ask_first(scene, rng, 1), *_ask_last(scene, rng, 1), *_ask_after(scene, rng, 1)]
     rng.shuffle(openers)
     for opener in openers:
         turns = [opener]
         while len(turns) < 3:
+            named = {turn.answer for turn in turns} | {with_article(turn.subject) for turn in turns if turn.subject}
             event = next(event for event in scene.events if with_article(event.object) == turns[-1].answer)
             options = [
                 question
                 for make in (_about_after, _about_before, _about_action, _about_when)
                 for question in make(scene, rng, event, follow_up=True)
-                if question.answer not in {turn.answer for turn in turns}
+                if question.answer not in named
             ]
             if not options:
                 break
