@@ -1,11 +1,17 @@
 """Write the bundled model's card, and its table in the README, from what training and evaluation have left behind.
 
-python scripts/write_model_card.py --scores docs/results/default_model.json --machine "Xeon 2.5 GHz"
+python scripts/write_model_card.py --machine "Xeon 2.5 GHz"
+
+docs/results holds what was measured; what is not there is left out of the card:
+  default_model.json           python -m longvlm.world evaluate --videos 120 --duration 30:600 --reencoded --json
+  default_model_lengths.json   python -m longvlm.world lengths --json -o docs/results/default_model_lengths.png
+  default_model_again.json     the first command on weights trained again, without --reencoded
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from string import Template
@@ -14,8 +20,14 @@ from typing import Any
 from safetensors import safe_open
 
 from longvlm.report.tables import put_table
+from longvlm.text_table import TextTable
 from longvlm.training.default_model import Recipe, load_recipe, plan_gently
-from longvlm.world.evaluate import Score, as_markdown
+from longvlm.world.evaluate import Score
+from longvlm.world.evaluate import tabulate as tabulate_scores
+from longvlm.world.lengths import LengthScore
+from longvlm.world.lengths import tabulate as tabulate_lengths
+from longvlm.world.losses import Loss
+from longvlm.world.losses import tabulate as tabulate_losses
 from longvlm.world.wordings import vocabulary
 
 HERE = Path(__file__).parent
@@ -29,7 +41,72 @@ def describe_evaluation(scores: dict[str, Any]) -> str:
     low, high = (_duration(seconds) for seconds in scores["duration_seconds"])
     command = f"python -m longvlm.world evaluate --videos {scores['videos']} --seed {scores['seed']}"
     command += " --duration {:g}:{:g}".format(*scores["duration_seconds"])
-    table = [
+    return (
+        f"{scores['videos']} unseen videos of {low} to {high} (log-uniform), mixed sizes, 10 to 25 frames a second,\n"
+        f"written as H.264 files and read back at 1 frame a second:\n"
+        f"`{command}`\n\n{tabulate_scores(_read_scores(scores), '').as_markdown()}"
+    )
+
+
+def describe_losses(scores: dict[str, Any]) -> str:
+    """What `evaluate --reencoded` told beside the scores."""
+    names = [field.name for field in dataclasses.fields(Loss)]
+    losses = [Loss(**{name: one[name] for name in names}) for one in scores["reencoded"]]
+    return (
+        "The same questions about the same videos, passed on in one of four ways (`evaluate --reencoded`):\n\n"
+        + tabulate_losses(losses).as_markdown()
+    )
+
+
+def describe_lengths(found: dict[str, Any]) -> str:
+    """The table of `longvlm.world lengths --json`, which has drawn the heat map, too."""
+    scores = [
+        LengthScore(
+            one["minutes"],
+            one["n"],
+            one["accuracy"],
+            *one["interval_95"],
+            tuple((depth["accuracy"] or 0.0, depth["n"]) for depth in one["by_depth"]),
+        )
+        for one in found["lengths"]
+    ]
+    return (
+        "By length, and by when the one object asked about is on screen (`python -m longvlm.world lengths`):\n\n"
+        f"{tabulate_lengths(scores).as_markdown()}\n\n"
+        "![Heat map of right answers by length and depth](../../../../docs/results/default_model_lengths.png)"
+    )
+
+
+def describe_reproduction(first: dict[str, Any], again: dict[str, Any]) -> str:
+    """These weights' scores beside those of weights that `make model` trained again."""
+    pairs = [(one, other) for one in _read_scores(first) for other in _read_scores(again) if one.kind == other.kind]
+    rows = [(one.kind, str(one.n), _with_interval(one), _with_interval(other)) for one, other in pairs]
+    return (
+        "`make model` once more from a clean checkout, asked the same:\n\n"
+        + TextTable("", ("question", "n", "these weights", "trained again"), rows).as_markdown()
+    )
+
+
+def summarise(results: dict[str, dict[str, Any]]) -> str:
+    """For the README: the table, and in a sentence each what else was measured."""
+    text = describe_evaluation(results["scores"])
+    if losses := results["scores"].get("reencoded"):
+        whole = losses[-1]
+        text += f"\n\nRe-encoded, the same videos lose {100 * whole['loss']:.1f} points on average"
+        text += f" (95 %: {100 * whole['low']:.1f} to {100 * whole['high']:.1f}, n = {whole['n']})."
+    if "lengths" in results:
+        last = results["lengths"]["lengths"][-1]
+        text += f"\n\nVideos of {last['minutes']:g} minutes keep {last['of_the_first']:.0%} of the accuracy"
+        text += " at one minute: [heat map by length and depth](docs/results/default_model_lengths.png)."
+    return text
+
+
+def _with_interval(score: Score) -> str:
+    return f"{score.accuracy:.1%} ({score.low:.1%} – {score.high:.1%})"
+
+
+def _read_scores(scores: dict[str, Any]) -> list[Score]:
+    return [
         Score(
             kind=kind,
             n=one["n"],
@@ -41,10 +118,6 @@ def describe_evaluation(scores: dict[str, Any]) -> str:
         )
         for kind, one in scores["scores"].items()
     ]
-    return (
-        f"{scores['videos']} unseen videos of {low} to {high} (log-uniform), mixed sizes, 10 to 25 frames a second,\n"
-        f"written as H.264 files and read back at 1 frame a second:\n`{command}`\n\n{as_markdown(table)}"
-    )
 
 
 def gather_numbers(recipe: Recipe, log: dict[str, Any]) -> dict[str, Any]:
@@ -98,20 +171,39 @@ def _range(numbers: list[int] | tuple[int, ...]) -> str:
     return f"{min(numbers)} to {max(numbers)}"
 
 
+def describe(results: dict[str, dict[str, Any]]) -> str:
+    """All that was measured, for the card."""
+    parts = [describe_evaluation(results["scores"])]
+    if "reencoded" in results["scores"]:
+        parts.append(describe_losses(results["scores"]))
+    if "lengths" in results:
+        parts.append(describe_lengths(results["lengths"]))
+    if "again" in results:
+        parts.append(describe_reproduction(results["scores"], results["again"]))
+    return "\n\n".join(parts)
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was measured: `scores`, and where there are such files, `lengths` and `again`."""
+    files = {name: folder / f"default_model_{name}.json" for name in ("lengths", "again")}
+    files = {"scores": folder / "default_model.json"} | {name: path for name, path in files.items() if path.is_file()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scores", type=Path, required=True, help="what `longvlm.world evaluate --json` printed")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=PROJECT / "docs/results", help="the folder of measurements")
     parser.add_argument("--log", type=Path, default=PROJECT / "runs/default_model/log.json")
     parser.add_argument("--machine", required=True, help="the processor, as the card shall name it")
     arguments = parser.parse_args()
-    evaluation = describe_evaluation(json.loads(arguments.scores.read_text()))
+    results = read_results(arguments.results)
     numbers = gather_numbers(load_recipe(RECIPE), json.loads(arguments.log.read_text()))
     limits = (HERE / "model_card_limits.md").read_text().strip()
     card = Template((HERE / "model_card.md").read_text())
     (MODEL / "README.md").write_text(
-        card.substitute(numbers, evaluation=evaluation, limits=limits, machine=arguments.machine)
+        card.substitute(numbers, evaluation=describe(results), limits=limits, machine=arguments.machine)
     )
-    put_table(PROJECT / "README.md", "default model", evaluation)
+    put_table(PROJECT / "README.md", "default model", summarise(results))
 
 
 if __name__ == "__main__":

@@ -365,9 +365,8 @@ def main() -> int:
         print(f"Error: {mistake}", file=sys.stderr)
         return 2
     course.export(arguments.output)
-    print(f"wrote {arguments.output}. Its card and scores are those of the model before; score it and write them:")
-    print("  python -m longvlm.world evaluate --videos 120 --duration 30:600 --json > scores.json")
-    print("  python scripts/write_model_card.py --scores scores.json --machine 'name of the processor'")
+    print(f"wrote {arguments.output}. Its card and scores are those of the model before;")
+    print("`python scripts/write_model_card.py --help` tells how to measure it and write them.")
     return 0
 
 

@@ -1,0 +1,59 @@
+"""The bundled model's card and the README say what was measured, and only that."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CARD = ROOT / "src/longvlm/assets/default_model/README.md"
+
+
+@pytest.fixture(scope="module")
+def writer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_model_card", ROOT / "scripts/write_model_card.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_card_and_readme_hold_the_measured_scores(writer: ModuleType) -> None:
+    results = writer.read_results(ROOT / "docs/results")
+    assert writer.describe(results) in CARD.read_text(encoding="utf-8")
+    assert writer.summarise(results) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_measurement_gets_its_table(writer: ModuleType, tmp_path: Path) -> None:
+    first = {"n": 10, "accuracy": 0.9, "interval_95": [0.8, 1.0], "chance": 0.0125, "without_video": 0.02}
+    scores = {"videos": 5, "seed": 3, "duration_seconds": [30.0, 600.0], "scores": {"first": first}}
+    (tmp_path / "default_model.json").write_text(json.dumps(scores))
+    bare = writer.describe(writer.read_results(tmp_path))
+    assert "`python -m longvlm.world evaluate --videos 5 --seed 3 --duration 30:600`" in bare
+    assert "5 unseen videos of 30 s to 10 min" in bare
+    assert "| first | 10 | 90.0% | 80.0% – 100.0% | 1.2% | 2.0% |" in bare
+    assert not any(word in bare for word in ("re-encod", "length", "again"))
+
+    loss = {"reencoding": "all", "n": 10, "original": 0.9, "reencoded": 0.88, "low": -0.01, "high": 0.05, "loss": 0.02}
+    (tmp_path / "default_model.json").write_text(json.dumps(scores | {"reencoded": [loss]}))
+    depths = [{"accuracy": 0.75, "n": 4}, *[{"accuracy": None, "n": 0}] * 4]
+    lengths = [
+        {"minutes": 1.0, "n": 8, "accuracy": 0.9, "interval_95": [0.8, 1.0], "of_the_first": 1.0, "by_depth": depths},
+        {"minutes": 60.0, "n": 8, "accuracy": 0.81, "interval_95": [0.7, 0.9], "of_the_first": 0.9, "by_depth": depths},
+    ]
+    (tmp_path / "default_model_lengths.json").write_text(json.dumps({"lengths": lengths}))
+    again = scores | {"scores": {"first": first | {"accuracy": 0.7, "interval_95": [0.6, 0.8]}}}
+    (tmp_path / "default_model_again.json").write_text(json.dumps(again))
+    results = writer.read_results(tmp_path)
+    told = writer.describe(results)
+    assert told.startswith(bare)
+    assert "| all | 10 | 90.0% | 88.0% | 2.0 | -1.0 – 5.0 |" in told
+    assert "| 60 min | 8 | 81.0% | 70.0% – 90.0% | 90% | 75% | – | – | – | – |" in told
+    assert "| first | 10 | 90.0% (80.0% – 100.0%) | 70.0% (60.0% – 80.0%) |" in told
+    summary = writer.summarise(results)
+    assert "lose 2.0 points on average (95 %: -1.0 to 5.0, n = 10)" in summary
+    assert "Videos of 60 minutes keep 90% of the accuracy at one minute" in summary
