@@ -14,6 +14,7 @@ from longvlm.errors import LongVLMError
 from longvlm.training.default_model import RECIPE, Course, build_tokenizer, load_recipe, main
 from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
+from longvlm.training.watching import WatchingSchool
 from longvlm.world.questions import make_questions
 from longvlm.world.scene import SHAPES, make_scene
 from longvlm.world.video import write_video
@@ -52,6 +53,31 @@ def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     assert json.loads(again.log_path.read_text()) == log
     expected = dict(course.model.named_parameters())
     for name, weight in again.model.named_parameters():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_a_run_stopped_in_the_middle_of_a_stage_ends_with_the_same_weights(
+    course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    forward = WatchingSchool.forward
+
+    def stop_at_the_fourth_step(self: WatchingSchool, *arguments: Any, **named: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise KeyboardInterrupt
+        return forward(self, *arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(WatchingSchool, "forward", stop_at_the_fourth_step)
+        Course(course.recipe, tmp_path).run()
+    assert (tmp_path / "videos.pt").is_file() and (tmp_path / "long.begun.json").is_file()
+    assert (tmp_path / "long" / "checkpoint-1").is_dir() and not (tmp_path / "long.pt").exists()
+    again = Course(course.recipe, tmp_path)
+    again.run()
+    expected = course.school.state_dict()
+    for name, weight in again.school.state_dict().items():
         assert torch.equal(weight, expected[name]), name
 
 
