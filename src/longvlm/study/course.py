@@ -57,6 +57,7 @@ class Study:
 
     def __init__(self, settings: StudySettings, encoder: VisionEncoder, folder: Path) -> None:
         self.settings, self.folder = settings, folder
+        self._latest_bank: tuple[Row, SegmentBank] | None = None  # the seeds of a row follow one another
         self._claim(encoder.fingerprint)
         torch.set_num_threads(settings.threads)
         self._encode_blocks(encoder)
@@ -136,9 +137,14 @@ class Study:
         shape = default_model.load_recipe(default_model.RECIPE).model
         school = WatchingSchool(model, state_layer=shape.state_layer, recall_layer=shape.recall_layer)
         model.model.vision_tower.requires_grad_(False)
-        bank = make_bank(BlockFeatures.load(self._blocks_path("training")), row)
-        lessons = StudyLessons(StudyVideos(bank, tokenizer), self.settings, seed)
+        lessons = StudyLessons(StudyVideos(self._training_bank(row), tokenizer), self.settings, seed)
         run_stage(school, lessons, default_model.take_only, self.settings.training, folder, seed=seed)
+
+    def _training_bank(self, row: Row) -> SegmentBank:
+        if self._latest_bank is None or self._latest_bank[0] != row:
+            self._latest_bank = None  # two of them need not be in memory
+            self._latest_bank = row, make_bank(BlockFeatures.load(self._blocks_path("training")), row)
+        return self._latest_bank[1]
 
     @torch.no_grad()
     def _score(
