@@ -13,6 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -135,7 +136,7 @@ def evaluate(
     records: list[Record] = []
     blind: dict[str, str] = {}  # the reply without the video depends on the question's text alone
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _leaving_cores_for_drawing():
         task = progress.add_task("Videos", total=len(plans))
         for number, path in enumerate(_rendered(plans)):
             plan = plans[number]
@@ -197,6 +198,19 @@ def _rendered(plans: Sequence[VideoPlan]) -> Iterator[Path]:
             path = pending.popleft().result()
             yield path
             path.unlink()
+
+
+@contextmanager
+def _leaving_cores_for_drawing() -> Iterator[None]:
+    """A thread of torch that waits for a core which another process has makes all the others wait."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def render_plan(plan: VideoPlan, path: Path) -> Path:
