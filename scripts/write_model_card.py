@@ -151,8 +151,9 @@ def _describe_stages(recipe: Recipe, log: dict[str, Any]) -> list[str]:
         "bank": f"(encodes {recipe.bank.blocks:,} blocks of {_range(recipe.bank.segments_per_block)} segments)",
     }
     for stage in recipe.lessons:
-        segments, names = _range(stage.lesson.segments), f"{stage.lesson.names_share:.0%}"
-        lessons[stage.name] = f"videos of {segments} segments joined from the bank, with questions ({names}: names)"
+        shown, names = stage.lesson.shown_segments, f"{stage.lesson.names_share:.0%}"
+        segments = _range(stage.lesson.segments) + " segments" + (f", at most {shown} shown," if shown else "")
+        lessons[stage.name] = f"videos of {segments} joined from the bank, with questions ({names}: names)"
     return [
         f"| {name} | {what} | {_minutes(log[name]['wall_seconds'], log[name]['cpu_seconds'])} |"
         for name, what in lessons.items()

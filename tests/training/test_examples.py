@@ -5,7 +5,9 @@ from transformers import set_seed
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.default_model import RECIPE, build_model, build_tokenizer, load_recipe
-from longvlm.training.examples import IGNORED, collate, make_example, make_side_by_side, see_own_branch
+from longvlm.training.examples import IGNORED, collate, keep_places, make_example, make_side_by_side, see_own_branch
+from longvlm.training.segment_bank import ComposedVideo
+from longvlm.world.scene import make_scene
 
 QUESTION = [("What appears first?", "a red circle")]
 CONVERSATION = [("What appears last?", "a blue star"), ("And before that?", "a white heart")]
@@ -64,6 +66,31 @@ def test_side_by_side_a_model_reads_each_conversation_as_if_it_were_alone(
             one = {"input_ids": alone["input_ids"][None], "visual_tokens": video}
             torch.testing.assert_close(logits[row, places], model(**one).logits[0], rtol=1e-4, atol=1e-4)
     assert torch.all(labels[1, len(branches[1]) :] == IGNORED)
+
+
+def test_what_is_left_out_of_a_video_keeps_its_place(processor: LongVLMProcessor) -> None:
+    """Of three segments the second is left out: 16 places are skipped before the third and before what is asked."""
+    kept = [*range(5 + 16), *range(5 + 32, 5 + 48)]
+    video = ComposedVideo(
+        scene=make_scene(0, 30.0),
+        visual_tokens=draw_tokens(processor, 3)[kept],
+        token_events=torch.full((37,), -1),
+        token_poses=torch.zeros(37, 5),
+        token_frames=torch.zeros(37),
+        token_segments=torch.tensor([0] * 5 + [1] * 16 + [3] * 16),
+        token_places=torch.tensor(kept),
+        num_places=5 + 48,
+    )
+    plan = [QUESTION, CONVERSATION]
+    example = make_side_by_side(processor, plan, video.visual_tokens, video.num_segments)
+    placed = keep_places(example, video, processor.video_token_id)
+    whole = make_side_by_side(processor, plan, draw_tokens(processor, 3), 3)
+    first = int((whole["input_ids"] == processor.video_token_id).nonzero()[0])
+    rows = torch.cat(
+        [torch.arange(first), first + torch.tensor(kept), torch.arange(first + 53, len(whole["input_ids"]))]
+    )
+    for name in ("input_ids", "labels", "branches", "position_ids"):
+        assert torch.equal(placed[name], whole[name][rows]), name
 
 
 def test_without_branches_the_mask_tells_padding(processor: LongVLMProcessor) -> None:

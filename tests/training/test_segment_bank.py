@@ -137,3 +137,24 @@ def test_a_saved_bank_composes_the_same_videos(bank: SegmentBank, tmp_path: Path
     assert torch.equal(video.visual_tokens, same.visual_tokens)
     for name in ("token_events", "token_poses", "token_frames", "token_segments"):
         assert torch.equal(getattr(video, name), getattr(same, name))
+
+
+def test_empty_segments_are_left_out_and_the_others_keep_their_places(bank: SegmentBank) -> None:
+    for seed in range(20):
+        video = bank.compose(30, random.Random(seed))
+        shown = video.leave_out_empty(12, 10.0, random.Random(seed))
+        assert (video.num_segments, shown.num_places) == (30, video.num_places)
+        numbers = shown.token_segments.unique().tolist()
+        assert numbers[0] == 0 and shown.num_segments == len(numbers) - 1
+        busy = {
+            n
+            for n in range(1, 31)
+            if any(e.start_seconds < 10 * n and e.end_seconds > 10 * n - 10 for e in video.scene.events)
+        }
+        assert busy <= set(numbers) and shown.num_segments == max(12, len(busy))
+        assert shown.scene is video.scene
+        assert torch.equal(shown.visual_tokens, video.visual_tokens[shown.token_places])
+        for name in ("token_events", "token_poses", "token_frames", "token_segments"):
+            assert torch.equal(getattr(shown, name), getattr(video, name)[shown.token_places]), name
+    whole = video.leave_out_empty(30, 10.0, random.Random(0))
+    assert torch.equal(whole.token_places, torch.arange(whole.num_places))

@@ -92,6 +92,19 @@ def make_side_by_side(
     }
 
 
+def keep_places(example: Example, video: ComposedVideo, video_token_id: int) -> Example:
+    """A `make_side_by_side` example with positions as if the segments that were left out of the video were there."""
+    is_visual = example["input_ids"] == video_token_id
+    skipped = torch.zeros_like(example["position_ids"])
+    skipped[is_visual] = video.token_places - torch.arange(len(video.token_places))
+    skipped = skipped.cummax(0).values  # what stands between tokens goes with those before it
+    after = video.num_places - len(video.token_places)
+    return {
+        **example,
+        "position_ids": example["position_ids"] + torch.where(example["branches"] == 0, skipped, after),
+    }
+
+
 def describe_example(input_ids: torch.Tensor, video: ComposedVideo, finder: NameFinder) -> Example:
     """What is known at the visual tokens and at the names of an example, as `WatchingSchool` takes it."""
     is_name, names = finder.find(input_ids)
@@ -140,6 +153,7 @@ class Lesson:
     Args:
         tokens_per_batch: with padding, about; the videos of one batch have the same number of segments.
         segments: least and most of a video, drawn log-uniformly.
+        shown_segments: of longer videos, empty segments are left out until so many remain; None: all are shown.
         opening_range: below 1, short videos come first, since order is learned sooner, and cheaper, on them: the share
             of the range of lengths from which the first videos are drawn; it grows to 1 over the first two thirds.
         questions_per_video: at most.
@@ -153,6 +167,7 @@ class Lesson:
     questions_per_video: int
     conversation_share: float
     names_share: float
+    shown_segments: int | None = None
 
 
 class ComposedBatches(Dataset):
@@ -207,9 +222,15 @@ class ComposedBatches(Dataset):
             if video.scene.events:
                 listed = [[(" ".join(list_names(video.scene, rng)), "")]]
                 conversations = listed if names else self._ask(video.scene, rng)
-        seconds = self.bank.segment_seconds
-        spans = [(i * seconds, (i + 1) * seconds) for i in range(num_segments)] if self.timestamps else None
-        example = make_side_by_side(self.processor, conversations, video.visual_tokens, num_segments, spans)
+        seconds, shown = self.bank.segment_seconds, self.lesson.shown_segments
+        if shown is not None and num_segments > shown:
+            video = video.leave_out_empty(shown, seconds, rng)
+        spans = None
+        if self.timestamps:
+            numbers = video.token_segments[video.token_segments > 0].unique().tolist()
+            spans = [((number - 1) * seconds, number * seconds) for number in numbers]
+        example = make_side_by_side(self.processor, conversations, video.visual_tokens, video.num_segments, spans)
+        example = keep_places(example, video, self.processor.video_token_id)
         return {**example, **describe_example(example["input_ids"], video, self._names)}
 
     def _ask(self, scene: Scene, rng: random.Random) -> list[list[tuple[str, str]]]:

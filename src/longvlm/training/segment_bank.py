@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -71,6 +72,8 @@ class ComposedVideo:
     `token_poses` (G + S·M, 5): that object's pose, see `describe_pose`; zeros where there is none.
     `token_frames` (G + S·M,): the frame it shows it in, or the mean of several; 0 for global tokens.
     `token_segments` (G + S·M,): the segment of each token, counted from 1; 0 for global tokens.
+    `token_places` (G + S·M,): where each token stands among the `num_places` of the whole video; other than one after
+    another only where segments were left out.
     """
 
     scene: Scene
@@ -79,6 +82,31 @@ class ComposedVideo:
     token_poses: torch.Tensor
     token_frames: torch.Tensor
     token_segments: torch.Tensor
+    token_places: torch.Tensor
+    num_places: int
+
+    @property
+    def num_segments(self) -> int:
+        """Those that have tokens."""
+        return len(self.token_segments.unique()) - int((self.token_segments == 0).any())
+
+    def leave_out_empty(self, num_segments: int, segment_seconds: float, rng: random.Random) -> ComposedVideo:
+        """The video without the tokens of some segments in which no object is on screen, in the same places.
+
+        `num_segments` are left, or more where they have objects. So a model learns places far apart, as in hours of
+        video, at the price of minutes (Zhu et al., PoSE, 2024, skip positions of texts).
+        """
+        total = int(self.token_segments.max())
+        busy: set[int] = set()
+        for event in self.scene.events:
+            first, end = (time / segment_seconds for time in (event.start_seconds, event.end_seconds))
+            busy.update(range(math.floor(first) + 1, math.ceil(end) + 1))
+        empty = sorted(set(range(1, total + 1)) - busy)
+        left_out = rng.sample(empty, min(len(empty), max(0, total - num_segments)))
+        kept = ~torch.isin(self.token_segments, torch.tensor(left_out, dtype=torch.int64))
+        per_token = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors: dict[str, Any] = {n: value[kept] for n, value in per_token.items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 class SegmentBank:
@@ -201,6 +229,7 @@ class SegmentBank:
             earlier += len(self.scenes[block].events)
         segments = torch.arange(len(rows))[:, None]
         frames = self.token_frames[rows] + self.frames_per_segment * segments
+        num_places = num_globals + num_tokens * len(rows)
         return ComposedVideo(
             self._join_scenes(blocks),
             torch.cat([video_globals, self.local[rows].flatten(0, 1)]),
@@ -208,6 +237,8 @@ class SegmentBank:
             torch.cat([torch.zeros(num_globals, POSE_NUMBERS), self.token_poses[rows].flatten(0, 1)]),
             torch.cat([torch.zeros(num_globals), frames.flatten()]),
             torch.cat([torch.zeros(num_globals, dtype=torch.int64), (segments + 1).repeat(1, num_tokens).flatten()]),
+            torch.arange(num_places),
+            num_places,
         )
 
     def _join_scenes(self, blocks: list[int]) -> Scene:
