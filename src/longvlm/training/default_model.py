@@ -51,7 +51,7 @@ KIND_WEIGHTS = {
     "last": 2.0,
     "after": 2.0,
     "before": 3.0,
-    "count": 2.0,
+    "count": 3.0,
     "exists": 1.0,
     "direction": 1.0,
     "action": 1.5,
