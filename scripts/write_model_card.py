@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from longvlm.errors import LongVLMError
 from longvlm.report.tables import put_table
 from longvlm.text_table import TextTable
 from longvlm.training.default_model import Recipe, load_recipe, plan_gently
@@ -115,6 +116,7 @@ def _read_scores(scores: dict[str, Any]) -> list[Score]:
             high=one["interval_95"][1],
             chance=one["chance"],
             without_video=one["without_video"],
+            another_video=float("nan") if one.get("another_video") is None else one["another_video"],
         )
         for kind, one in scores["scores"].items()
     ]
@@ -141,6 +143,15 @@ def gather_numbers(recipe: Recipe, log: dict[str, Any]) -> dict[str, Any]:
         "colour": f"{log['encoder']['colour']:.0%}",
         "shape": f"{log['encoder']['shape']:.0%}",
     }
+
+
+def require_log_of(recipe: Recipe, log: dict[str, Any]) -> None:
+    """Raise LongVLMError where a stage was trained by another recipe than the one that the card would tell of."""
+    stages = {"encoder": recipe.encoder, "bank": recipe.bank, **{stage.name: stage for stage in recipe.lessons}}
+    for name, settings in stages.items():
+        told = json.loads(json.dumps(dataclasses.asdict(settings)))
+        if name not in log or log[name]["recipe"][name] != told:
+            raise LongVLMError(f"The log holds no stage {name!r} of this recipe; give --log of the run that it made.")
 
 
 def _describe_stages(recipe: Recipe, log: dict[str, Any]) -> list[str]:
@@ -198,7 +209,9 @@ def main() -> None:
     parser.add_argument("--machine", required=True, help="the processor, as the card shall name it")
     arguments = parser.parse_args()
     results = read_results(arguments.results)
-    numbers = gather_numbers(load_recipe(RECIPE), json.loads(arguments.log.read_text()))
+    recipe, log = load_recipe(RECIPE), json.loads(arguments.log.read_text())
+    require_log_of(recipe, log)
+    numbers = gather_numbers(recipe, log)
     limits = (HERE / "model_card_limits.md").read_text().strip()
     card = Template((HERE / "model_card.md").read_text())
     (MODEL / "README.md").write_text(

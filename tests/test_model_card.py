@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from longvlm.errors import LongVLMError
 
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "src/longvlm/assets/default_model/README.md"
@@ -30,12 +33,13 @@ def test_card_and_readme_hold_the_measured_scores(writer: ModuleType) -> None:
 
 def test_every_measurement_gets_its_table(writer: ModuleType, tmp_path: Path) -> None:
     first = {"n": 10, "accuracy": 0.9, "interval_95": [0.8, 1.0], "chance": 0.0125, "without_video": 0.02}
+    first["another_video"] = 0.03
     scores = {"videos": 5, "seed": 3, "duration_seconds": [30.0, 600.0], "scores": {"first": first}}
     (tmp_path / "default_model.json").write_text(json.dumps(scores))
     bare = writer.describe(writer.read_results(tmp_path))
     assert "`python -m longvlm.world evaluate --videos 5 --seed 3 --duration 30:600`" in bare
     assert "5 unseen videos of 30 s to 10 min" in bare
-    assert "| first | 10 | 90.0% | 80.0% – 100.0% | 1.2% | 2.0% |" in bare
+    assert "| first | 10 | 90.0% | 80.0% – 100.0% | 1.2% | 2.0% | 3.0% |" in bare
     assert not any(word in bare for word in ("re-encod", "length", "again"))
 
     loss = {"reencoding": "all", "n": 10, "original": 0.9, "reencoded": 0.88, "low": -0.01, "high": 0.05, "loss": 0.02}
@@ -57,3 +61,17 @@ def test_every_measurement_gets_its_table(writer: ModuleType, tmp_path: Path) ->
     summary = writer.summarise(results)
     assert "lose 2.0 points on average (95 %: -1.0 to 5.0, n = 10)" in summary
     assert "Videos of 60 minutes keep 90% of the accuracy at one minute" in summary
+
+
+def test_the_log_of_another_recipe_is_refused(writer: ModuleType) -> None:
+    recipe = writer.load_recipe(writer.RECIPE)
+    told = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    log = {name: {"recipe": {name: told[name]}} for name in ("encoder", "bank")}
+    log |= {stage["name"]: {"recipe": {stage["name"]: stage}} for stage in told["lessons"]}
+    writer.require_log_of(recipe, log)
+    log["bank"]["recipe"]["bank"]["blocks"] += 1
+    with pytest.raises(LongVLMError, match="no stage 'bank' of this recipe"):
+        writer.require_log_of(recipe, log)
+    del log["bank"]
+    with pytest.raises(LongVLMError, match="no stage 'bank'"):
+        writer.require_log_of(recipe, log)

@@ -37,6 +37,11 @@ def test_files_get_the_mode_that_files_get_here(tmp_path: Path) -> None:
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     with holding(tmp_path), pytest.raises(LongVLMError, match="Another process is at work in"), holding(tmp_path):
         pass
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(LongVLMError, match=r"Can't write to .* choose another folder"), holding(tmp_path):
+        pass
+    (tmp_path / "lock").rmdir()
     with holding(tmp_path):
         pass
 

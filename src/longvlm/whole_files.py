@@ -69,11 +69,18 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Within it no other process can hold `folder`; the system lets go of it for a process that is killed."""
+    """Within it no other process can hold `folder`; the system lets go of it for a process that is killed.
+
+    Raises LongVLMError where one does, or where nothing can be written there.
+    """
     if fcntl is None:
         yield
         return
-    with (folder / _LOCK).open("w") as lock:
+    try:
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise LongVLMError(f"Can't write to {folder} ({error.strerror}); choose another folder.") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -218,6 +218,13 @@ def test_the_text_of_two_equal_options_is_no_answer() -> None:
     assert parse_letter("yes", ["yes", "Yes.", "no"]) is None
 
 
+@pytest.mark.parametrize(
+    ("reply", "letter"), [("a", "B"), ("v", "C"), ("(v)", "C"), ("A", "A"), ("C", "C"), ("B. a", "B"), ("V", "C")]
+)
+def test_options_that_are_letters_themselves(reply: str, letter: str | None) -> None:
+    assert parse_letter(reply, ["e", "a", "v"]) == letter
+
+
 BENCHMARK_ROWS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
     "Video-MME": (
         {
@@ -273,6 +280,23 @@ def test_multiple_choice_in_many_spellings(write_json: WriteJson, name: str) -> 
     assert lines[0] == "How many?" and lines[1] == f"A. {row.options[0]}" and "A. A." not in row.questions[0]
 
 
+def test_the_truth_may_be_an_option_that_is_a_letter(write_json: WriteJson) -> None:
+    row = {"video": "film.mp4", "question": "Which letter?", "candidates": ["l", "v", "e"]}
+    rows = read("multiple-choice", write_json("mc.json", [{**row, "answer": one} for one in row["candidates"]]))
+    assert [one.answer for one in rows] == ["A", "B", "C"]
+
+
+def test_several_files_are_several_tasks_and_rows_may_ask_about_a_part(write_json: WriteJson) -> None:
+    row = {"video": "film.mp4", "question": "What?", "candidates": ["x", "y"], "answer": "y"}
+    files = [
+        write_json("action_sequence.json", [{**row, "start": 1.5, "end": 9}]),
+        write_json("counting.json", [row, {**row, "task_type": "own"}]),
+    ]
+    rows = read("multiple-choice", *files)
+    assert [one.groups for one in rows] == [{"task": "action_sequence"}, {"task": "counting"}, {"task": "own"}]
+    assert [one.clip_seconds for one in rows] == [(1.5, 9.0), None, None]
+
+
 def test_video_mme_with_questions_under_each_video(write_json: WriteJson) -> None:
     questions = [{"question": f"q{i}", "options": ["A. x", "B. y"], "answer": "B", "task_type": "t"} for i in range(2)]
     rows = read(
@@ -297,6 +321,8 @@ def test_a_question_that_is_no_object_is_named(write_json: WriteJson) -> None:
         ({"answer": "E"}, "the answer is 'E'; a letter from A to B"),
         ({"answer": 2}, "the answer is '2'"),
         ({"answer": True}, "the answer is 'True'"),
+        ({"start": 9, "end": 1.5}, "its part is from 9 to 1.5; 'start' and 'end' in seconds"),
+        ({"start": 9}, "its part is from 9 to null"),
         ({"options": ["A. x"]}, "a list of 2 to 26 texts"),
         ({"options": "x, y"}, "a list of 2 to 26 texts"),
         ({"options": None}, "lacks the field 'options' or 'candidates'"),

@@ -159,14 +159,8 @@ def test_stored_indexes_answer_like_their_videos(model: LongVLM, films: Path, qa
             run(model, [qa_file], folder, tmp_path / "other", "activitynet-qa", asking=Asking(encode, SHORT.answer))
 
 
-@pytest.mark.usefixtures("no_chart")
-def test_a_part_of_a_stored_index_is_asked_where_one_is_named(
-    model: LongVLM, films: Path, qa_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "indexes"
-    folder.mkdir()
-    for name in ("v_one.mp4", "two.mkv"):
-        model.encode(films / name, num_frames=20).save(folder / Path(name).with_suffix(".longvlm").name)
+def note_spans(model: LongVLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """The parts of videos, in seconds, that the model is asked about; the list grows as it is."""
     asked: list[tuple[float, float]] = []
     ask = model.ask
 
@@ -175,9 +169,36 @@ def test_a_part_of_a_stored_index_is_asked_where_one_is_named(
         return ask(indexes, questions, **more)
 
     monkeypatch.setattr(model, "ask", noting)
+    return asked
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_a_part_of_a_stored_index_is_asked_where_one_is_named(
+    model: LongVLM, films: Path, qa_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "indexes"
+    folder.mkdir()
+    for name in ("v_one.mp4", "two.mkv"):
+        model.encode(films / name, num_frames=20).save(folder / Path(name).with_suffix(".longvlm").name)
+    asked = note_spans(model, monkeypatch)
     asking = Asking({"start": "0:06", "end": None}, SHORT.answer, batch_size=5)
     run(model, [qa_file], folder, tmp_path / "out", "activitynet-qa", asking=asking)
     assert len(asked) == 5 and all(4 < start <= 6 and end == pytest.approx(10, abs=0.3) for start, end in asked)
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_rows_that_name_a_part_are_asked_about_that_part(
+    model: LongVLM, films: Path, write_json: WriteJson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"video": "v_one.mp4", "question": "What?", "candidates": ["x", "y"], "answer": "y"}
+    file = write_json(
+        "mc.json", [row, {**row, "start": 2, "end": 5}, {**row, "start": 2, "end": 5, "question": "Who?"}]
+    )
+    asked = note_spans(model, monkeypatch)
+    counted = Counted(model, monkeypatch)
+    run(model, [file], films, tmp_path / "out", "multiple-choice")
+    assert len(counted.encoded) == 2, "once for the whole, and once for the part"
+    assert asked == [pytest.approx(span, abs=0.6) for span in ((0, 10), (2, 5), (2, 5))]
 
 
 @pytest.mark.usefixtures("no_chart")

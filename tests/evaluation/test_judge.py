@@ -98,6 +98,19 @@ def test_an_unreadable_reply_is_asked_again_and_then_counts_as_unjudged(stub: St
     assert stub.prompts.count("prompt 1") == judge_module.REPLIES, "it is not asked for ever"
 
 
+def test_hopeless_requests_come_first_and_stop_no_other(stub: StubJudge, tmp_path: Path) -> None:
+    hopeless = ("0", "1", "5", "6", "7")
+    stub.script = lambda prompt, attempt: (
+        (400, '{"error": {"message": "too long"}}') if prompt.endswith(hopeless) else good_reply(prompt)
+    )
+    asked = requests(8)
+    for _ in range(2):  # in the second run only the hopeless are left
+        judge = open_judge(stub, tmp_path / "j.jsonl")
+        judge.complete(asked, None)
+        assert [judge.find(one) for one in asked] == [truth(i) if 2 <= i < 5 else None for i in range(8)]
+        assert judge.unreached == 5
+
+
 def test_one_hopeless_request_does_not_stop_the_others(stub: StubJudge, tmp_path: Path) -> None:
     stub.script = lambda prompt, attempt: (
         (400, '{"error": {"message": "too long"}}') if prompt.endswith("2") else good_reply(prompt)
@@ -122,7 +135,11 @@ def test_one_hopeless_request_does_not_stop_the_others(stub: StubJudge, tmp_path
         ((401, '{"error": {"message": "bad key"}}'), "status 401, bad key; check OPENAI_API_KEY", 1),
         ((404, '{"error": {"message": "no model stub"}}'), "no model stub; check --judge-url and --judge-model", 1),
         ((429, '{"error": {"message": "paid up?", "code": "insufficient_quota"}}'), "see to its quota", 1),
-        ((400, '{"error": {"message": "temperature"}}'), "status 400, temperature; see to what it complains of", 1),
+        (
+            (400, '{"error": {"message": "temperature"}}'),
+            "status 400, temperature; see to what it complains of",
+            judge_module.FAILURES_IN_A_ROW,
+        ),
         (None, "check --judge-url, and that it is running", judge_module.TRIES_TO_CONNECT),
         (BROKEN, "status 500", judge_module.TRIES),
     ],

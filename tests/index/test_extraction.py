@@ -224,6 +224,17 @@ class TestResuming:
         (tmp_path / "memory" / "v_1.pkl").write_bytes(pickle.dumps(np.ones((3, 7), dtype=np.float16)))
         with pytest.raises(LongVLMError, match=r"v_1\.pkl is there already, but its array is \(3, 7\)"):
             extract(videos, extractor, folders)
+        (tmp_path / "memory" / "v_1.pkl").unlink()
+        local = tmp_path / "local" / "v_2.pkl"
+        features = pickle.loads(local.read_bytes())
+        local.write_bytes(pickle.dumps(features[:-1]))
+        with pytest.raises(
+            LongVLMError, match=rf"v_2\.pkl .* has {len(features) - 1} rows, .* give {len(features)}\. "
+        ):
+            extract(videos, extractor, folders)
+        swapped = FeatureFolders(None, tmp_path / "memory", tmp_path / "local")
+        with pytest.raises(LongVLMError, match=r"v_0\.pkl .* rows, .* give"):
+            extract(videos, extractor, swapped)
 
 
 def test_an_addresss_secrets_are_not_stored(extractor: Extractor, tmp_path: Path) -> None:
@@ -244,6 +255,22 @@ def test_failures_are_listed_also_when_it_is_broken_off(videos: Path, run: Run, 
         run(videos, on_progress=interrupt)
     (failure,) = json.loads((tmp_path / "features" / "failures.json").read_text())
     assert failure["video"] == str(videos / "v_0.mp4")
+
+
+def test_the_list_keeps_what_failed_before_and_was_not_reached(videos: Path, run: Run, tmp_path: Path) -> None:
+    (videos / "v_2.mp4").write_bytes(b"")
+    run(videos)
+    for path in (tmp_path / "features").glob("*.longvlm"):
+        path.unlink()
+
+    def interrupt(progress: Progress) -> None:
+        if progress.videos_done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(videos, on_progress=interrupt)
+    (failure,) = json.loads((tmp_path / "features" / "failures.json").read_text())
+    assert failure["video"] == str(videos / "v_2.mp4")
 
 
 def test_the_list_keeps_what_failed_among_other_videos(videos: Path, run: Run, tmp_path: Path) -> None:

@@ -145,6 +145,13 @@ def test_a_tokenizer_in_sentencepieces_format_is_read(tmp_path):
         assert load_tokenizer(tmp_path)(text)["input_ids"] == [1, *model.encode(text)]
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"model": {"type": "OfTomorrow"}}', "no JSON"])
+def test_a_tokenizer_file_that_can_not_be_read_is_one_line(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(LongVLMError, match=r"has no readable tokenizer \(.+\); give a complete folder"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_that_needs_another_library_says_so(tmp_path, monkeypatch):
     save_sentencepiece(tmp_path).write_bytes(b"damaged")
     with pytest.raises(LongVLMError, match="has no readable tokenizer"):
@@ -273,6 +280,12 @@ def test_consolidating_keeps_every_tensor(llava, tmp_path, max_shard_size):
     assert (len(files) > 1) == (max_shard_size == "20KB")
     assert (tmp_path / "whole/config.json").read_bytes() == (folder / "config.json").read_bytes()
     assert not any((tmp_path / "whole").glob("*.bin*"))
+
+
+def test_the_folder_one_is_in_is_no_target(llava, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LongVLMError, match="is the folder you are in; give the name of a new one"):
+        consolidate(llava[0], Path())
 
 
 def test_what_can_not_be_consolidated(llava, make_llava, tmp_path):

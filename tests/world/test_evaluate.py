@@ -25,6 +25,7 @@ from longvlm.world.evaluate import (
     evaluate,
     plan_videos,
     reencode_in_turns,
+    render_plan,
     score,
 )
 from longvlm.world.losses import measure_losses
@@ -110,14 +111,15 @@ def test_scores_count_right_answers_by_kind() -> None:
     exists = Question("exists", "Does a red circle appear?", "yes", 0.5)
     records = [
         Record(0, 30.0, first, "a red circle", "a blue star"),
-        Record(1, 30.0, first, "a red ring", "a red circle"),
+        Record(1, 30.0, first, "a red ring", "a red circle", "a red circle"),
         Record(0, 30.0, exists, "yes", "no"),
-        Record(1, 30.0, exists, "Yes.", "yes"),
+        Record(1, 30.0, exists, "Yes.", "yes", "no"),
     ]
     by_kind = {one.kind: one for one in score(records)}
     assert list(by_kind) == ["first", "exists", "all"]
     assert (by_kind["first"].n, by_kind["first"].accuracy, by_kind["first"].without_video) == (2, 0.5, 0.5)
     assert (by_kind["exists"].accuracy, by_kind["exists"].low, by_kind["exists"].chance) == (1.0, 1.0, 0.5)
+    assert [by_kind[kind].another_video for kind in ("first", "exists", "all")] == [1.0, 0.0, 0.5]
     assert by_kind["all"].accuracy == 0.75
     assert by_kind["first"].low == 0.0 and by_kind["first"].high == 1.0
 
@@ -135,7 +137,7 @@ def test_the_interval_is_clustered_by_video() -> None:
 
 
 @pytest.mark.usefixtures("short_answers")
-def test_evaluating_a_model_end_to_end(checkpoint: Path) -> None:
+def test_evaluating_a_model_end_to_end(checkpoint: Path, tmp_path: Path) -> None:
     model = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32")
     plans = [
         dataclasses.replace(plan, width=64, height=48, fps=4)  # drawing is what takes the time
@@ -152,6 +154,10 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path) -> None:
     assert {record.video for record in records} == {0, 1}
     blind = model.ask(None, expected[0].text, max_new_tokens=8)
     assert split_words(records[0].reply_without_video) == split_words(blind.text)
+    other = render_plan(plans[0], tmp_path / "other.mp4")
+    for record in records:
+        told = model.ask(model.encode(other, fps=1.0), record.question.text, max_new_tokens=8).text
+        assert record.reply_to_another == (told if record.video else None)
     summary = as_json(score(records), plans, model=model.name, seed=1, duration_seconds=(10, 12))
     assert summary["scores"]["all"]["n"] == len(records)
     assert (summary["videos"], summary["duration_seconds"]) == (2, [10, 12])
@@ -214,8 +220,8 @@ def test_lengths_command_draws_and_tells(
 def test_losses_are_paired_and_told_by_reencoding() -> None:
     question = Question("exists", "Does a red circle appear?", "yes", 0.5)
     plans = reencode_in_turns(plan_videos(5, seed=0, min_seconds=30, max_seconds=60))
-    originals = [Record(video, 30.0, question, "yes", "") for video in range(5)]
-    records = [Record(video, 30.0, question, "no" if video in (1, 4) else "yes", "") for video in range(5)]
+    originals = [Record(video, 30.0, question, "yes") for video in range(5)]
+    records = [Record(video, 30.0, question, "no" if video in (1, 4) else "yes") for video in range(5)]
     by_name = {one.reencoding: one for one in measure_losses(plans, originals, records)}
     assert list(by_name) == [*(how.name for how in REENCODINGS), "all"]
     assert [one.n for one in by_name.values()] == [2, 1, 1, 1, 5]
@@ -233,6 +239,7 @@ def test_losses_are_paired_and_told_by_reencoding() -> None:
         ["render", "--fps", "0", "-o", "x.mp4"],
         ["render", "--duration", "10", "--truth", "no-such-folder/t.json", "-o", "x.mp4"],
         ["render", "--duration", "10", "--truth", ".", "-o", "x.mp4"],
+        ["render", "--duration", "10", "--truth", "x.mp4", "-o", "./x.mp4"],
         ["render", "--duration", "10", "--fps", "0.0004", "-o", "x.mp4"],
         ["render", "--duration", "10", "--codec", "aac", "-o", "x.mp4"],
         ["render"],

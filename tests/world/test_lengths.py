@@ -17,7 +17,7 @@ from longvlm.world.questions import Question
 def record(video: int, kind: str, is_right: bool, span: tuple[float, float] | None, turn: int = 0) -> Record:
     right, wrong = {"direction": ("left", "right"), "when": ("early", "late"), "exists": ("yes", "no")}[kind]
     question = Question(kind, "?", right, 0.5, span, "red circle", turn)
-    return Record(video, 100.0, question, right if is_right else wrong, "")
+    return Record(video, 100.0, question, right if is_right else wrong)
 
 
 RECORDS = [

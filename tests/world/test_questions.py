@@ -9,7 +9,8 @@ import re
 import pytest
 
 from longvlm.errors import LongVLMError
-from longvlm.world.questions import KINDS, Question, is_correct, make_conversation, make_questions, vocabulary
+from longvlm.world.marking import is_correct
+from longvlm.world.questions import KINDS, Question, make_conversation, make_questions, vocabulary
 from longvlm.world.scene import COLOURS, SHAPES, Scene, make_scene
 from longvlm.world.wordings import split_words
 
@@ -108,6 +109,15 @@ def test_yes_and_no_are_about_as_frequent(asked: list[tuple[Scene, list[Question
     assert 0.42 < answers.count("yes") / len(answers) < 0.58
 
 
+@pytest.mark.parametrize(("duration_seconds", "kind"), [(60.0, "start"), (60.0, "duration"), (300.0, "duration")])
+def test_chance_is_what_the_best_fixed_answer_reaches(duration_seconds: float, kind: str) -> None:
+    scenes = [make_scene(5000 + seed, duration_seconds) for seed in range(400)]
+    asked = [question for scene in scenes for question in make_questions(scene, seed=0, kinds=[kind])]
+    said = [f"{second} seconds" for second in range(int(duration_seconds))]
+    best = max(sum(is_correct(question, reply) for question in asked) for reply in said) / len(asked)
+    assert asked[0].chance == pytest.approx(best, abs=0.05)
+
+
 def test_same_seed_same_questions() -> None:
     scene = make_scene(3, 80.0)
     assert make_questions(scene, seed=1) == make_questions(scene, seed=1)
@@ -149,59 +159,6 @@ def test_the_vocabulary_is_small_and_complete(asked: list[tuple[Scene, list[Ques
         for question in [*questions, *make_conversation(scene, seed=1)]:
             assert set(split_words(f"{question.text} {question.answer}")) <= words
             assert "".join(split_words(question.text)) == re.sub(r"\s", "", question.text.lower())
-
-
-def _question(kind: str, answer: str, subject: str = "") -> Question:
-    return Question(kind, "?", answer, 0.5, subject=subject)
-
-
-@pytest.mark.parametrize(
-    ("kind", "answer", "reply", "right"),
-    [
-        ("first", "a red circle", "A Red Circle.", True),
-        ("first", "a red circle", "The first object is the red circle", True),
-        ("first", "a red circle", "red", False),
-        ("first", "a red circle", "a red circle or a blue star", False),
-        ("first", "a red circle", "a red square", False),
-        ("first", "a red circle", "", False),
-        ("after", "a red circle", "After the blue star comes a red circle.", True),
-        ("count", "three", "3", True),
-        ("count", "three", "There are three objects.", True),
-        ("count", "three", "three or four", False),
-        ("count", "three", "13", False),
-        ("exists", "yes", "Yes, it does.", True),
-        ("exists", "no", "Yes", False),
-        ("exists", "no", "nothing", False),
-        ("direction", "left", "It moves left.", True),
-        ("direction", "left", "left and then right", False),
-        ("action", "it spins", "the star is spinning", True),
-        ("action", "it moves up", "It is moving up", True),
-        ("action", "it moves up", "it moves", False),
-        ("action", "it moves up", "it moves down", False),
-        ("action", "it stays still", "It stays still", True),
-        ("action", "it stays still", "it blinks", False),
-        ("when", "middle", "In the middle.", True),
-        ("when", "middle", "early or in the middle", False),
-        ("at", "nothing", "Nothing.", True),
-        ("at", "nothing", "a red circle", False),
-        ("at", "a red circle", "nothing, or a red circle", False),
-        ("start", "1:23", "At 1:20.", True),
-        ("start", "1:23", "1:28", True),
-        ("start", "1:23", "1:29", False),
-        ("start", "1:02:03", "1:02:00", True),
-        ("start", "1:23", "1:20 or 1:25", False),
-        ("start", "1:23", "83", False),
-        ("duration", "12 seconds", "about 15 seconds", True),
-        ("duration", "12 seconds", "8", True),
-        ("duration", "12 seconds", "17 seconds", False),
-        ("duration", "12 seconds", "a while", False),
-        ("order", "a red circle, then a blue star", "red circle, blue star", True),
-        ("order", "a red circle, then a blue star", "blue star, red circle", False),
-        ("describe", "a red circle grows, then a blue star spins", "A red circle, then a blue star.", True),
-    ],
-)
-def test_replies_are_judged_by_what_they_say(kind: str, answer: str, reply: str, right: bool) -> None:
-    assert is_correct(_question(kind, answer, subject="blue star"), reply) is right
 
 
 def test_unknown_kinds_are_refused() -> None:

@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 
 NUM_QUESTIONS = 6
 # The kinds asked for, and those that step in where a video allows no such question.
-KINDS_ASKED = ("first", "after", "last", "exists", "action", "when", "before", "count", "order")
+KINDS_ASKED = (
+    "first",
+    "after",
+    "last",
+    "exists",
+    "action",
+    "when",
+    "before",
+    "count",
+    "order",
+    "direction",
+    "describe",
+)
 # A video drawn for the demo is like the bundled one.
 DRAWN_SECONDS, DRAWN_SIZE, DRAWN_FPS = 180.0, (320, 240), 10.0
 
@@ -37,7 +49,7 @@ def demo(seed: int | None, model_options: ModelOptions) -> None:
         progress.begin("Loading the model")
         model = load_model(model_options)
         from longvlm.stages.tokens import count_visual_tokens
-        from longvlm.world.questions import is_correct
+        from longvlm.world.marking import is_correct
 
         questions = choose_questions(truth)
         began = time.perf_counter()

@@ -33,6 +33,7 @@ TRIES_TO_CONNECT = 3  # while nothing has been judged yet: the address is wrong,
 REPLIES = 3  # that can't be read, before a question counts as unjudged
 FAILURES_IN_A_ROW = 3  # of requests, all their tries used up, before the rest is given up
 _HOPELESS = {401: f"check {KEY_VARIABLE}", 403: f"check {KEY_VARIABLE}", 404: "check --judge-url and --judge-model"}
+_LATER = "run the same command again later"
 _REMINDER = "That could not be read. Reply again with the dictionary alone: no other words, no code fence."
 
 
@@ -47,11 +48,16 @@ class JudgeRequest:
 
 
 class _GaveUp(Exception):
-    """One request failed for good; the others may still succeed. `remedy` is for where all of them do."""
+    """One request failed for good; the others may still succeed.
 
-    def __init__(self, reason: str, remedy: str = "run the same command again later") -> None:
+    `is_refusal`: the judge answered, but not to this (too long, say, or filtered); else it did not answer in all tries.
+    """
+
+    def __init__(self, reason: str, *, is_refusal: bool = False) -> None:
         super().__init__(reason)
-        self.remedy = remedy
+        self.is_refusal = is_refusal
+        # for where all requests fail
+        self.remedy = "see to what it complains of, or choose another judge" if is_refusal else _LATER
 
 
 class Judge:
@@ -145,8 +151,9 @@ class Judge:
                     on_progress(count / len(waiting), f"Judged {count:,} of {len(waiting):,}")
 
         async with openai.AsyncOpenAI(**self._connection()) as client:
-            # The first one alone: a wrong key or address shows before hundreds of requests do.
-            await work(itertools.islice(pending, 1))
+            # One alone, until one is judged: a wrong key or address shows before hundreds of requests do.
+            while not self._has_judged and (first := list(itertools.islice(pending, 1))):
+                await work(iter(first))
             workers = [asyncio.ensure_future(work(pending)) for _ in range(self.concurrency)]
             try:
                 await asyncio.gather(*workers)
@@ -168,7 +175,7 @@ class Judge:
         except _GaveUp as failure:
             self.unreached += 1
             self._failures_in_a_row += 1
-            if not self._has_judged or self._failures_in_a_row >= FAILURES_IN_A_ROW:
+            if self._is_of_no_use(failure):
                 raise self._stop(str(failure), failure.remedy) from failure
             return
         self._has_judged, self._failures_in_a_row = True, 0
@@ -179,6 +186,13 @@ class Judge:
         line |= {"replies": replies}
         self._kept.append(line)
         self._by_content[key] = line
+
+    def _is_of_no_use(self, latest: _GaveUp) -> bool:
+        """Whether to stop: who has judged may refuse this or that; who never has, and is silent, is not there."""
+        keeps_failing = self._failures_in_a_row >= FAILURES_IN_A_ROW
+        if latest.is_refusal:
+            return keeps_failing and not self._has_judged
+        return keeps_failing or not self._has_judged
 
     async def _ask(self, client: openai.AsyncOpenAI, messages: list[dict[str, str]]) -> tuple[str, str]:
         """The reply, and the model and version that it says it is from. Raises _GaveUp after all tries."""
@@ -197,7 +211,7 @@ class Judge:
                 if error.status_code in _HOPELESS or error.code == "insufficient_quota":
                     raise self._stop(reason, _HOPELESS.get(error.status_code, "see to its quota")) from error
                 if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
-                    raise _GaveUp(reason, "see to what it complains of, or choose another judge") from error
+                    raise _GaveUp(reason, is_refusal=True) from error
             except openai.APIConnectionError as error:
                 reason, header = _connection_reason(error), None
                 if not self._has_judged and attempt >= TRIES_TO_CONNECT:

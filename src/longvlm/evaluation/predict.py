@@ -59,18 +59,21 @@ class Predictor:
             yield from self._answer(batch)
 
     def _with_videos(self, rows: Sequence[Row]) -> Iterator[tuple[Row, VideoIndex]]:
-        by_video: dict[str, list[Row]] = {}
+        by_part: dict[tuple[str, tuple[float, float] | None], list[Row]] = {}
         for row in rows:
-            by_video.setdefault(row.video_name, []).append(row)
-        for name, its_rows in by_video.items():
+            by_part.setdefault((row.video_name, row.clip_seconds), []).append(row)
+        for (name, clip_seconds), its_rows in by_part.items():
             try:
-                index = self._index(name)
+                index = self._index(name, clip_seconds)
             except (LongVLMError, OSError, MemoryError, torch.OutOfMemoryError) as error:
                 self.failures.append({"video": name, "rows": len(its_rows), "reason": _one_line(error)})
                 continue
             yield from ((row, index) for row in its_rows)
 
-    def _index(self, name: str) -> VideoIndex:
+    def _index(self, name: str, clip_seconds: tuple[float, float] | None) -> VideoIndex:
+        wanted = dict(self.asking.encode)
+        if clip_seconds is not None and wanted.get("start") is None and wanted.get("end") is None:
+            wanted["start"], wanted["end"] = clip_seconds
         path = find_video(self.folder, name, self.benchmark)
         if path is None:
             tried = ", ".join(self.benchmark.video_stems(name))
@@ -80,33 +83,14 @@ class Predictor:
         if path.suffix == VideoIndex.SUFFIX:
             index = VideoIndex.load(path)
             index.require_same_encoding(self.model.encoder.name, self.model.encoder.fingerprint, self.model.compression)
-            index = self._as_asked(index)
+            index = _as_asked(index, wanted)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DamageWarning)  # counted here, told at the end
-                index = self.model.encode(path, **self.asking.encode)
+                index = self.model.encode(path, **wanted)
         if index.lost_seconds > 0:
             self.lost_seconds[name] = round(index.lost_seconds, 3)
         return index
-
-    def _as_asked(self, index: VideoIndex) -> VideoIndex:
-        """The part of a stored index that was asked for. It can't follow another sampling, nor must it pass for it."""
-        wanted = self.asking.encode
-        if wanted.get("sampling", "exact") != "exact" and index.sampling.mode != wanted["sampling"]:
-            raise LongVLMError(
-                f"the stored index holds {index.sampling.mode} frames, and --sampling {wanted['sampling']} is asked "
-                "for; encode it again, or leave the option out"
-            )
-        for setting in ("num_frames", "fps", "max_frames"):
-            if wanted.get(setting) is not None and getattr(index.sampling, setting) != wanted[setting]:
-                raise LongVLMError(
-                    f"the stored index was sampled with {setting}={getattr(index.sampling, setting)}, and "
-                    f"{setting}={wanted[setting]} is asked for; encode it again, or leave the option out"
-                )
-        if wanted.get("start") is None and wanted.get("end") is None:
-            return index
-        end = wanted.get("end")
-        return index.slice(parse_time(wanted.get("start") or 0), None if end is None else parse_time(end))
 
     def _answer(self, batch: Sequence[tuple[Row, VideoIndex]]) -> Iterator[tuple[Row, tuple[str, ...]]]:
         questions = [question for row, _ in batch for question in row.questions]
@@ -127,6 +111,25 @@ class Predictor:
             return
         for row, _ in batch:
             yield row, tuple(itertools.islice(texts, len(row.questions)))
+
+
+def _as_asked(index: VideoIndex, wanted: Mapping[str, Any]) -> VideoIndex:
+    """The part of a stored index that was asked for. It can't follow another sampling, nor must it pass for it."""
+    if wanted.get("sampling", "exact") != "exact" and index.sampling.mode != wanted["sampling"]:
+        raise LongVLMError(
+            f"the stored index holds {index.sampling.mode} frames, and --sampling {wanted['sampling']} is asked "
+            "for; encode it again, or leave the option out"
+        )
+    for setting in ("num_frames", "fps", "max_frames"):
+        if wanted.get(setting) is not None and getattr(index.sampling, setting) != wanted[setting]:
+            raise LongVLMError(
+                f"the stored index was sampled with {setting}={getattr(index.sampling, setting)}, and "
+                f"{setting}={wanted[setting]} is asked for; encode it again, or leave the option out"
+            )
+    if wanted.get("start") is None and wanted.get("end") is None:
+        return index
+    end = wanted.get("end")
+    return index.slice(parse_time(wanted.get("start") or 0), None if end is None else parse_time(end))
 
 
 def complete_predictions(

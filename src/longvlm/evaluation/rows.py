@@ -21,6 +21,7 @@ ANSWER_FIELDS = ("answer", "A")
 class Row:
     """A question about a video and its true answer; in a consistency test, two wordings of the question.
 
+    `clip_seconds`: start and end of the part that is asked about, None for the whole video.
     `source` is the annotation as the file has it; with the predictions added, it is a line of the output.
     `predictions` are those that the file itself brought along. `groups` names what the row counts to in
     tables, such as {"duration": "long"}; `options` are the texts of a multiple choice, in order of their letters.
@@ -34,6 +35,7 @@ class Row:
     groups: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     predictions: tuple[str, ...] | None = None
+    clip_seconds: tuple[float, float] | None = None
 
     @cached_property
     def key(self) -> str:

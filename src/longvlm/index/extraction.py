@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from longvlm.whole_files import make_folder, write_whole
 
 FAILURES_FILE = "failures.json"
 DEFAULT_DECODERS = 2
+_REMEDY = "Write to another folder, or remove that file."
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ class FeatureFolders:
         """Whether all files of a video are there; a damaged one counts as missing and is made again.
 
         Raises LongVLMError where its index was made with other settings than the `extractor`'s, or by a newer
-        version, and where pickles have features of another width; pickles say nothing of other settings.
+        version, and where pickles have another shape than they would get; they say nothing of other settings.
         """
         index_file, pickles = self.index_file(video_id), self.pickle_files(video_id)
-        if pickles is not None and not all(_holds_features(path, extractor) for path in pickles):
-            return False
+        if pickles is not None:
+            checks = _require_local_rows, _require_memory_rows
+            if not all(_holds_features(path, extractor, check) for path, check in zip(pickles, checks, strict=True)):
+                return False
         if index_file is None:
             return True
         if not index_file.is_file():
@@ -93,7 +97,7 @@ class FeatureFolders:
             narrow_globals(index, extractor.compression.global_layers).save(index_file)
 
 
-def _holds_features(path: Path, extractor: Extractor) -> bool:
+def _holds_features(path: Path, extractor: Extractor, require_rows: Callable[[Path, int, Extractor], None]) -> bool:
     if not path.is_file():
         return False
     try:
@@ -104,22 +108,49 @@ def _holds_features(path: Path, extractor: Extractor) -> bool:
     if features.ndim != 2 or features.shape[1] != width:
         raise LongVLMError(
             f"{path} is there already, but its array is {features.shape}, and {extractor.encoder.name} gives width "
-            f"{width}. Write to another folder, or remove that file."
+            f"{width}. {_REMEDY}"
         )
+    require_rows(path, len(features), extractor)
     return True
 
 
+def _require_local_rows(path: Path, num_rows: int, extractor: Extractor) -> None:
+    """As many as the frames make; how many those are, only `num_frames` says beforehand."""
+    num_frames, compression = extractor.sampling.num_frames, extractor.compression
+    each = compression.tokens_per_segment
+    if num_frames is not None:
+        expected = math.ceil(num_frames / compression.frames_per_segment) * each
+        if num_rows != expected:
+            raise LongVLMError(
+                f"{path} is there already, but has {num_rows} rows, where {num_frames} frames in segments of "
+                f"{compression.frames_per_segment} give {expected}. {_REMEDY}"
+            )
+    elif num_rows % each:
+        raise LongVLMError(
+            f"{path} is there already, but has {num_rows} rows, which is no multiple of the {each} that a segment "
+            f"gives. {_REMEDY}"
+        )
+
+
+def _require_memory_rows(path: Path, num_rows: int, extractor: Extractor) -> None:
+    expected = extractor.encoder.global_layers
+    if num_rows != expected:
+        raise LongVLMError(
+            f"{path} is there already, but has {num_rows} rows of [CLS] features, and {extractor.encoder.name} gives "
+            f"{expected}. {_REMEDY}"
+        )
+
+
 def _require_same_extraction(path: Path, index: VideoIndex, extractor: Extractor) -> None:
-    remedy = "Write to another folder, or remove that file."
     if index.sampling != extractor.sampling or index.has_gaps:
         raise LongVLMError(
             f"{path} is there already, but of other frames ({index.sampling}, and {extractor.sampling} is wanted). "
-            f"{remedy}"
+            f"{_REMEDY}"
         )
     try:
         index.require_same_encoding(extractor.encoder.name, extractor.encoder.fingerprint, extractor.compression)
     except LongVLMError as misfit:
-        raise LongVLMError(f"{path} is there already. {misfit} {remedy}") from misfit
+        raise LongVLMError(f"{path} is there already. {misfit} {_REMEDY}") from misfit
 
 
 def narrow_globals(index: VideoIndex, global_layers: int) -> VideoIndex:
@@ -198,6 +229,7 @@ def extract(
     report = Report(failures=list(known_failures))
     waiting = [video for video in videos if not folders.hold(video.id, extractor)]
     report.num_skipped = len(videos) - len(waiting)
+    not_reached = {display_source(video) for video in waiting}
     pace = _Pace(len(waiting), on_progress)
 
     def open_reader(video: ListedVideo) -> VideoReader:
@@ -206,19 +238,22 @@ def extract(
     decoding_videos = decode_ahead(waiting, open_reader, extractor.read, num_threads=num_decoders)
     try:
         for decoding in decoding_videos:
+            name = display_source(decoding.video)
             try:
                 index = _encode(decoding, extractor, pace)
             except VideoFailed as failure:
-                report.failures.append(Failure(display_source(decoding.video), str(failure)))
+                report.failures.append(Failure(name, str(failure)))
             else:
                 folders.save(decoding.video.id, index, extractor)
                 report.num_written += 1
                 if index.lost_seconds > 0:
-                    report.lost_seconds[display_source(decoding.video)] = index.lost_seconds
+                    report.lost_seconds[name] = index.lost_seconds
+            not_reached.discard(name)
             pace.count_video()
     finally:
         decoding_videos.close()
-        path, tried = folders.folders[0] / FAILURES_FILE, {display_source(video) for video in videos}
+        path = folders.folders[0] / FAILURES_FILE
+        tried = {display_source(video) for video in videos} - not_reached | {one.video for one in report.failures}
         write_failures(path, [*(one for one in read_failures(path) if one.video not in tried), *report.failures])
     return report
 

@@ -79,7 +79,9 @@ def readable_tokenizer(folder: Path) -> Iterator[None]:
     """Turn what transformers raises for missing or damaged tokenizer files into a message about the folder."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except LongVLMError:
+        raise
+    except Exception as error:  # what tokenizers raises for a file it can't read is no narrower class
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             reason = "it wants Python code of its own, and LongVLM runs no code from checkpoints"

@@ -57,6 +57,7 @@ class VisionEncoder:
         self.tower = tower.eval()
         self._weight_digests = weight_digests
         self.name = name or tower.config.model_type
+        self.global_layers = global_layers
         self.image_size = _side(tower.config.image_size, "image_size")
         self.patches_per_frame = count_patches(tower.config, select_strategy)
         self._feature_layers = _choose_layers(tower.config, feature_layer, global_layers).features

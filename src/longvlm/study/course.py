@@ -69,7 +69,7 @@ class Study:
         rows = {row.pop("name"): row for row in content.pop("rows")}
         for row in rows.values():
             del row["group"], row["seeds"]  # no single run depends on them
-        wanted = {"encoder": encoder_fingerprint, **content}
+        wanted = {"encoder": encoder_fingerprint, "kind_weights": KINDS, **content}
         path = self.folder / "settings.json"
         found = json.loads(path.read_text()) if path.is_file() else {**wanted, "rows": {}}
         known_rows = found.pop("rows")

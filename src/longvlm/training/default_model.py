@@ -261,15 +261,15 @@ class Course:
         self._stage("encoder", self.train_encoder, recipe.encoder)
         self._stage("bank", self.make_bank, recipe.bank)
         for stage in recipe.lessons:
-            self._stage(stage.name, partial(self.train_language, stage), stage)
+            self._stage(stage.name, partial(self.train_language, stage), stage, kind_weights=self.kind_weights)
 
-    def _stage(self, name: str, work: Callable[[], dict[str, float] | None], settings: Any) -> None:
+    def _stage(self, name: str, work: Callable[[], dict[str, float] | None], settings: Any, **more: Any) -> None:
         """Run a stage unless it was finished before; then take up its weights.
 
         Raises LongVLMError where it was begun or finished by another recipe.
         """
         weights, begun = self.folder / f"{name}.pt", self.folder / f"{name}.begun.json"
-        decides = {"seed": self.recipe.seed, "model": asdict(self.recipe.model), name: asdict(settings)}
+        decides = {"seed": self.recipe.seed, "model": asdict(self.recipe.model), name: asdict(settings)} | more
         decides = json.loads(json.dumps(decides))  # as the log gives it back
         finished = self.log.get(name, {"recipe": decides}).get("recipe")
         if (json.loads(begun.read_bytes()) if begun.is_file() else finished) != decides:
@@ -289,6 +289,12 @@ class Course:
             begun.unlink()
             print(f"{name}: {report | spent}")
         self.school.load_state_dict(torch.load(weights, weights_only=True))
+
+    @property
+    def kind_weights(self) -> dict[str, float]:
+        """How often each kind of question is asked; those about times only of a model that is given times."""
+        timestamps = self.recipe.model.timestamps
+        return {kind: weight for kind, weight in KIND_WEIGHTS.items() if timestamps or kind not in TIMED_KINDS}
 
     def train_encoder(self) -> dict[str, float]:
         settings, shape = self.recipe.encoder, self.recipe.model
@@ -321,14 +327,13 @@ class Course:
     def train_language(self, stage: LessonStage) -> None:
         """Train projector and language model; the encoder, whose features the bank holds, stays as it is."""
         self.model.model.vision_tower.requires_grad_(False)
-        timestamps = self.recipe.model.timestamps
         batches = ComposedBatches(
             SegmentBank.load(self.folder / "bank.safetensors"),
             self.processor,
             stage.lesson,
             num_batches=stage.steps,
-            kinds={kind: w for kind, w in KIND_WEIGHTS.items() if timestamps or kind not in TIMED_KINDS},
-            timestamps=timestamps,
+            kinds=self.kind_weights,
+            timestamps=self.recipe.model.timestamps,
             seed=f"{self.recipe.seed} {stage.name}",
         )
         folder, seed = self.folder / stage.name, self.recipe.seed

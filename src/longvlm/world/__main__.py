@@ -22,7 +22,9 @@ def render(
     duration: Annotated[float, typer.Option(help="In seconds.")] = 60.0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, both even.")] = "320x240",
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 15.0,
-    codec: Annotated[str, typer.Option(help="libx264, mpeg4, libvpx-vp9 …")] = "libx264",
+    codec: Annotated[
+        str | None, typer.Option(help="libx264, mpeg4, libvpx-vp9 …; what suits the file's ending unless given.")
+    ] = None,
     truth: Annotated[Path | None, typer.Option(help="JSON file for the events, the questions and the answers.")] = None,
 ) -> None:
     """Write one video, and what happens in it.
@@ -32,14 +34,16 @@ def render(
     from longvlm.whole_files import require_writable
     from longvlm.world.scene import make_scene
     from longvlm.world.truth import truth_of
-    from longvlm.world.video import write_video
+    from longvlm.world.video import usual_codec, write_video
 
     width, height = _pair(size, "x", "--size", "WIDTHxHEIGHT, such as 320x240")
     scene = make_scene(seed, duration)
+    if truth is not None and truth.resolve() == output.resolve():
+        raise LongVLMError(f"--truth and --output are both {output}; give each a file of its own.")
     for path in (output, truth):
         if path is not None:
             require_writable(path)
-    write_video(scene, output, width=int(width), height=int(height), fps=fps, codec=codec)
+    write_video(scene, output, width=int(width), height=int(height), fps=fps, codec=codec or usual_codec(output))
     if truth is not None:
         facts = {
             "video": output.name,
@@ -86,7 +90,7 @@ def evaluate(
     scores, losses = evaluation.score(records), []
     if reencoded:
         passed_on = evaluation.reencode_in_turns(plans)
-        after = evaluation.evaluate(loaded, passed_on, seed=seed, without_video=False)
+        after = evaluation.evaluate(loaded, passed_on, seed=seed, with_controls=False)
         losses = measure_losses(passed_on, records, after)
     if as_json:
         durations = (shortest, longest)

@@ -1,7 +1,7 @@
 """How well a model knows the generated world: files are written, encoded, asked about, and scored by kind.
 
 Intervals are clustered by video (questions about one video stand or fall together): a bootstrap over videos.
-Beside every score stand chance and what the same model answers without the video.
+Beside every score stand chance, and what the same model answers without the video, and to another video in its place.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from longvlm.errors import LongVLMError
 from longvlm.text_table import TextTable
-from longvlm.world.questions import KINDS, Question, is_correct, make_conversation, make_questions
+from longvlm.world.marking import is_correct
+from longvlm.world.questions import KINDS, Question, make_conversation, make_questions
 from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
 from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
 from longvlm.world.video import write_video
@@ -59,13 +61,16 @@ class VideoPlan:
 
 @dataclass(frozen=True)
 class Record:
-    """One question asked: the reply to the video, and the reply without it."""
+    """One question asked: the reply to the video, the reply without it, and the reply to another video in its place
+    (None for the first video of an evaluation, before which there is none).
+    """
 
     video: int
     duration_seconds: float
     question: Question
     reply: str
-    reply_without_video: str
+    reply_without_video: str = ""
+    reply_to_another: str | None = None
 
     @property
     def kind(self) -> str:
@@ -79,6 +84,10 @@ class Record:
     def correct_without_video(self) -> bool:
         return is_correct(self.question, self.reply_without_video)
 
+    @property
+    def correct_by_another(self) -> bool:
+        return self.reply_to_another is not None and is_correct(self.question, self.reply_to_another)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -91,6 +100,7 @@ class Score:
     high: float
     chance: float
     without_video: float
+    another_video: float
 
 
 def plan_videos(count: int, *, seed: int, min_seconds: float, max_seconds: float) -> list[VideoPlan]:
@@ -123,18 +133,18 @@ def evaluate(
     seed: int,
     kinds: Sequence[str] | None = None,
     per_kind: int = 1,
-    without_video: bool = True,
+    with_controls: bool = True,
 ) -> list[Record]:
     """Render every planned video, read it back through the model at 1 frame a second, and ask.
 
     Videos live in a temporary folder only as long as they are needed. `seed` chooses the questions. `kinds` are some
-    of ALL_KINDS, those that the model can tell unless given. Unless asked `without_video` too, replies to nothing are
-    empty.
+    of ALL_KINDS, those that the model can tell unless given. `with_controls`, everything is also asked without the
+    video, and of the video before it; else those replies are empty.
     """
     chosen = tuple(kinds) if kinds is not None else kinds_for(model)
     single_turn = [kind for kind in chosen if kind != FOLLOW_UP]
     records: list[Record] = []
-    blind: dict[str, str] = {}  # the reply without the video depends on the question's text alone
+    controls = _Controls(model) if with_controls else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _leaving_cores_for_drawing():
         task = progress.add_task("Videos", total=len(plans))
@@ -149,23 +159,51 @@ def evaluate(
             if texts:
                 # One by one: the video is read once for all of them, and no short answer waits for a long one.
                 answers = [model.ask(index, text, max_new_tokens=MAX_NEW_TOKENS) for text in texts]
-                new = sorted(set(texts) - set(blind)) if without_video else []
-                guesses = model.ask([None] * len(new), new, max_new_tokens=MAX_NEW_TOKENS) if new else []
-                blind.update((text, guess.text) for text, guess in zip(new, guesses, strict=True))
+                guesses = controls.ask(texts) if controls else [("", None)] * len(texts)
                 records += [
-                    Record(number, plan.duration_seconds, question, answer.text, blind.get(question.text, ""))
-                    for question, answer in zip(questions, answers, strict=True)
+                    Record(number, plan.duration_seconds, question, answer.text, *guess)
+                    for question, answer, guess in zip(questions, answers, guesses, strict=True)
                 ]
             if conversation:
                 replies = _converse(model, index, conversation)
-                guesses_in_turn = _converse(model, None, conversation) if without_video else [""] * len(replies)
+                guesses = controls.converse(conversation) if controls else [("", None)] * len(replies)
                 records += [
-                    Record(number, plan.duration_seconds, question, reply, guess)
-                    for question, reply, guess in zip(conversation, replies, guesses_in_turn, strict=True)
+                    Record(number, plan.duration_seconds, question, reply, *guess)
+                    for question, reply, guess in zip(conversation, replies, guesses, strict=True)
                     if question.turn
                 ]
+            if controls and (texts or conversation):
+                controls.another = index
             progress.advance(task)
     return records
+
+
+class _Controls:
+    """The same questions without the video, and to `another` video: what can be right by guessing alone."""
+
+    def __init__(self, model: LongVLM) -> None:
+        self.another: VideoIndex | None = None
+        self._model = model
+        self._blind: dict[str, str] = {}  # the reply without a video depends on the question's text alone
+
+    def ask(self, texts: Sequence[str]) -> list[tuple[str, str | None]]:
+        """The pairs of replies to single questions."""
+        new = sorted(set(texts) - set(self._blind))
+        guesses = self._model.ask([None] * len(new), new, max_new_tokens=MAX_NEW_TOKENS) if new else []
+        self._blind.update((text, guess.text) for text, guess in zip(new, guesses, strict=True))
+        return [(self._blind[text], self._ask_another(text)) for text in texts]
+
+    def converse(self, conversation: Sequence[Question]) -> list[tuple[str, str | None]]:
+        """The pairs of replies, turn by turn."""
+        blind = _converse(self._model, None, conversation)
+        if self.another is None:
+            return [(reply, None) for reply in blind]
+        return list(zip(blind, _converse(self._model, self.another, conversation), strict=True))
+
+    def _ask_another(self, text: str) -> str | None:
+        if self.another is None:
+            return None
+        return self._model.ask(self.another, text, max_new_tokens=MAX_NEW_TOKENS).text
 
 
 def kinds_for(model: LongVLM) -> tuple[str, ...]:
@@ -233,9 +271,10 @@ def score(records: Sequence[Record]) -> list[Score]:
 
 def _score(kind: str, records: Sequence[Record]) -> Score:
     if not records:
-        return Score(kind, 0, *[float("nan")] * 5)
+        return Score(kind, 0, *[float("nan")] * 6)
     correct = np.array([record.correct for record in records], dtype=float)
     low, high = clustered_interval(correct, np.array([record.video for record in records]))
+    by_another = [record.correct_by_another for record in records if record.reply_to_another is not None]
     return Score(
         kind=kind,
         n=len(records),
@@ -244,6 +283,7 @@ def _score(kind: str, records: Sequence[Record]) -> Score:
         high=high,
         chance=float(np.mean([record.question.chance for record in records])),
         without_video=float(np.mean([record.correct_without_video for record in records])),
+        another_video=float(np.mean(by_another)) if by_another else float("nan"),
     )
 
 
@@ -258,7 +298,8 @@ def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float,
 
 
 def tabulate(scores: Sequence[Score], title: str) -> TextTable:
-    rows = [
+    columns = ["question", "n", "right", "95 % interval", "chance", "without video", "another video"]
+    rows: list[tuple[str, ...]] = [
         (
             one.kind,
             str(one.n),
@@ -266,10 +307,13 @@ def tabulate(scores: Sequence[Score], title: str) -> TextTable:
             f"{one.low:.1%} – {one.high:.1%}",
             f"{one.chance:.1%}",
             f"{one.without_video:.1%}",
+            "–" if isnan(one.another_video) else f"{one.another_video:.1%}",
         )
         for one in scores
     ]
-    return TextTable(title, ("question", "n", "right", "95 % interval", "chance", "without video"), rows)
+    if all(isnan(one.another_video) for one in scores):  # there was none
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return TextTable(title, tuple(columns), rows)
 
 
 def as_json(
@@ -295,6 +339,7 @@ def as_json(
                 "interval_95": [round(one.low, 4), round(one.high, 4)],
                 "chance": round(one.chance, 4),
                 "without_video": round(one.without_video, 4),
+                "another_video": None if isnan(one.another_video) else round(one.another_video, 4),
             }
             for one in scores
         },

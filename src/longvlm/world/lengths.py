@@ -49,7 +49,7 @@ def measure_lengths(model: LongVLM, minutes: Sequence[float], *, videos: int, se
     scores = []
     for length, of_length in zip(minutes, plans, strict=True):
         slow = [replace(plan, fps=FRAMES_PER_SECOND) for plan in of_length]
-        records = evaluate(model, slow, seed=seed, per_kind=QUESTIONS_PER_KIND, without_video=False)
+        records = evaluate(model, slow, seed=seed, per_kind=QUESTIONS_PER_KIND, with_controls=False)
         scores.append(score_length(length, records))
     return scores
 

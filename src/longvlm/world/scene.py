@@ -201,8 +201,8 @@ def make_scene(seed: int, duration_seconds: float, num_events: int | None = None
     if num_events is not None and not 1 <= num_events <= most:
         raise LongVLMError(f"num_events is {num_events}; {duration_seconds:g} s have room for 1 to {most}.")
     rng = random.Random(f"longvlm scene {seed} {duration_seconds:.6f} {num_events}")
-    count = num_events if num_events is not None else rng.randint(2, most)
-    spans = _event_spans(rng, duration_seconds, count)
+    spans = draw_spans(rng, duration_seconds, num_events)
+    count = len(spans)
     objects = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], count)
     events: list[Event] = []
     for (start, end), (colour, shape) in zip(spans, objects, strict=True):
@@ -221,8 +221,9 @@ def _log_uniform(rng: random.Random, low: float, high: float) -> float:
     return low * (high / low) ** rng.random()
 
 
-def _event_spans(rng: random.Random, duration_seconds: float, count: int) -> list[tuple[float, float]]:
-    """Start and end of `count` events in order of their starts; in some scenes neighbours overlap."""
+def draw_spans(rng: random.Random, duration_seconds: float, num_events: int | None = None) -> list[tuple[float, float]]:
+    """Start and end of a scene's events in order of their starts; in some scenes neighbours overlap."""
+    count = num_events if num_events is not None else rng.randint(2, max_events(duration_seconds))
     longest = min(max(0.85 * duration_seconds / count, MIN_EVENT_SECONDS), MAX_EVENT_SECONDS)
     lengths = [_log_uniform(rng, MIN_EVENT_SECONDS, longest) for _ in range(count)]
     free = duration_seconds - sum(lengths)

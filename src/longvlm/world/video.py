@@ -76,6 +76,11 @@ def write_video(
         raise LongVLMError(f"Cannot write {path} with codec {codec}: {error}.") from error
 
 
+def usual_codec(path: Path) -> str:
+    """The one that players expect behind this ending."""
+    return "libvpx-vp9" if path.suffix.lower() == ".webm" else "libx264"
+
+
 def _with_progress(
     stream: Iterator[tuple[float, np.ndarray]], total: int, title: str
 ) -> Iterator[tuple[float, np.ndarray]]:

@@ -39,10 +39,13 @@ def parse_letter(reply: str, options: Sequence[str]) -> str | None:
     """The letter that a reply chooses, or None: "B", "(B)", "B.", "Answer: B", "B. a blue star".
 
     A letter with text behind it counts unless another letter is named there; the bare text of exactly one option
-    counts for its letter.
+    counts for its letter, and before a letter in lower case: MVBench has options such as "e", "a" and "v".
     """
     letters = string.ascii_uppercase[: len(options)]
     reply = reply.strip().strip("*`\"'").strip()
+    same = [letter for letter, option in zip(letters, options, strict=True) if _plain(option) == _plain(reply)]
+    if len(same) == 1 and reply in options and reply not in letters:
+        return same[0]
     for pattern in _REPLIES:
         match = pattern.fullmatch(reply)
         if match is None:
@@ -50,11 +53,10 @@ def parse_letter(reply: str, options: Sequence[str]) -> str | None:
         found = match.groupdict()
         letter = (found["letter"] or found["bare"]).upper()
         if letter not in letters:
-            return None
+            break
         rest = found.get("text") or ""
         others = set(re.findall(rf"\b([{letters}])[.):]", rest)) - {letter}
         return letter if not others or _plain(rest) == _plain(options[letters.index(letter)]) else None
-    same = [letter for letter, option in zip(letters, options, strict=True) if _plain(option) == _plain(reply)]
     return same[0] if len(same) == 1 else None
 
 
@@ -64,7 +66,12 @@ def _plain(text: str) -> str:
 
 def read(files: Sequence[str]) -> list[Row]:
     """Rows of all files. Raises LongVLMError, naming row and field, where one lacks something."""
-    return [_row(one) for file in files for annotation in read_annotations(Path(file)) for one in _unfold(annotation)]
+    return [
+        _row(one, task=Path(file).stem if len(files) > 1 else None)  # MVBench has a file for each task
+        for file in files
+        for annotation in read_annotations(Path(file))
+        for one in _unfold(annotation)
+    ]
 
 
 def _unfold(annotation: Annotation) -> list[Annotation]:
@@ -87,14 +94,35 @@ def _unfold(annotation: Annotation) -> list[Annotation]:
     ]
 
 
-def _row(annotation: Annotation) -> Row:
+def _row(annotation: Annotation, task: str | None) -> Row:
+    """The row of an annotation, which counts to `task` unless it names one."""
     options = _options(annotation)
     letter = _true_letter(annotation, options)
     lines = [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
     prompt = "\n".join([annotation.text(QUESTION_FIELDS), *lines, _INSTRUCTION])
     return annotation.make_row(
-        NAME, [prompt], letter, video_name=annotation.text(_VIDEO), groups=_groups(annotation.fields), options=options
+        NAME,
+        [prompt],
+        letter,
+        video_name=annotation.text(_VIDEO),
+        clip_seconds=_clip(annotation),
+        groups=_groups(annotation.fields, task),
+        options=options,
     )
+
+
+def _clip(annotation: Annotation) -> tuple[float, float] | None:
+    """The part of the video that is asked about, in seconds; some of MVBench's tasks name one."""
+    given = [annotation.fields.get(name) for name in ("start", "end")]
+    if given == [None, None]:
+        return None
+    start, end = (float(one) if isinstance(one, int | float) else -1.0 for one in given)
+    if not 0 <= start < end:
+        raise LongVLMError(
+            f"{annotation.place}: its part is from {shown(given[0])} to {shown(given[1])}; 'start' and 'end' in "
+            "seconds are expected, the end later than the start."
+        )
+    return start, end
 
 
 def _options(annotation: Annotation) -> tuple[str, ...]:
@@ -136,14 +164,14 @@ def _true_letter(annotation: Annotation, options: tuple[str, ...]) -> str:
     )
 
 
-def _groups(fields: Mapping[str, Any]) -> dict[str, str]:
+def _groups(fields: Mapping[str, Any], task: str | None) -> dict[str, str]:
     groups = {}
     duration = fields.get("duration_group", fields.get("duration"))
     if isinstance(duration, str) and duration.strip():
         groups["duration"] = duration.strip()
     elif isinstance(duration, int | float) and not isinstance(duration, bool):
         groups["duration"] = _duration_name(duration, is_group="duration_group" in fields)
-    task = next((str(fields[name]) for name in _TASK if fields.get(name)), None)
+    task = next((str(fields[name]) for name in _TASK if fields.get(name)), task)
     if task is not None:
         groups["task"] = task
     return groups

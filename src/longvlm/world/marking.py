@@ -1,0 +1,104 @@
+"""Whether a reply is right: it is judged by what it says, not by how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from itertools import pairwise
+
+from longvlm.world.questions import DURATION_TOLERANCE, START_TOLERANCE_SECONDS, Question
+from longvlm.world.scene import COLOURS, DIRECTIONS, SHAPES
+from longvlm.world.wordings import NOTHING, NUMBERS, TIMES_OF_VIDEO, split_words
+
+_NEGATION = re.compile(r"\b(?:not|never|cannot)\b|n['’]t\b")
+_MINUTES_AND_SECONDS = re.compile(r"(\d+) ?min(?:ute)?s?,?(?: and)? (\d+) ?s(?:ec(?:ond)?s?)?\b")
+_QUANTITY = re.compile(r"\d+(?::\d\d)+|\d+(?:\.\d+)?")  # a time on a clock ("1:23", "1:02:03"), or a number
+_LARGER_NUMBERS = (
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+    *("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred"),
+)
+
+# What other words of a reply come down to, beside the plain verbs of the actions.
+_VERBS = {
+    **{verb: verb for verb in ("move", "grow", "shrink", "spin", "blink", "stay")},
+    **{
+        "moves": "move",
+        "grows": "grow",
+        "shrinks": "shrink",
+        "spins": "spin",
+        "blinks": "blink",
+        "stays": "stay",
+    },
+    **{"moving": "move", "growing": "grow", "shrinking": "shrink", "spinning": "spin", "blinking": "blink"},
+    **{"still": "stay", "staying": "stay", "rotates": "spin", "rotating": "spin"},
+}
+
+
+def is_correct(question: Question, reply: str) -> bool:
+    """Whether a reply says what the answer says, whatever its case, articles, punctuation and digits.
+
+    A reply that names several candidates where one is wanted is wrong. Times and durations need not be exact, see
+    START_TOLERANCE_SECONDS and DURATION_TOLERANCE. Of `describe`, the objects and their
+    order count; what they do does not.
+    """
+    if question.kind in ("start", "duration"):
+        return _is_near_enough(question, reply)
+    said = _meaning(question, reply)
+    return bool(said) and said == _meaning(question, question.answer)
+
+
+def _meaning(question: Question, text: str) -> tuple[str, ...]:
+    """What a reply to this kind of question comes down to; empty if it says nothing of the kind."""
+    kind, words = question.kind, split_words(text)
+    is_negated = _NEGATION.search(text.lower()) is not None
+    if kind == "count":
+        return _numbers(text)
+    if kind == "exists":
+        return _distinct(words, ("yes", "no")) or (("no",) if is_negated else ())
+    if is_negated and kind in ("direction", "when", "action"):
+        return ()
+    if kind == "direction":
+        return _distinct(words, DIRECTIONS)
+    if kind == "when":
+        return _distinct(words, TIMES_OF_VIDEO)
+    if kind == "action":
+        verbs = _distinct([_VERBS.get(word, "") for word in words], set(_VERBS.values()))
+        return verbs + (_distinct(words, DIRECTIONS) if "move" in verbs else ())
+    repeated = question.subject if kind in ("after", "before") else ""
+    objects = [f"{a} {b}" for a, b in pairwise(words) if a in COLOURS and b in SHAPES]
+    nothing = [NOTHING] if NOTHING in words else []
+    return tuple([thing for thing in objects if thing != repeated] + nothing)
+
+
+def _is_near_enough(question: Question, reply: str) -> bool:
+    """Whether a reply states one quantity, and one that is close enough to the true one."""
+    (true_value,), said = _quantities(question.answer), _quantities(reply)
+    tolerance = START_TOLERANCE_SECONDS if question.kind == "start" else DURATION_TOLERANCE * true_value
+    return len(said) == 1 and abs(said[0] - true_value) <= tolerance
+
+
+def _quantities(text: str) -> list[float]:
+    """In seconds; small numbers may be written as words."""
+    in_digits = re.sub(r"[a-z]+", lambda word: _in_digits(word[0]), text.lower())
+    on_a_clock = _MINUTES_AND_SECONDS.sub(lambda parts: f"{parts[1]}:{int(parts[2]):02}", in_digits)
+    return [_in_seconds(written) for written in _QUANTITY.findall(on_a_clock)]
+
+
+def _in_digits(word: str) -> str:
+    return str(NUMBERS.index(word)) if word in NUMBERS else word
+
+
+def _in_seconds(written: str) -> float:
+    seconds = 0.0
+    for part in written.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
+
+
+def _distinct(words: Iterable[str], wanted: Collection[str]) -> tuple[str, ...]:
+    return tuple(sorted({word for word in words if word in wanted}))
+
+
+def _numbers(text: str) -> tuple[str, ...]:
+    words = [_in_digits(word) for word in re.findall(r"[a-z]+|\d+", text.lower())]
+    return tuple(word for word in words if word.isdigit() or word in _LARGER_NUMBERS)
