@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
@@ -92,6 +93,36 @@ def test_the_exported_model_encodes_and_answers(course: Course, tmp_path: Path) 
     assert index.compression.merge_schedule is not None
     assert index.compression.merge_schedule[:3] == (160, 120, 90)  # a quarter of what is left, level by level
     assert model.ask(index, "What appears first?", max_new_tokens=3).new_tokens >= 1
+
+
+def test_a_bank_that_was_begun_is_gone_on_with(course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longvlm.training.default_model.BLOCKS_PER_PART", 8)
+    encode, made = SegmentBank.encode, []
+
+    def encode_twice(plans: Any, *more: Any, **named: Any) -> SegmentBank:
+        if len(made) == 2:
+            made.clear()
+            raise KeyboardInterrupt
+        made.append(len(plans))
+        return encode(plans, *more, **named)
+
+    monkeypatch.setattr(SegmentBank, "encode", encode_twice)
+    recipe = dataclasses.replace(course.recipe, lessons=())
+    with pytest.raises(KeyboardInterrupt):
+        Course(recipe, tmp_path).run()
+    assert not (tmp_path / "bank.safetensors").exists()
+    spent = [json.loads(path.read_text())["wall_seconds"] for path in (tmp_path / "bank").glob("*.json")]
+    again = Course(recipe, tmp_path)
+    again.run()
+    assert made == [4], "the two parts of eight blocks were not made again"
+    assert again.log["bank"]["wall_seconds"] >= round(sum(spent), 1) - 0.1
+    assert not (tmp_path / "bank").exists()
+    joined, whole = (load_file(folder / "bank.safetensors") for folder in (tmp_path, course.folder))
+    assert joined.keys() == whole.keys() and all(torch.equal(joined[name], whole[name]) for name in whole)
+    assert (
+        SegmentBank.load(tmp_path / "bank.safetensors").plans
+        == SegmentBank.load(course.folder / "bank.safetensors").plans
+    )
 
 
 def compose_batches(course: Course, num_batches: int = 8, **settings: Any) -> ComposedBatches:

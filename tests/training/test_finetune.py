@@ -143,6 +143,17 @@ def test_bfloat16_keeps_what_learns_in_float32(small_recipe: Path, tmp_path: Pat
     assert open_model(folder).ask(None, "What?", max_new_tokens=3)
 
 
+@pytest.mark.gpu
+def test_low_rank_weights_learn_on_a_base_in_4_bits(small_recipe: Path, tmp_path: Path) -> None:
+    device = ["machine.device=cuda", "machine.precision=bf16", "model.load_in_4bit=true"]
+    folder, _ = run(small_recipe, tmp_path / "run", *SHORT, *device, "learning_rates.lora=1e-3")
+    part = TrainedPart.load(folder)
+    assert len(part.low_rank) == 2 * 7
+    grown = [up for _, up in part.low_rank.values()]
+    assert all(up.isfinite().all() and up.any() for up in grown), "these are zero before the first step"
+    assert open_model(folder).ask(None, "What?", max_new_tokens=3)
+
+
 def test_the_encoder_learns_from_videos(small_recipe: Path, tmp_path: Path) -> None:
     for number in range(6):
         path = tmp_path / "videos" / "some" / f"v{number}.mp4"

@@ -11,7 +11,9 @@ every answer alike.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +29,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast,
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.placement import choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure, see_frequencies
@@ -41,6 +44,7 @@ from longvlm.world.wordings import TIMED_KINDS, vocabulary
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
 FPS = 1.0
 CONTEXT_TOKENS = 16384
+BLOCKS_PER_PART = 1000  # of the bank; a stopped run takes up the parts that are done
 RECIPE = Path(str(files("longvlm.training") / "recipes" / "default_model.yaml"))
 
 # Seeds of one purpose each; evaluation uses none of them (longvlm.world takes its own from 1,000,000,000).
@@ -310,8 +314,9 @@ class Course:
     def make_bank(self) -> None:
         settings, config = self.recipe.bank, self.model.config
         compression = config.compression_settings
+        tower = self.model.model.vision_tower
         encoder = VisionEncoder(
-            self.model.model.vision_tower,
+            copy.deepcopy(tower).to(choose_dtype(None, tower.device)),  # as `LongVLM` will encode on such a machine
             feature_layer=config.vision_feature_layer,
             select_strategy=config.vision_feature_select_strategy,
             global_layers=compression.global_layers,
@@ -322,7 +327,22 @@ class Course:
         plans = plan_blocks(
             settings.blocks, settings.segments_per_block, first_seed=BLOCK_SEED, segment_seconds=seconds
         )
-        SegmentBank.encode(plans, encoder, compression, fps=FPS).save(self.folder / "bank.safetensors")
+        parts = self.folder / "bank"
+        parts.mkdir(exist_ok=True)
+        banks = []
+        for first in range(0, len(plans), BLOCKS_PER_PART):
+            part, log = parts / f"{first}.safetensors", parts / f"{first}.json"
+            if log.is_file():
+                self._spent_earlier += Spent(**json.loads(log.read_bytes()))
+            else:
+                began = Spent.now()
+                some = plans[first : first + BLOCKS_PER_PART]
+                print(f"bank: blocks {first:,} to {first + len(some):,} of {len(plans):,}")
+                SegmentBank.encode(some, encoder, compression, fps=FPS).save(part)
+                write_whole(log, json.dumps(asdict(Spent.now() - began)).encode())
+            banks.append(SegmentBank.load(part))
+        SegmentBank.join(banks).save(self.folder / "bank.safetensors")
+        shutil.rmtree(parts)
 
     def train_language(self, stage: LessonStage) -> None:
         """Train projector and language model; the encoder, whose features the bank holds, stays as it is."""

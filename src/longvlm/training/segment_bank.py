@@ -156,8 +156,8 @@ class SegmentBank:
         for block in track(drawn, "encoding the bank", len(plans), console=Console(stderr=True), transient=True):
             features = [encoder(segment.frames) for segment in block]
             merged = merge_segments(torch.stack([segment.patches.flatten(0, 1) for segment in features]), compression)
-            local.append(merged.features)
-            layer_globals += [segment.layer_globals.mean(0) for segment in features]
+            local.append(merged.features.float())
+            layer_globals += [segment.layer_globals.float().mean(0) for segment in features]
             shown += [
                 describe_tokens(assignment, segment.shown, compression.tokens_per_segment)
                 for assignment, segment in zip(merged.assignment, block, strict=True)
@@ -171,13 +171,26 @@ class SegmentBank:
             frames_per_segment=compression.frames_per_segment,
         )
 
+    @classmethod
+    def join(cls, banks: Sequence[SegmentBank]) -> SegmentBank:
+        """One bank of the blocks of several, all with segments alike."""
+        return cls(
+            [plan for bank in banks for plan in bank.plans],
+            *(torch.cat([getattr(bank, name) for bank in banks]) for name in cls._TENSORS),
+            segment_seconds=banks[0].segment_seconds,
+            frames_per_segment=banks[0].frames_per_segment,
+        )
+
     def save(self, path: Path) -> None:
+        """Write all of it, in one step."""
         metadata = {
             "plans": json.dumps([dataclasses.astuple(plan) for plan in self.plans]),
             "segment_seconds": repr(self.segment_seconds),
             "frames_per_segment": str(self.frames_per_segment),
         }
-        save_file({name: getattr(self, name) for name in self._TENSORS}, str(path), metadata)
+        partial = path.with_suffix(".partial")
+        save_file({name: getattr(self, name) for name in self._TENSORS}, str(partial), metadata)
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> SegmentBank:
