@@ -7,8 +7,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
+from longvlm.training.drawn_blocks import DrawnBlocks, ShownObjects, describe_tokens, plan_blocks
 from longvlm.training.encoder_school import describe_pose
-from longvlm.training.segment_bank import DrawnBlocks, SegmentBank, ShownObjects, describe_tokens, plan_blocks
+from longvlm.training.segment_bank import SegmentBank
 from longvlm.types import Compression
 from longvlm.world.render import NO_EVENT
 
@@ -99,7 +100,7 @@ def test_tokens_are_described_by_what_most_of_their_patches_show() -> None:
 
 def test_patches_are_named_where_the_drawn_object_is() -> None:
     plan = next(plan for plan in plan_blocks(24, [1], first_seed=900_000, segment_seconds=10.0) if plan.num_events)
-    (segment,) = DrawnBlocks([plan], 112, 14, COMPRESSION, 1.0)[0]
+    (segment,) = DrawnBlocks([plan], 112, 14, COMPRESSION.frames_per_segment, 1.0)[0]
     scene = plan.scene(10.0)
     shown = segment.shown.events.view(10, 8, 8)
     for i, time_seconds in enumerate(segment.frames.times_seconds):

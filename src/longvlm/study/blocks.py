@@ -7,18 +7,15 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.segment_bank import BlockPlan, DrawnBlocks
-from longvlm.types import Compression
+from longvlm.training.drawn_blocks import BlockPlan, DrawnBlocks, DrawnSegment, encode_blocks
 from longvlm.world.scene import max_events
 
 _EVERY_EMPTY = 7
@@ -49,15 +46,9 @@ class BlockFeatures:
 
     @classmethod
     def encode(cls, plans: Sequence[BlockPlan], encoder: VisionEncoder, num_frames: int) -> BlockFeatures:
-        whole = Compression(frames_per_segment=num_frames)
-        drawn = DrawnBlocks(list(plans), encoder.image_size, encoder.tower.config.patch_size, whole, fps=1.0)
-        rows = []
-        loader = DataLoader(drawn, batch_size=None, num_workers=1)
-        for (segment,) in track(loader, "encoding", len(plans), console=Console(stderr=True), transient=True):
-            features, shown = encoder(segment.frames), segment.shown
-            events = shown.events.view(num_frames, -1).to(torch.int16)
-            poses = shown.poses.view(num_frames, events.shape[1], -1).half()
-            rows.append((features.patches.half(), features.layer_globals.half(), events, poses))
+        patch_size = encoder.tower.config.patch_size
+        blocks = DrawnBlocks(list(plans), encoder.image_size, patch_size, num_frames, fps=1.0)
+        rows = encode_blocks(blocks, partial(_encode_block, encoder), "encoding")
         return cls(list(plans), *(torch.stack(column) for column in zip(*rows, strict=True)))
 
     def save(self, path: Path) -> None:
@@ -81,6 +72,15 @@ class BlockFeatures:
         """The plans, counted in segments of this length."""
         num_segments = len(self.starts(frames_per_segment))
         return [dataclasses.replace(plan, num_segments=num_segments) for plan in self.plans]
+
+
+def _encode_block(encoder: VisionEncoder, block: list[DrawnSegment]) -> tuple[torch.Tensor, ...]:
+    """What a block of one segment has in each of the tensors."""
+    (segment,) = block
+    features, shown, num_frames = encoder(segment.frames), segment.shown, segment.shown.num_frames
+    events = shown.events.view(num_frames, -1).to(torch.int16)
+    poses = shown.poses.view(num_frames, events.shape[1], -1).half()
+    return features.patches.half(), features.layer_globals.half(), events, poses
 
 
 _TENSORS = ("patches", "layer_globals", "patch_events", "patch_poses")

@@ -32,10 +32,11 @@ from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.placement import choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
+from longvlm.training.drawn_blocks import plan_blocks
 from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure, see_frequencies
 from longvlm.training.examples import ComposedBatches, Lesson
 from longvlm.training.run import Spent, StageSettings, run_stage
-from longvlm.training.segment_bank import SegmentBank, plan_blocks
+from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.watching import LOOK_UP_HEADS, WatchingSchool
 from longvlm.whole_files import give_usual_mode, write_whole

@@ -12,56 +12,23 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, Dataset
 
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.encoder_school import ASPECTS, POSE_NUMBERS, describe_pose, patch_labels
-from longvlm.training.wear import Wear, draw_wear
-from longvlm.types import Compression, Frames
-from longvlm.world.render import NO_EVENT, render_labelled
-from longvlm.world.scene import Background, Event, Scene, make_scene, max_events
+from longvlm.training.drawn_blocks import BlockPlan, DrawnBlocks, DrawnSegment, describe_tokens, encode_blocks
+from longvlm.types import Compression
+from longvlm.world.render import NO_EVENT
+from longvlm.world.scene import Background, Event, Scene, max_events
 
-_NO_EVENT_SHARE = 0.12
 _MOST_FAILURES = 300
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """What a block shows: everything follows from these numbers."""
-
-    seed: int
-    num_segments: int
-    num_events: int
-
-    def scene(self, segment_seconds: float) -> Scene:
-        seconds = self.num_segments * segment_seconds
-        scene = make_scene(self.seed, seconds, num_events=max(1, self.num_events))
-        return scene if self.num_events else dataclasses.replace(scene, events=())
-
-
-def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, segment_seconds: float) -> list[BlockPlan]:
-    rng = random.Random(f"blocks {first_seed} {num_blocks}")
-    plans = []
-    for i in range(num_blocks):
-        num_segments = rng.choice(lengths)
-        most = max_events(num_segments * segment_seconds)
-        num_events = 0 if rng.random() < _NO_EVENT_SHARE else rng.randint(1, most)
-        plans.append(BlockPlan(first_seed + i, num_segments, num_events))
-    for num_events in (0, 1):  # what fills any gap must be there, in a small bank too
-        if not any(plan.num_segments == 1 and plan.num_events == num_events for plan in plans):
-            plans.append(BlockPlan(first_seed + len(plans), 1, num_events))
-    return plans
 
 
 @dataclass(frozen=True)
@@ -150,23 +117,13 @@ class SegmentBank:
         cls, plans: list[BlockPlan], encoder: VisionEncoder, compression: Compression, *, fps: float = 1.0
     ) -> SegmentBank:
         """Draw every block at `fps` frames a second and send it through the encoder and the merging."""
-        blocks = DrawnBlocks(plans, encoder.image_size, encoder.tower.config.patch_size, compression, fps)
-        drawn = DataLoader(blocks, batch_size=None, num_workers=1)
-        local, layer_globals, shown = [], [], []
-        for block in track(drawn, "encoding the bank", len(plans), console=Console(stderr=True), transient=True):
-            features = [encoder(segment.frames) for segment in block]
-            merged = merge_segments(torch.stack([segment.patches.flatten(0, 1) for segment in features]), compression)
-            local.append(merged.features.float())
-            layer_globals += [segment.layer_globals.float().mean(0) for segment in features]
-            shown += [
-                describe_tokens(assignment, segment.shown, compression.tokens_per_segment)
-                for assignment, segment in zip(merged.assignment, block, strict=True)
-            ]
+        size, patch_size = encoder.image_size, encoder.tower.config.patch_size
+        blocks = DrawnBlocks(plans, size, patch_size, compression.frames_per_segment, fps)
+        encoded = encode_blocks(blocks, partial(_encode_block, encoder, compression), "encoding the bank")
+        columns = (torch.cat(column) for column in zip(*encoded, strict=True))
         return cls(
             plans,
-            torch.cat(local),
-            torch.stack(layer_globals),
-            *(torch.stack(rows) for rows in zip(*shown, strict=True)),
+            *columns,
             segment_seconds=compression.frames_per_segment / fps,
             frames_per_segment=compression.frames_per_segment,
         )
@@ -247,7 +204,12 @@ class SegmentBank:
             self._join_scenes(blocks),
             torch.cat([video_globals, self.local[rows].flatten(0, 1)]),
             torch.cat(token_events),
-            torch.cat([torch.zeros(num_globals, POSE_NUMBERS), self.token_poses[rows].flatten(0, 1)]),
+            torch.cat(
+                [
+                    self.token_poses.new_zeros(num_globals, self.token_poses.shape[-1]),
+                    self.token_poses[rows].flatten(0, 1),
+                ]
+            ),
             torch.cat([torch.zeros(num_globals), frames.flatten()]),
             torch.cat([torch.zeros(num_globals, dtype=torch.int64), (segments + 1).repeat(1, num_tokens).flatten()]),
             torch.arange(num_places),
@@ -266,6 +228,20 @@ class SegmentBank:
         )
 
 
+def _encode_block(
+    encoder: VisionEncoder, compression: Compression, block: list[DrawnSegment]
+) -> tuple[torch.Tensor, ...]:
+    """The rows that a block's segments have in the bank's tensors."""
+    features = [encoder(segment.frames) for segment in block]
+    merged = merge_segments(torch.stack([segment.patches.flatten(0, 1) for segment in features]), compression)
+    described = [
+        describe_tokens(assignment, segment.shown, compression.tokens_per_segment)
+        for assignment, segment in zip(merged.assignment, block, strict=True)
+    ]
+    layer_globals = torch.stack([segment.layer_globals.float().mean(0) for segment in features])
+    return merged.features.float(), layer_globals, *(torch.stack(rows) for rows in zip(*described, strict=True))
+
+
 Timed = TypeVar("Timed", Event, Background)
 
 
@@ -274,79 +250,3 @@ def shift(timed: Timed, seconds: float) -> Timed:
     return dataclasses.replace(
         timed, start_seconds=timed.start_seconds + seconds, end_seconds=timed.end_seconds + seconds
     )
-
-
-@dataclass(frozen=True)
-class ShownObjects:
-    """What each patch of a segment of K frames shows: the event, or -1, (K·P,), and its pose (K·P, 5)."""
-
-    events: torch.Tensor
-    poses: torch.Tensor
-    num_frames: int
-
-
-def describe_tokens(
-    assignment: torch.Tensor, shown: ShownObjects, num_tokens: int, *, background_weight: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a segment's tokens show, from the patches they stand for, assignment (K·P,): the event that most of these
-    show, or -1 (M,); its mean pose over those that show it (M, 5); their mean frame in the segment (M,).
-
-    `background_weight`: of a patch without an object, in finding what most of them show.
-    """
-    kinds = shown.events + 1  # 0: background
-    votes = torch.zeros(num_tokens, int(kinds.max()) + 1)
-    votes.index_put_((assignment, kinds), torch.where(kinds == 0, background_weight, 1.0), accumulate=True)
-    events = votes.argmax(1)
-    frames = torch.arange(shown.num_frames).repeat_interleave(len(kinds) // shown.num_frames)
-    is_counted = (kinds == events[assignment])[:, None].float()
-    seen = torch.cat([shown.poses, frames[:, None], torch.ones(len(kinds), 1)], dim=1) * is_counted
-    sums = torch.zeros(num_tokens, seen.shape[1]).index_add_(0, assignment, seen)
-    means = sums[:, :-1] / sums[:, -1:]
-    return events - 1, means[:, :-1], means[:, -1]
-
-
-@dataclass(frozen=True)
-class DrawnSegment:
-    """The frames of a segment, and what their patches show."""
-
-    frames: Frames
-    shown: ShownObjects
-
-
-class DrawnBlocks(Dataset):
-    """The segments of each block, drawn at `fps` frames a second."""
-
-    def __init__(
-        self, plans: list[BlockPlan], image_size: int, patch_size: int, compression: Compression, fps: float
-    ) -> None:
-        self.plans = plans
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.frames_per_segment = compression.frames_per_segment
-        self.fps = fps
-
-    def __len__(self) -> int:
-        return len(self.plans)
-
-    def __getitem__(self, index: int) -> list[DrawnSegment]:
-        plan, size = self.plans[index], self.frames_per_segment
-        scene = plan.scene(size / self.fps)
-        rng = random.Random(plan.seed)
-        aspect, wear = rng.choice(ASPECTS), draw_wear(rng)
-        return [self._draw(scene, aspect, wear, first) for first in range(0, plan.num_segments * size, size)]
-
-    def _draw(self, scene: Scene, aspect: float, wear: Wear, first_frame: int) -> DrawnSegment:
-        side, size = self.image_size, self.frames_per_segment
-        times = tuple((first_frame + i) / self.fps for i in range(size))
-        drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in times]
-        pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
-        events = [patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn]
-        poses = [_poses_at(scene, t)[shown] for t, shown in zip(times, events, strict=True)]
-        shown = ShownObjects(torch.from_numpy(np.concatenate(events)), torch.from_numpy(np.concatenate(poses)), size)
-        return DrawnSegment(Frames(pixels, times, size), shown)
-
-
-def _poses_at(scene: Scene, time_seconds: float) -> np.ndarray:
-    """The events' poses, then that of none, which NO_EVENT, -1, takes: (E + 1, 5) float32."""
-    poses = [describe_pose(event, time_seconds) for event in scene.events]
-    return np.array([*poses, (0.0,) * POSE_NUMBERS], dtype=np.float32)

@@ -1,0 +1,153 @@
+"""Blocks of video that training sees: planned, drawn, and encoded by several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from longvlm.training.encoder_school import ASPECTS, POSE_NUMBERS, describe_pose, patch_labels
+from longvlm.training.wear import Wear, draw_wear
+from longvlm.types import Frames
+from longvlm.world.render import render_labelled
+from longvlm.world.scene import Scene, make_scene, max_events
+
+_NO_EVENT_SHARE = 0.12
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What a block shows: everything follows from these numbers."""
+
+    seed: int
+    num_segments: int
+    num_events: int
+
+    def scene(self, segment_seconds: float) -> Scene:
+        seconds = self.num_segments * segment_seconds
+        scene = make_scene(self.seed, seconds, num_events=max(1, self.num_events))
+        return scene if self.num_events else dataclasses.replace(scene, events=())
+
+
+def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, segment_seconds: float) -> list[BlockPlan]:
+    rng = random.Random(f"blocks {first_seed} {num_blocks}")
+    plans = []
+    for i in range(num_blocks):
+        num_segments = rng.choice(lengths)
+        most = max_events(num_segments * segment_seconds)
+        num_events = 0 if rng.random() < _NO_EVENT_SHARE else rng.randint(1, most)
+        plans.append(BlockPlan(first_seed + i, num_segments, num_events))
+    for num_events in (0, 1):  # what fills any gap must be there, in a small bank too
+        if not any(plan.num_segments == 1 and plan.num_events == num_events for plan in plans):
+            plans.append(BlockPlan(first_seed + len(plans), 1, num_events))
+    return plans
+
+
+@dataclass(frozen=True)
+class ShownObjects:
+    """What each patch of a segment of K frames shows: the event, or -1, (K·P,), and its pose (K·P, 5)."""
+
+    events: torch.Tensor
+    poses: torch.Tensor
+    num_frames: int
+
+
+def describe_tokens(
+    assignment: torch.Tensor, shown: ShownObjects, num_tokens: int, *, background_weight: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a segment's tokens show, from the patches they stand for, assignment (K·P,): the event that most of these
+    show, or -1 (M,); its mean pose over those that show it (M, 5); their mean frame in the segment (M,).
+
+    `background_weight`: of a patch without an object, in finding what most of them show.
+    """
+    kinds = shown.events + 1  # 0: background
+    votes = torch.zeros(num_tokens, int(kinds.max()) + 1)
+    votes.index_put_((assignment, kinds), torch.where(kinds == 0, background_weight, 1.0), accumulate=True)
+    events = votes.argmax(1)
+    frames = torch.arange(shown.num_frames).repeat_interleave(len(kinds) // shown.num_frames)
+    is_counted = (kinds == events[assignment])[:, None].float()
+    seen = torch.cat([shown.poses, frames[:, None], torch.ones(len(kinds), 1)], dim=1) * is_counted
+    sums = torch.zeros(num_tokens, seen.shape[1]).index_add_(0, assignment, seen)
+    means = sums[:, :-1] / sums[:, -1:]
+    return events - 1, means[:, :-1], means[:, -1]
+
+
+@dataclass(frozen=True)
+class DrawnSegment:
+    """The frames of a segment, and what their patches show."""
+
+    frames: Frames
+    shown: ShownObjects
+
+
+EncodeBlock = Callable[[list[DrawnSegment]], tuple[torch.Tensor, ...]]
+
+
+class DrawnBlocks(Dataset):
+    """The segments of each block, drawn at `fps` frames a second."""
+
+    def __init__(
+        self, plans: list[BlockPlan], image_size: int, patch_size: int, frames_per_segment: int, fps: float
+    ) -> None:
+        self.plans = plans
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.frames_per_segment = frames_per_segment
+        self.fps = fps
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, index: int) -> list[DrawnSegment]:
+        plan, size = self.plans[index], self.frames_per_segment
+        scene = plan.scene(size / self.fps)
+        rng = random.Random(plan.seed)
+        aspect, wear = rng.choice(ASPECTS), draw_wear(rng)
+        return [self._draw(scene, aspect, wear, first) for first in range(0, plan.num_segments * size, size)]
+
+    def _draw(self, scene: Scene, aspect: float, wear: Wear, first_frame: int) -> DrawnSegment:
+        side, size = self.image_size, self.frames_per_segment
+        times = tuple((first_frame + i) / self.fps for i in range(size))
+        drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in times]
+        pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
+        events = [patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn]
+        poses = [_poses_at(scene, t)[shown] for t, shown in zip(times, events, strict=True)]
+        shown = ShownObjects(torch.from_numpy(np.concatenate(events)), torch.from_numpy(np.concatenate(poses)), size)
+        return DrawnSegment(Frames(pixels, times, size), shown)
+
+
+def _poses_at(scene: Scene, time_seconds: float) -> np.ndarray:
+    """The events' poses, then that of none, which NO_EVENT, -1, takes: (E + 1, 5) float32."""
+    poses = [describe_pose(event, time_seconds) for event in scene.events]
+    return np.array([*poses, (0.0,) * POSE_NUMBERS], dtype=np.float32)
+
+
+class _Encoded(Dataset):
+    """What `encode` makes of each drawn block."""
+
+    def __init__(self, blocks: DrawnBlocks, encode: EncodeBlock) -> None:
+        self.blocks, self.encode = blocks, encode
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        return self.encode(self.blocks[index])
+
+
+def encode_blocks(blocks: DrawnBlocks, encode: EncodeBlock, what: str) -> Iterator[tuple[torch.Tensor, ...]]:
+    """What `encode` makes of each block, in order, with a progress bar about `what`.
+
+    One process for each of torch's threads draws and encodes whole blocks, which keeps all cores busy; frames of so
+    small an encoder are too few for two threads to share.
+    """
+    encoded = DataLoader(_Encoded(blocks, encode), batch_size=None, num_workers=torch.get_num_threads())
+    for tensors in track(encoded, what, len(blocks), console=Console(stderr=True), transient=True):
+        yield tuple(tensor.clone() for tensor in tensors)  # what lies in shared memory keeps a file open
