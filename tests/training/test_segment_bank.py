@@ -7,8 +7,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.drawn_blocks import DrawnBlocks, ShownObjects, describe_tokens, plan_blocks
-from longvlm.training.encoder_school import describe_pose
+from longvlm.training.drawn_blocks import plan_blocks
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.types import Compression
 from longvlm.world.render import NO_EVENT
@@ -76,44 +75,6 @@ def test_the_events_of_a_joined_videos_tokens_are_those_of_its_scene(bank: Segme
     assert not video.token_poses[: COMPRESSION.global_layers].any()
     frames = [10 * i + frame for i, row in enumerate(bank.token_frames[rows].tolist()) for frame in row]
     assert video.token_frames.tolist() == pytest.approx([0.0] * COMPRESSION.global_layers + frames)
-
-
-def test_tokens_are_described_by_what_most_of_their_patches_show() -> None:
-    assignment = torch.tensor([0, 0, 0, 1, 1, 2])  # of three frames with two patches each
-    patch_events = torch.tensor([NO_EVENT, 1, 1, NO_EVENT, 1, 0])
-    patch_poses = torch.arange(1.0, 7.0)[:, None].expand(6, 5) * (patch_events >= 0)[:, None]
-    shown = ShownObjects(patch_events, patch_poses, num_frames=3)
-    events, poses, frames = describe_tokens(assignment, shown, 3)
-    assert events.tolist() == [1, NO_EVENT, 0]
-    assert poses[:, 0].tolist() == [2.5, 0.0, 6.0]
-    assert frames.tolist() == [0.5, 1.0, 2.0]
-    events, poses, frames = describe_tokens(assignment, shown, 3, background_weight=0.5)
-    assert events.tolist() == [1, 1, 0]
-    assert poses[:, 0].tolist() == [2.5, 5.0, 6.0]
-    nothing = ShownObjects(torch.full((6,), NO_EVENT), torch.zeros(6, 5), num_frames=3)
-    for weight in (0.0, 1.0):
-        events, poses, frames = describe_tokens(assignment, nothing, 3, background_weight=weight)
-        assert events.tolist() == [NO_EVENT] * 3
-        assert not poses.any()
-        assert frames.tolist() == pytest.approx([1 / 3, 1.5, 2.0])
-
-
-def test_patches_are_named_where_the_drawn_object_is() -> None:
-    plan = next(plan for plan in plan_blocks(24, [1], first_seed=900_000, segment_seconds=10.0) if plan.num_events)
-    (segment,) = DrawnBlocks([plan], 112, 14, COMPRESSION.frames_per_segment, 1.0)[0]
-    scene = plan.scene(10.0)
-    shown = segment.shown.events.view(10, 8, 8)
-    for i, time_seconds in enumerate(segment.frames.times_seconds):
-        on_screen = {k for k, event in enumerate(scene.events) if event.pose(time_seconds).visible}
-        assert set(shown[i].unique().tolist()) - {NO_EVENT} == on_screen
-        for k in on_screen:
-            pose = scene.events[k].pose(time_seconds)
-            rows, columns = torch.nonzero(shown[i] == k, as_tuple=True)
-            centre = ((columns.float().mean() + 0.5) / 8, (rows.float().mean() + 0.5) / 8)
-            assert centre == pytest.approx((pose.x, pose.y), abs=0.1)
-            described = segment.shown.poses.view(10, 8, 8, 5)[i][shown[i] == k]
-            assert torch.equal(described, torch.tensor([describe_pose(scene.events[k], time_seconds)] * len(described)))
-        assert not segment.shown.poses.view(10, 8, 8, 5)[i][shown[i] == NO_EVENT].any()
 
 
 @pytest.mark.parametrize("num_segments", [1, 3, 7])

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from longvlm.training.drawn_blocks import (
+    DrawnBlocks,
+    DrawnSegment,
+    ShownObjects,
+    describe_tokens,
+    encode_blocks,
+    plan_blocks,
+)
+from longvlm.training.encoder_school import describe_pose
+from longvlm.world.render import NO_EVENT
+
+
+def test_tokens_are_described_by_what_most_of_their_patches_show() -> None:
+    assignment = torch.tensor([0, 0, 0, 1, 1, 2])  # of three frames with two patches each
+    patch_events = torch.tensor([NO_EVENT, 1, 1, NO_EVENT, 1, 0])
+    patch_poses = torch.arange(1.0, 7.0)[:, None].expand(6, 5) * (patch_events >= 0)[:, None]
+    shown = ShownObjects(patch_events, patch_poses, num_frames=3)
+    events, poses, frames = describe_tokens(assignment, shown, 3)
+    assert events.tolist() == [1, NO_EVENT, 0]
+    assert poses[:, 0].tolist() == [2.5, 0.0, 6.0]
+    assert frames.tolist() == [0.5, 1.0, 2.0]
+    events, poses, frames = describe_tokens(assignment, shown, 3, background_weight=0.5)
+    assert events.tolist() == [1, 1, 0]
+    assert poses[:, 0].tolist() == [2.5, 5.0, 6.0]
+    nothing = ShownObjects(torch.full((6,), NO_EVENT), torch.zeros(6, 5), num_frames=3)
+    for weight in (0.0, 1.0):
+        events, poses, frames = describe_tokens(assignment, nothing, 3, background_weight=weight)
+        assert events.tolist() == [NO_EVENT] * 3
+        assert not poses.any()
+        assert frames.tolist() == pytest.approx([1 / 3, 1.5, 2.0])
+
+
+def test_patches_are_named_where_the_drawn_object_is() -> None:
+    plan = next(plan for plan in plan_blocks(24, [1], first_seed=900_000, segment_seconds=10.0) if plan.num_events)
+    (segment,) = DrawnBlocks([plan], 112, 14, 10, 1.0)[0]
+    scene = plan.scene(10.0)
+    shown = segment.shown.events.view(10, 8, 8)
+    for i, time_seconds in enumerate(segment.frames.times_seconds):
+        on_screen = {k for k, event in enumerate(scene.events) if event.pose(time_seconds).visible}
+        assert set(shown[i].unique().tolist()) - {NO_EVENT} == on_screen
+        for k in on_screen:
+            pose = scene.events[k].pose(time_seconds)
+            rows, columns = torch.nonzero(shown[i] == k, as_tuple=True)
+            centre = ((columns.float().mean() + 0.5) / 8, (rows.float().mean() + 0.5) / 8)
+            assert centre == pytest.approx((pose.x, pose.y), abs=0.1)
+            described = segment.shown.poses.view(10, 8, 8, 5)[i][shown[i] == k]
+            assert torch.equal(described, torch.tensor([describe_pose(scene.events[k], time_seconds)] * len(described)))
+        assert not segment.shown.poses.view(10, 8, 8, 5)[i][shown[i] == NO_EVENT].any()
+
+
+def _mean_pixels(block: list[DrawnSegment]) -> tuple[torch.Tensor, ...]:
+    return torch.stack([segment.frames.pixels.float().mean((1, 2, 3)) for segment in block]), torch.tensor(len(block))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_blocks_come_in_order_from_any_number_of_processes(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    plans = plan_blocks(7, [1, 2], first_seed=900_000, segment_seconds=10.0)
+    blocks = DrawnBlocks(plans, 28, 14, 10, 1.0)
+    encoded = list(encode_blocks(blocks, _mean_pixels, "testing"))
+    assert [int(count) for _, count in encoded] == [plan.num_segments for plan in plans]
+    for (means, _), number in zip(encoded, range(len(plans)), strict=True):
+        assert torch.equal(means, _mean_pixels(blocks[number])[0])
