@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_a_joined_video_is_its_blocks_one_after_another(bank: SegmentBank) -> No
 
 
 def test_the_events_of_a_joined_videos_tokens_are_those_of_its_scene(bank: SegmentBank) -> None:
-    several = [i for i, plan in enumerate(bank.plans) if plan.num_segments > 1 and plan.num_events][:2]
+    shows = [(bank.token_events[a:b] != NO_EVENT).any() for a, b in pairwise(bank.first_segment)]
+    several = [i for i, plan in enumerate(bank.plans) if plan.num_segments > 1 and shows[i]][:2]
     video = bank._join(several)
     names = [None if i == NO_EVENT else video.scene.events[i].object for i in video.token_events.tolist()]
     expected: list[str | None] = [None] * COMPRESSION.global_layers
@@ -120,3 +122,17 @@ def test_empty_segments_are_left_out_and_the_others_keep_their_places(bank: Segm
             assert torch.equal(getattr(shown, name), getattr(video, name)[shown.token_places]), name
     whole = video.leave_out_empty(30, 10.0, random.Random(0))
     assert torch.equal(whole.token_places, torch.arange(whole.num_places))
+
+
+def test_noise_falls_on_local_tokens_as_wide_as_is_said(bank: SegmentBank) -> None:
+    assert torch.equal(bank.feature_spread, bank.local.reshape(-1, 32).std(0))
+    video, spread = bank.compose(60, random.Random(0)), torch.linspace(0, 2, 32)
+    noisy = video.add_noise(spread, random.Random(1))
+    noise = noisy.visual_tokens - video.visual_tokens
+    num_globals = COMPRESSION.global_layers
+    assert not noise[:num_globals].any()
+    torch.testing.assert_close(noise[num_globals:].std(0), spread, rtol=0.2, atol=1e-6)
+    assert noise.mean().abs() < 0.1
+    again, other = (video.add_noise(spread, random.Random(seed)) for seed in (1, 2))
+    assert torch.equal(again.visual_tokens, noisy.visual_tokens)
+    assert not torch.equal(other.visual_tokens, noisy.visual_tokens)

@@ -37,7 +37,8 @@ class BlockPlan:
 
 
 def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, segment_seconds: float) -> list[BlockPlan]:
-    rng = random.Random(f"blocks {first_seed} {num_blocks}")
+    """The same first blocks, however many are planned."""
+    rng = random.Random(f"blocks {first_seed}")
     plans = []
     for i in range(num_blocks):
         num_segments = rng.choice(lengths)

@@ -124,7 +124,8 @@ def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Pad to the longest on the right; padding is neither seen nor learned.
 
     Visual tokens, and what is known at them and at names if the examples tell, follow one another flat. Where examples
-    have `branches`, the attention mask says what each token sees, (B, 1, T, T) bool; else which are no padding, (B, T).
+    have `branches`, the attention mask says what each token sees, (B, 1, T, T) bool, and `num_shared` how many tokens
+    of every row come before all conversations; else the mask says which are no padding, (B, T).
     """
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     batch = {
@@ -134,7 +135,11 @@ def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     }
     is_token = torch.arange(int(lengths.max())) < lengths[:, None]
     branches = batch.pop("branches", None)
-    batch["attention_mask"] = is_token.long() if branches is None else see_own_branch(branches)[:, None]
+    if branches is None:
+        batch["attention_mask"] = is_token.long()
+    else:
+        batch["attention_mask"] = see_own_branch(branches)[:, None]
+        batch["num_shared"] = torch.tensor(min(int((example["branches"] == 0).sum()) for example in examples))
     for name in _FLAT:
         if name in examples[0]:
             batch[name] = torch.cat([example[name] for example in examples])
@@ -153,6 +158,8 @@ class Lesson:
     Args:
         tokens_per_batch: with padding, about; the videos of one batch have the same number of segments.
         segments: least and most of a video, drawn log-uniformly.
+        feature_noise: normal noise on all local tokens, drawn anew for every video, as a share of each feature's
+            standard deviation in the bank; without it a bank's blocks are learned by heart.
         shown_segments: of longer videos, empty segments are left out until so many remain; None: all are shown.
         opening_range: below 1, short videos come first, since order is learned sooner, and cheaper, on them: the share
             of the range of lengths from which the first videos are drawn; it grows to 1 over the first two thirds.
@@ -167,6 +174,7 @@ class Lesson:
     questions_per_video: int
     conversation_share: float
     names_share: float
+    feature_noise: float = 0.0
     shown_segments: int | None = None
 
 
@@ -225,6 +233,7 @@ class ComposedBatches(Dataset):
         seconds, shown = self.bank.segment_seconds, self.lesson.shown_segments
         if shown is not None and num_segments > shown:
             video = video.leave_out_empty(shown, seconds, rng)
+        video = video.add_noise(self.lesson.feature_noise * self.bank.feature_spread, rng)
         spans = None
         if self.timestamps:
             numbers = video.token_segments[video.token_segments > 0].unique().tolist()

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,13 @@ class ComposedVideo:
         tensors: dict[str, Any] = {n: value[kept] for n, value in per_token.items() if isinstance(value, torch.Tensor)}
         return dataclasses.replace(self, **tensors)
 
+    def add_noise(self, spread: torch.Tensor, rng: random.Random) -> ComposedVideo:
+        """The video with normal noise of the standard deviations `spread` (D,) on every local token."""
+        generator = torch.Generator().manual_seed(rng.randrange(2**63))
+        noise = spread * torch.randn(self.visual_tokens.shape, generator=generator)
+        is_local = (self.token_segments > 0)[:, None]
+        return dataclasses.replace(self, visual_tokens=self.visual_tokens + noise * is_local)
+
 
 class SegmentBank:
     """Encoded blocks and their scenes: local (segments of all blocks, M, D), layer_globals (as many, L, D).
@@ -111,6 +118,11 @@ class SegmentBank:
         self.first_segment = [0]
         for plan in plans:
             self.first_segment.append(self.first_segment[-1] + plan.num_segments)
+
+    @cached_property
+    def feature_spread(self) -> torch.Tensor:
+        """The standard deviation of each feature over all local tokens, (D,)."""
+        return self.local.flatten(0, 1).std(0)
 
     @classmethod
     def encode(

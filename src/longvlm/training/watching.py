@@ -30,6 +30,7 @@ from longvlm.training.ground_truth import (
     STATE_SIZES,
     find_latest,
 )
+from longvlm.training.shared_attention import SHARED_ATTENTION
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import MAX_EVENTS
 
@@ -65,6 +66,7 @@ class WatchingSchool(nn.Module):
         self.recall_heads = nn.Linear(width, sum(RECALL_SIZES))
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         self._attended: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
+        model.model.language_model.set_attn_implementation(SHARED_ATTENTION)
         layers = cast(nn.ModuleList, model.model.language_model.layers)
         for layer in (state_layer - 1, state_layer, state_layer + 1, recall_layer):
             layers[layer - 1].register_forward_hook(partial(self._keep, layer))
@@ -89,6 +91,7 @@ class WatchingSchool(nn.Module):
         name_events: torch.Tensor,
         named: torch.Tensor,
         labels: torch.Tensor | None = None,
+        num_shared: torch.Tensor | None = None,
         **batch: Any,
     ) -> dict[str, torch.Tensor]:
         """`states` (visual tokens, 11), `motions` (visual tokens, 16) and `recalls` (names, 8): see `describe_states`,
@@ -98,7 +101,7 @@ class WatchingSchool(nn.Module):
 
         `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
-        hidden = self.model.model(**batch).last_hidden_state
+        hidden = self.model.model(**batch, num_shared=0 if num_shared is None else int(num_shared)).last_hidden_state
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _spread(token_events, is_visual, NO_EVENT)
         named_events = _spread(name_events, is_name, NO_EVENT)
