@@ -143,6 +143,7 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path, tmp_path: Path) -> None
         dataclasses.replace(plan, width=64, height=48, fps=4)  # drawing is what takes the time
         for plan in plan_videos(2, seed=1, min_seconds=10, max_seconds=12)
     ]
+    plans[1] = dataclasses.replace(plans[1], reencoding=REENCODINGS[1])
     kinds = ("first", "count", "exists")
     records = evaluate(model, plans, seed=1, kinds=kinds)
     expected = [
@@ -154,10 +155,16 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path, tmp_path: Path) -> None
     assert {record.video for record in records} == {0, 1}
     blind = model.ask(None, expected[0].text, max_new_tokens=8)
     assert split_words(records[0].reply_without_video) == split_words(blind.text)
-    other = render_plan(plans[0], tmp_path / "other.mp4")
+    (other,) = render_plan(plans[0], tmp_path / "other.mp4")
+    original, passed_on = render_plan(plans[1], tmp_path / "second.mp4")
     for record in records:
-        told = model.ask(model.encode(other, fps=1.0), record.question.text, max_new_tokens=8).text
+        told, second, after = (
+            model.ask(model.encode(path, fps=1.0), record.question.text, max_new_tokens=8).text
+            for path in (other, original, passed_on)
+        )
+        assert record.reply == (second if record.video else told)
         assert record.reply_to_another == (told if record.video else None)
+        assert record.reply_reencoded == (after if record.video else None)
     summary = as_json(score(records), plans, model=model.name, seed=1, duration_seconds=(10, 12))
     assert summary["scores"]["all"]["n"] == len(records)
     assert (summary["videos"], summary["duration_seconds"]) == (2, [10, 12])
@@ -220,9 +227,10 @@ def test_lengths_command_draws_and_tells(
 def test_losses_are_paired_and_told_by_reencoding() -> None:
     question = Question("exists", "Does a red circle appear?", "yes", 0.5)
     plans = reencode_in_turns(plan_videos(5, seed=0, min_seconds=30, max_seconds=60))
-    originals = [Record(video, 30.0, question, "yes") for video in range(5)]
-    records = [Record(video, 30.0, question, "no" if video in (1, 4) else "yes") for video in range(5)]
-    by_name = {one.reencoding: one for one in measure_losses(plans, originals, records)}
+    records = [
+        Record(video, 30.0, question, "yes", reply_reencoded="no" if video in (1, 4) else "yes") for video in range(5)
+    ]
+    by_name = {one.reencoding: one for one in measure_losses(plans, records)}
     assert list(by_name) == [*(how.name for how in REENCODINGS), "all"]
     assert [one.n for one in by_name.values()] == [2, 1, 1, 1, 5]
     assert [one.loss for one in by_name.values()] == pytest.approx([0.5, 1.0, 0.0, 0.0, 0.4])

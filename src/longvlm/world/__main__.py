@@ -67,7 +67,7 @@ def evaluate(
         bool,
         typer.Option(
             "--reencoded",
-            help="Then pass the files on (VP9, MPEG-4, half the size, other rate, logo), and say what that costs.",
+            help="Also pass the files on (VP9, MPEG-4, half the size, other rate, logo), and say what that costs.",
         ),
     ] = False,
 ) -> None:
@@ -82,16 +82,14 @@ def evaluate(
 
     shortest, longest = _pair(duration, ":", "--duration", "MIN:MAX in seconds, such as 30:600")
     plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest)
+    if reencoded:
+        plans = evaluation.reencode_in_turns(plans)
 
     from longvlm.pipeline import LongVLM
 
     loaded = LongVLM.from_pretrained(model)
     records = evaluation.evaluate(loaded, plans, seed=seed)
-    scores, losses = evaluation.score(records), []
-    if reencoded:
-        passed_on = evaluation.reencode_in_turns(plans)
-        after = evaluation.evaluate(loaded, passed_on, seed=seed, with_controls=False)
-        losses = measure_losses(passed_on, records, after)
+    scores, losses = evaluation.score(records), measure_losses(plans, records) if reencoded else []
     if as_json:
         durations = (shortest, longest)
         found = evaluation.as_json(scores, plans, model=loaded.name, seed=seed, duration_seconds=durations)

@@ -56,13 +56,13 @@ class VideoPlan:
     width: int
     height: int
     fps: int
-    reencoding: Reencoding | None = None  # what is done to the file before a model sees it
+    reencoding: Reencoding | None = None  # in which the file is passed on; the same is asked about that one, too
 
 
 @dataclass(frozen=True)
 class Record:
-    """One question asked: the reply to the video, the reply without it, and the reply to another video in its place
-    (None for the first video of an evaluation, before which there is none).
+    """One question asked: the reply to the video, the reply without it, the reply to another video in its place (None
+    for the first video of an evaluation, before which there is none), and the reply to the video as it was passed on.
     """
 
     video: int
@@ -71,6 +71,7 @@ class Record:
     reply: str
     reply_without_video: str = ""
     reply_to_another: str | None = None
+    reply_reencoded: str | None = None
 
     @property
     def kind(self) -> str:
@@ -87,6 +88,10 @@ class Record:
     @property
     def correct_by_another(self) -> bool:
         return self.reply_to_another is not None and is_correct(self.question, self.reply_to_another)
+
+    @property
+    def correct_reencoded(self) -> bool:
+        return self.reply_reencoded is not None and is_correct(self.question, self.reply_reencoded)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,8 @@ def evaluate(
     per_kind: int = 1,
     with_controls: bool = True,
 ) -> list[Record]:
-    """Render every planned video, read it back through the model at 1 frame a second, and ask.
+    """Render every planned video, read it back through the model at 1 frame a second, and ask; then pass it on as its
+    plan says, and ask the same again.
 
     Videos live in a temporary folder only as long as they are needed. `seed` chooses the questions. `kinds` are some
     of ALL_KINDS, those that the model can tell unless given. `with_controls`, everything is also asked without the
@@ -145,37 +151,41 @@ def evaluate(
     single_turn = [kind for kind in chosen if kind != FOLLOW_UP]
     records: list[Record] = []
     controls = _Controls(model) if with_controls else None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _leaving_cores_for_drawing():
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=Console(stderr=True), transient=True) as progress, _leaving_cores_for_drawing():
         task = progress.add_task("Videos", total=len(plans))
-        for number, path in enumerate(_rendered(plans)):
-            plan = plans[number]
-            scene = make_scene(plan.seed, plan.duration_seconds)
+        for number, (original, *passed_on) in enumerate(_rendered(plans)):
+            scene = make_scene(plans[number].seed, plans[number].duration_seconds)
             questions = make_questions(scene, seed=seed, kinds=single_turn, per_kind=per_kind)
             conversation = make_conversation(scene, seed=seed) if FOLLOW_UP in chosen else []
-            texts = [question.text for question in questions]
-            if texts or conversation:
-                index = model.encode(path, fps=ENCODED_FPS)
-            if texts:
-                # One by one: the video is read once for all of them, and no short answer waits for a long one.
-                answers = [model.ask(index, text, max_new_tokens=MAX_NEW_TOKENS) for text in texts]
-                guesses = controls.ask(texts) if controls else [("", None)] * len(texts)
-                records += [
-                    Record(number, plan.duration_seconds, question, answer.text, *guess)
-                    for question, answer, guess in zip(questions, answers, guesses, strict=True)
-                ]
-            if conversation:
-                replies = _converse(model, index, conversation)
-                guesses = controls.converse(conversation) if controls else [("", None)] * len(replies)
-                records += [
-                    Record(number, plan.duration_seconds, question, reply, *guess)
-                    for question, reply, guess in zip(conversation, replies, guesses, strict=True)
-                    if question.turn
-                ]
-            if controls and (texts or conversation):
-                controls.another = index
+            asked = [*questions, *conversation]
+            if asked:
+                index = model.encode(original, fps=ENCODED_FPS)
+                replies = _ask(model, index, questions, conversation)
+                blind, another = controls.guess(questions, conversation) if controls else ([""] * len(asked), None)
+                after = [_ask(model, model.encode(p, fps=ENCODED_FPS), questions, conversation) for p in passed_on]
+                nothing = [None] * len(asked)
+                columns = (asked, replies, blind, another or nothing, after[0] if after else nothing)
+                rows = list(zip(*columns, strict=True))
+                if conversation:
+                    del rows[len(questions)]  # its first turn, which refers to nothing
+                records += [Record(number, plans[number].duration_seconds, *row) for row in rows]
+                if controls:
+                    controls.another = index
             progress.advance(task)
     return records
+
+
+def _ask(
+    model: LongVLM, index: VideoIndex | None, questions: Sequence[Question], conversation: Sequence[Question]
+) -> list[str]:
+    """The replies to single questions, then to a conversation, whose turns see the model's own earlier replies.
+
+    One by one: the video is read once for all of them, and no short answer waits for a long one.
+    """
+    replies = [model.ask(index, question.text, max_new_tokens=MAX_NEW_TOKENS).text for question in questions]
+    chat = model.chat(index) if conversation else None
+    return replies + [chat.ask(turn.text, max_new_tokens=MAX_NEW_TOKENS).text for turn in conversation if chat]
 
 
 class _Controls:
@@ -186,24 +196,17 @@ class _Controls:
         self._model = model
         self._blind: dict[str, str] = {}  # the reply without a video depends on the question's text alone
 
-    def ask(self, texts: Sequence[str]) -> list[tuple[str, str | None]]:
-        """The pairs of replies to single questions."""
-        new = sorted(set(texts) - set(self._blind))
+    def guess(
+        self, questions: Sequence[Question], conversation: Sequence[Question]
+    ) -> tuple[list[str], list[str] | None]:
+        """The replies without a video, and those to another if there was one."""
+        new = sorted({question.text for question in questions} - set(self._blind))
         guesses = self._model.ask([None] * len(new), new, max_new_tokens=MAX_NEW_TOKENS) if new else []
         self._blind.update((text, guess.text) for text, guess in zip(new, guesses, strict=True))
-        return [(self._blind[text], self._ask_another(text)) for text in texts]
-
-    def converse(self, conversation: Sequence[Question]) -> list[tuple[str, str | None]]:
-        """The pairs of replies, turn by turn."""
-        blind = _converse(self._model, None, conversation)
+        blind = [self._blind[question.text] for question in questions] + _ask(self._model, None, [], conversation)
         if self.another is None:
-            return [(reply, None) for reply in blind]
-        return list(zip(blind, _converse(self._model, self.another, conversation), strict=True))
-
-    def _ask_another(self, text: str) -> str | None:
-        if self.another is None:
-            return None
-        return self._model.ask(self.another, text, max_new_tokens=MAX_NEW_TOKENS).text
+            return blind, None
+        return blind, _ask(self._model, self.another, questions, conversation)
 
 
 def kinds_for(model: LongVLM) -> tuple[str, ...]:
@@ -211,21 +214,15 @@ def kinds_for(model: LongVLM) -> tuple[str, ...]:
     return tuple(kind for kind in ALL_KINDS if model.config.timestamps or kind not in TIMED_KINDS)
 
 
-def _converse(model: LongVLM, index: VideoIndex | None, conversation: Sequence[Question]) -> list[str]:
-    """The model's replies, turn by turn; each turn sees the model's own earlier replies."""
-    chat = model.chat(index)
-    return [chat.ask(question.text, max_new_tokens=MAX_NEW_TOKENS).text for question in conversation]
-
-
-def _rendered(plans: Sequence[VideoPlan]) -> Iterator[Path]:
-    """The plans' videos one by one, drawn a few ahead by other processes and deleted after use."""
+def _rendered(plans: Sequence[VideoPlan]) -> Iterator[list[Path]]:
+    """The plans' files, video by video, drawn a few ahead by other processes and deleted after use."""
     workers = min(os.cpu_count() or 1, len(plans))
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
     with (
         tempfile.TemporaryDirectory(prefix="longvlm-world-") as folder,
         ProcessPoolExecutor(workers, mp_context=context) as pool,
     ):
-        pending: deque[Future[Path]] = deque()
+        pending: deque[Future[list[Path]]] = deque()
         waiting = iter(enumerate(plans))
         while True:
             while len(pending) <= workers and (following := next(waiting, None)):
@@ -233,9 +230,10 @@ def _rendered(plans: Sequence[VideoPlan]) -> Iterator[Path]:
                 pending.append(pool.submit(render_plan, plan, Path(folder) / f"{number:05}.mp4"))
             if not pending:
                 return
-            path = pending.popleft().result()
-            yield path
-            path.unlink()
+            paths = pending.popleft().result()
+            yield paths
+            for path in paths:
+                path.unlink()
 
 
 @contextmanager
@@ -251,16 +249,16 @@ def _leaving_cores_for_drawing() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def render_plan(plan: VideoPlan, path: Path) -> Path:
-    """Write one planned video; a function of its own, so that another process can run it."""
+def render_plan(plan: VideoPlan, path: Path) -> list[Path]:
+    """Write one planned video, and after it the one that is passed on if there is any; a function of its own, so that
+    another process can run it."""
     scene = make_scene(plan.seed, plan.duration_seconds)
     write_video(scene, path, width=plan.width, height=plan.height, fps=plan.fps, threads=1, show_progress=False)
-    if plan.reencoding is not None:
-        passed_on = path.with_suffix(".mkv")
-        reencode(path, passed_on, plan.reencoding)
-        path.unlink()
-        return passed_on
-    return path
+    if plan.reencoding is None:
+        return [path]
+    passed_on = path.with_suffix(".mkv")
+    reencode(path, passed_on, plan.reencoding)
+    return [path, passed_on]
 
 
 def score(records: Sequence[Record]) -> list[Score]:

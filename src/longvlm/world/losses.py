@@ -28,12 +28,10 @@ class Loss:
         return self.original - self.reencoded
 
 
-def measure_losses(plans: Sequence[VideoPlan], originals: Sequence[Record], records: Sequence[Record]) -> list[Loss]:
-    """One loss for every re-encoding among the plans, then one over all.
-
-    `originals` and `records` are what the same questions in the same order gave before and after.
-    """
-    before, after = (np.array([one.correct for one in some], dtype=float) for some in (originals, records))
+def measure_losses(plans: Sequence[VideoPlan], records: Sequence[Record]) -> list[Loss]:
+    """One loss for every re-encoding among the plans, then one over all."""
+    before = np.array([record.correct for record in records], dtype=float)
+    after = np.array([record.correct_reencoded for record in records], dtype=float)
     videos = np.array([record.video for record in records])
     names = np.array([how.name if (how := plans[video].reencoding) else "" for video in videos])
     losses = []
