@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from longvlm.training.drawn_blocks import (
+    BlockPlan,
     DrawnBlocks,
     DrawnSegment,
     ShownObjects,
@@ -64,3 +65,19 @@ def test_blocks_come_in_order_from_any_number_of_processes(num_threads: int, mon
     assert [int(count) for _, count in encoded] == [plan.num_segments for plan in plans]
     for (means, _), number in zip(encoded, range(len(plans)), strict=True):
         assert torch.equal(means, _mean_pixels(blocks[number])[0])
+
+
+def test_a_short_last_segment_repeats_its_frames() -> None:
+    plan = BlockPlan(900_003, num_segments=2, num_events=2, short_by_seconds=7.0)
+    first, last = DrawnBlocks([plan], 56, 14, 10, 1.0)[0]
+    assert (first.frames.num_distinct, last.frames.num_distinct) == (10, 3)
+    assert last.frames.times_seconds == (10, 10, 10, 10, 11, 11, 11, 12, 12, 12)
+    scene = plan.scene(10.0)
+    assert scene.duration_seconds == 13.0
+    shown = last.shown.events.view(10, -1)
+    for place, time_seconds in enumerate(last.frames.times_seconds):
+        assert torch.equal(last.frames.pixels[place], last.frames.pixels[last.frames.times_seconds.index(time_seconds)])
+        assert torch.equal(shown[place], shown[last.frames.times_seconds.index(time_seconds)])
+        on_screen = {k for k, event in enumerate(scene.events) if event.pose(time_seconds).visible}
+        assert set(shown[place].tolist()) - {NO_EVENT} <= on_screen
+    assert not torch.equal(last.frames.pixels[0], last.frames.pixels[4])

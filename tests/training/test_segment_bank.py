@@ -12,6 +12,7 @@ from longvlm.training.drawn_blocks import plan_blocks
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.types import Compression
 from longvlm.world.render import NO_EVENT
+from longvlm.world.scene import make_scene
 
 COMPRESSION = Compression(frames_per_segment=10, tokens_per_segment=4, global_layers=2, merge_heads=2)
 
@@ -42,13 +43,15 @@ def bank() -> SegmentBank:
 def test_a_block_has_the_segments_and_events_that_were_planned(bank: SegmentBank) -> None:
     assert len(bank.local) == len(bank.layer_globals) == sum(plan.num_segments for plan in bank.plans)
     for plan, scene in zip(bank.plans, bank.scenes, strict=True):
-        assert scene.duration_seconds == 10.0 * plan.num_segments
+        assert scene.duration_seconds == 10.0 * plan.num_segments - plan.short_by_seconds
         assert len(scene.events) == plan.num_events
     assert {plan.num_events for plan in bank.plans} >= {0, 1, 2}
 
 
 def test_a_joined_video_is_its_blocks_one_after_another(bank: SegmentBank) -> None:
-    blocks = next([a, b] for a in range(20) for b in range(20) if bank.plans[a].num_events and bank.plans[b].num_events)
+    eventful = [i for i, plan in enumerate(bank.plans) if plan.num_events]
+    ends = {i: bank.plans[i].short_by_seconds for i in eventful}
+    blocks = [next(i for i in eventful if not ends[i]), next(i for i in eventful if ends[i])]
     video = bank._join(blocks)
     scene = video.scene
     first, second = (bank.scenes[block] for block in blocks)
@@ -57,7 +60,9 @@ def test_a_joined_video_is_its_blocks_one_after_another(bank: SegmentBank) -> No
     starts += [event.start_seconds + first.duration_seconds for event in second.events]
     assert [event.start_seconds for event in scene.events] == pytest.approx(starts)
     rows = [row for b in blocks for row in range(bank.first_segment[b], bank.first_segment[b + 1])]
-    global_tokens = average_globals(bank.layer_globals[rows], torch.ones(len(rows)))
+    weights = torch.ones(len(rows))
+    weights[-1] = 1 - ends[blocks[1]] / 10
+    global_tokens = average_globals(bank.layer_globals[rows], weights)
     assert torch.equal(video.visual_tokens, torch.cat([global_tokens, *bank.local[rows]]))
 
 
@@ -87,7 +92,7 @@ def test_composed_videos_have_the_length_asked_for_and_no_object_twice(bank: Seg
         assert len(video.token_events) == len(tokens)
         numbers = [i + 1 for i in range(num_segments) for _ in range(4)]
         assert video.token_segments.tolist() == [0] * COMPRESSION.global_layers + numbers
-        assert scene.duration_seconds == 10.0 * num_segments
+        assert 10.0 * (num_segments - 1) < scene.duration_seconds <= 10.0 * num_segments
         assert tokens.shape == (2 + 4 * num_segments, 32)
         objects = [event.object for event in scene.events]
         assert len(objects) == len(set(objects))
@@ -136,3 +141,28 @@ def test_noise_falls_on_local_tokens_as_wide_as_is_said(bank: SegmentBank) -> No
     again, other = (video.add_noise(spread, random.Random(seed)) for seed in (1, 2))
     assert torch.equal(again.visual_tokens, noisy.visual_tokens)
     assert not torch.equal(other.visual_tokens, noisy.visual_tokens)
+
+
+@pytest.fixture(scope="module")
+def large_bank() -> SegmentBank:
+    """Of blocks that nobody has drawn."""
+    plans = plan_blocks(1500, [1, 1, 2, 2, 3, 4, 6], first_seed=900_000, segment_seconds=10.0)
+    shape = (sum(plan.num_segments for plan in plans), 1)
+    zeros = torch.zeros(*shape, 2), torch.zeros(*shape, 2), torch.full(shape, NO_EVENT), torch.zeros(*shape, 5)
+    return SegmentBank(plans, *zeros, torch.zeros(shape), segment_seconds=10.0, frames_per_segment=10)
+
+
+@pytest.mark.parametrize("seconds", [30, 60, 180, 600])
+def test_joined_videos_have_as_many_events_as_drawn_ones_and_as_long(large_bank: SegmentBank, seconds: int) -> None:
+    joined = [large_bank.compose(seconds // 10, random.Random(seed)).scene for seed in range(150)]
+    drawn = [make_scene(seed, float(seconds)) for seed in range(150)]
+    counts, others = (torch.tensor([float(len(scene.events)) for scene in some]) for some in (joined, drawn))
+    assert counts.mean() == pytest.approx(others.mean().item(), abs=0.9)
+    assert counts.std() == pytest.approx(others.std().item(), rel=0.25)
+    assert (counts.min(), counts.max()) == (2, others.max())
+    lengths, other_lengths = (
+        torch.tensor([event.duration_seconds for scene in some for event in scene.events]) for some in (joined, drawn)
+    )
+    assert lengths.log().mean().exp() == pytest.approx(other_lengths.log().mean().exp().item(), rel=0.25)
+    whole = [scene.duration_seconds % 10 == 0 for scene in joined]
+    assert sum(whole) / len(whole) == pytest.approx(0.1, abs=0.1)

@@ -20,18 +20,25 @@ from longvlm.world.render import render_labelled
 from longvlm.world.scene import Scene, make_scene, max_events
 
 _NO_EVENT_SHARE = 0.12
+_FEW_EVENTS_SHARE = 0.4  # have one or two, however long they are: in long videos most objects stay for long
+_ENDING_SHARE = 0.2
+_LEAST_SECONDS = 5.0  # the shortest event fits
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What a block shows: everything follows from these numbers."""
+    """What a block shows: everything follows from these numbers.
+
+    `short_by_seconds`: what its last segment lacks, so that nothing can come after it.
+    """
 
     seed: int
     num_segments: int
     num_events: int
+    short_by_seconds: float = 0.0
 
     def scene(self, segment_seconds: float) -> Scene:
-        seconds = self.num_segments * segment_seconds
+        seconds = self.num_segments * segment_seconds - self.short_by_seconds
         scene = make_scene(self.seed, seconds, num_events=max(1, self.num_events))
         return scene if self.num_events else dataclasses.replace(scene, events=())
 
@@ -41,12 +48,16 @@ def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, seg
     rng = random.Random(f"blocks {first_seed}")
     plans = []
     for i in range(num_blocks):
-        num_segments = rng.choice(lengths)
-        most = max_events(num_segments * segment_seconds)
-        num_events = 0 if rng.random() < _NO_EVENT_SHARE else rng.randint(1, most)
-        plans.append(BlockPlan(first_seed + i, num_segments, num_events))
+        num_segments, short_by = rng.choice(lengths), 0
+        if rng.random() < _ENDING_SHARE:
+            least = _LEAST_SECONDS if num_segments == 1 else 1.0
+            short_by = rng.randint(1, max(1, int(segment_seconds - least)))
+        most = max_events(num_segments * segment_seconds - short_by)
+        few = rng.random() < _FEW_EVENTS_SHARE
+        num_events = 0 if rng.random() < _NO_EVENT_SHARE else rng.randint(1, min(2, most) if few else most)
+        plans.append(BlockPlan(first_seed + i, num_segments, num_events, short_by))
     for num_events in (0, 1):  # what fills any gap must be there, in a small bank too
-        if not any(plan.num_segments == 1 and plan.num_events == num_events for plan in plans):
+        if not any((p.num_segments, p.num_events, p.short_by_seconds) == (1, num_events, 0) for p in plans):
             plans.append(BlockPlan(first_seed + len(plans), 1, num_events))
     return plans
 
@@ -114,14 +125,18 @@ class DrawnBlocks(Dataset):
         return [self._draw(scene, aspect, wear, first) for first in range(0, plan.num_segments * size, size)]
 
     def _draw(self, scene: Scene, aspect: float, wear: Wear, first_frame: int) -> DrawnSegment:
+        """A short last segment repeats its frames, as one of a file does."""
         side, size = self.image_size, self.frames_per_segment
-        times = tuple((first_frame + i) / self.fps for i in range(size))
-        drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in times]
+        num_distinct = min(size, round(scene.duration_seconds * self.fps) - first_frame)
+        different = [(first_frame + i) / self.fps for i in range(num_distinct)]
+        drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in different]
         pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
-        events = [patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn]
-        poses = [_poses_at(scene, t)[shown] for t, shown in zip(times, events, strict=True)]
-        shown = ShownObjects(torch.from_numpy(np.concatenate(events)), torch.from_numpy(np.concatenate(poses)), size)
-        return DrawnSegment(Frames(pixels, times, size), shown)
+        events = np.stack([patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn])
+        poses = np.stack([_poses_at(scene, t)[shown] for t, shown in zip(different, events, strict=True)])
+        places = np.arange(size) * num_distinct // size
+        events, poses = (torch.from_numpy(known[places]).flatten(0, 1) for known in (events, poses))
+        frames = Frames(pixels[places], tuple(different[place] for place in places), num_distinct)
+        return DrawnSegment(frames, ShownObjects(events, poses, size))
 
 
 def _poses_at(scene: Scene, time_seconds: float) -> np.ndarray:

@@ -28,7 +28,11 @@ from longvlm.types import Compression
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import Background, Event, Scene, max_events
 
-_MOST_FAILURES = 300
+_ENDING_SHARE = 0.9  # of the videos; a file's frames seldom fill its last segment
+# A block has at most so many times the events a second that the rest of the video needs, so that few events are not
+# huddled together; but where they are few anyway, blocks with one in so many seconds will do.
+_MOST_DENSITY, _SPARSE_SECONDS = 1.5, 20.0
+_MOST_TRIES = 50
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,10 @@ class SegmentBank:
         self.segment_seconds = segment_seconds
         self.frames_per_segment = frames_per_segment
         self.scenes = [plan.scene(segment_seconds) for plan in plans]
-        self._eventful = [i for i, plan in enumerate(plans) if plan.num_events]
-        self._empty = [i for i, plan in enumerate(plans) if not plan.num_events]
+        self._alike: dict[tuple[bool, int, int], list[int]] = {}  # by whether they end a video, segments and events
+        for i, plan in enumerate(plans):
+            kind = (plan.short_by_seconds > 0, plan.num_segments, plan.num_events)
+            self._alike.setdefault(kind, []).append(i)
         self.first_segment = [0]
         for plan in plans:
             self.first_segment.append(self.first_segment[-1] + plan.num_segments)
@@ -177,32 +183,57 @@ class SegmentBank:
     def compose(self, num_segments: int, rng: random.Random) -> ComposedVideo:
         """A new video of `num_segments` segments.
 
-        As in a generated video, no object comes twice, and there may be few events or many, anywhere.
+        As in a generated video, any number of events that it has room for is as likely, no object comes twice, and the
+        last segment is mostly short.
         """
-        wanted_events = rng.randint(1, max_events(num_segments * self.segment_seconds))
-        chosen: list[int] = []
-        shown: set[str] = set()
-        length = failures = 0
-        while length < num_segments:
-            missing = wanted_events - len(shown)
-            block = rng.choice(self._eventful if missing > 0 else self._empty)
-            objects = {event.object for event in self.scenes[block].events}
-            fits = length + self.plans[block].num_segments <= num_segments and len(objects) <= missing
-            if not fits or shown & objects:
-                failures += 1
-                if failures == _MOST_FAILURES:  # a small bank may not have that many different objects
-                    wanted_events = len(shown)
+        most = max_events(num_segments * self.segment_seconds)
+        missing, left, shown, chosen = rng.randint(min(2, most), most), num_segments, set[str](), list[int]()
+        ends = rng.random() < _ENDING_SHARE
+        ending = self._choose(left, missing, shown, rng, ending=True) if ends else None
+        block = ending
+        while left > 0:
+            if block is None:
+                block = self._choose(left, missing, shown, rng)
+            if block is None:  # a small bank may not have that many different objects, or blocks so full
+                missing = 0
                 continue
             chosen.append(block)
-            shown |= objects
-            length += self.plans[block].num_segments
-        rng.shuffle(chosen)
-        return self._join(chosen)
+            left, missing = left - self.plans[block].num_segments, missing - self.plans[block].num_events
+            block = None
+        rest = chosen[ending is not None :]
+        rng.shuffle(rest)
+        return self._join(rest if ending is None else [*rest, ending])
+
+    def _choose(
+        self, left: int, missing: int, shown: set[str], rng: random.Random, *, ending: bool = False
+    ) -> int | None:
+        """A block for some of the `left` segments and `missing` events, whose objects are `shown` then, or None.
+
+        As long as events are missing, one that has some; one that ends the video need not.
+        """
+        alike = [
+            (blocks, events / segments, missing - events <= max_events((left - segments) * self.segment_seconds))
+            for (ends, segments, events), blocks in self._alike.items()
+            if ends == ending and segments <= left and events <= missing and (ending or bool(events) == bool(missing))
+        ]
+        densest = max(_MOST_DENSITY * missing / left, self.segment_seconds / _SPARSE_SECONDS)
+        fitting = [blocks for blocks, density, leaves_room in alike if density <= densest and leaves_room]
+        groups = fitting or [blocks for blocks, _, _ in alike]
+        for _ in range(_MOST_TRIES if groups else 0):
+            block = rng.choice(rng.choices(groups, [len(blocks) for blocks in groups])[0])
+            objects = {event.object for event in self.scenes[block].events}
+            if not shown & objects:
+                shown |= objects
+                return block
+        return None
 
     def _join(self, blocks: list[int]) -> ComposedVideo:
         rows = torch.cat([torch.arange(self.first_segment[b], self.first_segment[b + 1]) for b in blocks])
         segment_globals = self.layer_globals[rows]
-        video_globals = average_globals(segment_globals, torch.ones(len(rows), dtype=torch.int64))
+        missing_share = self.plans[blocks[-1]].short_by_seconds / self.segment_seconds
+        weights = torch.ones(len(rows))
+        weights[-1] -= missing_share
+        video_globals = average_globals(segment_globals, weights)
         num_globals, num_tokens = len(video_globals), self.local.shape[1]
         token_events, earlier = [torch.full((num_globals,), NO_EVENT)], 0
         for block in blocks:
@@ -250,7 +281,10 @@ def _encode_block(
         describe_tokens(assignment, segment.shown, compression.tokens_per_segment)
         for assignment, segment in zip(merged.assignment, block, strict=True)
     ]
-    layer_globals = torch.stack([segment.layer_globals.float().mean(0) for segment in features])
+    distinct = [torch.tensor(segment.frames.times_seconds).diff(prepend=torch.tensor([-1.0])) > 0 for segment in block]
+    layer_globals = torch.stack(
+        [segment.layer_globals[kept].float().mean(0) for segment, kept in zip(features, distinct, strict=True)]
+    )
     return merged.features.float(), layer_globals, *(torch.stack(rows) for rows in zip(*described, strict=True))
 
 
