@@ -71,7 +71,8 @@ def test_what_earlier_processes_spent_is_known(tmp_path: Path) -> None:
     assert run_stage(Line(), Lines(), collate, SETTINGS, tmp_path / "other", **settings) == Spent()
 
 
-def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [None, b'{"global_step": 8, "log_hist'])
+def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(tmp_path: Path, state: bytes | None) -> None:
     whole, resumed = Line(), Line()
     run_stage(whole, Lines(), collate, SETTINGS, tmp_path / "whole", seed=0, batch_size=BATCH_SIZE)
     with pytest.raises(RuntimeError, match="power cut"):
@@ -79,5 +80,7 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(tmp_path: Path)
     unfinished = tmp_path / "stopped" / "checkpoint-8"
     unfinished.mkdir()
     (unfinished / "model.safetensors").write_bytes(b"half of")
+    if state is not None:
+        (unfinished / "trainer_state.json").write_bytes(state)
     run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
     assert torch.equal(resumed.linear.weight, whole.linear.weight)

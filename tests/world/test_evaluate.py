@@ -23,6 +23,7 @@ from longvlm.world.evaluate import (
     as_json,
     clustered_interval,
     evaluate,
+    interval_of_share,
     plan_videos,
     reencode_in_turns,
     render_plan,
@@ -118,7 +119,8 @@ def test_scores_count_right_answers_by_kind() -> None:
     by_kind = {one.kind: one for one in score(records)}
     assert list(by_kind) == ["first", "exists", "all"]
     assert (by_kind["first"].n, by_kind["first"].accuracy, by_kind["first"].without_video) == (2, 0.5, 0.5)
-    assert (by_kind["exists"].accuracy, by_kind["exists"].low, by_kind["exists"].chance) == (1.0, 1.0, 0.5)
+    assert (by_kind["exists"].accuracy, by_kind["exists"].high, by_kind["exists"].chance) == (1.0, 1.0, 0.5)
+    assert by_kind["exists"].low == pytest.approx(0.34, abs=0.01)  # of two videos
     assert [by_kind[kind].another_video for kind in ("first", "exists", "all")] == [1.0, 0.0, 0.5]
     assert by_kind["all"].accuracy == 0.75
     assert by_kind["first"].low == 0.0 and by_kind["first"].high == 1.0
@@ -134,6 +136,16 @@ def test_the_interval_is_clustered_by_video() -> None:
     assert (low, high) == pytest.approx((share - spread, share + spread), abs=0.03)
     alone = clustered_interval(values, np.arange(400))
     assert alone[1] - alone[0] < 0.5 * (high - low)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_where_all_are_right_or_none_the_interval_has_a_width(share: float) -> None:
+    values, clusters = np.full(240, share), np.repeat(np.arange(120), 2)
+    low, high = interval_of_share(values, clusters)
+    assert (1 - low if share else high) == pytest.approx(0.031, abs=0.001)  # Wilson's, of 120
+    assert (high if share else low) == share
+    values[0] = 1 - share
+    assert interval_of_share(values, clusters) == clustered_interval(values, clusters)
 
 
 @pytest.mark.usefixtures("short_answers")

@@ -12,7 +12,7 @@ from longvlm.errors import LongVLMError
 from longvlm.world.marking import is_correct
 from longvlm.world.questions import KINDS, Question, make_conversation, make_questions, vocabulary
 from longvlm.world.scene import COLOURS, SHAPES, Scene, make_scene
-from longvlm.world.wordings import split_words
+from longvlm.world.wordings import NUMBERS, TIMES_OF_VIDEO, split_words
 
 OBJECT = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 COUNT_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
@@ -109,11 +109,15 @@ def test_yes_and_no_are_about_as_frequent(asked: list[tuple[Scene, list[Question
     assert 0.42 < answers.count("yes") / len(answers) < 0.58
 
 
-@pytest.mark.parametrize(("duration_seconds", "kind"), [(60.0, "start"), (60.0, "duration"), (300.0, "duration")])
+@pytest.mark.parametrize(
+    ("duration_seconds", "kind"),
+    [(60.0, "start"), (60.0, "duration"), (300.0, "duration"), (30.0, "when"), (300.0, "when"), (60.0, "count")],
+)
 def test_chance_is_what_the_best_fixed_answer_reaches(duration_seconds: float, kind: str) -> None:
     scenes = [make_scene(5000 + seed, duration_seconds) for seed in range(400)]
     asked = [question for scene in scenes for question in make_questions(scene, seed=0, kinds=[kind])]
     said = [f"{second} seconds" for second in range(int(duration_seconds))]
+    said = {"when": list(TIMES_OF_VIDEO), "count": NUMBERS}.get(kind, said)
     best = max(sum(is_correct(question, reply) for question in asked) for reply in said) / len(asked)
     assert asked[0].chance == pytest.approx(best, abs=0.05)
 

@@ -333,7 +333,7 @@ class Course:
         banks = []
         for first in range(0, len(plans), BLOCKS_PER_PART):
             part, log = parts / f"{first}.safetensors", parts / f"{first}.json"
-            if log.is_file():
+            if log.is_file() and part.is_file():
                 self._spent_earlier += Spent(**json.loads(log.read_bytes()))
             else:
                 began = Spent.now()

@@ -132,11 +132,11 @@ class DrawnBlocks(Dataset):
         drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in different]
         pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
         events = np.stack([patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn])
-        poses = np.stack([_poses_at(scene, t)[shown] for t, shown in zip(different, events, strict=True)])
+        poses = np.stack([_poses_at(scene, t)[seen] for t, seen in zip(different, events, strict=True)])
         places = np.arange(size) * num_distinct // size
-        events, poses = (torch.from_numpy(known[places]).flatten(0, 1) for known in (events, poses))
+        shown, posed = (torch.from_numpy(known[places]).flatten(0, 1) for known in (events, poses))
         frames = Frames(pixels[places], tuple(different[place] for place in places), num_distinct)
-        return DrawnSegment(frames, ShownObjects(events, poses, size))
+        return DrawnSegment(frames, ShownObjects(shown, posed, size))
 
 
 def _poses_at(scene: Scene, time_seconds: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -29,7 +30,7 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds on the clock, and seconds of all processors."""
+    """Seconds on the clock, and seconds of processors in this process; other ones draw for it."""
 
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -108,7 +109,15 @@ def run_stage(
 def _last_whole_checkpoint(folder: Path) -> str | None:
     """The last checkpoint that the Trainer had finished; one that a kill left unfinished is removed."""
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
-        if (Path(last) / TRAINER_STATE_NAME).is_file():  # written last
+        if _holds_json(Path(last) / TRAINER_STATE_NAME):  # written last
             return last
         shutil.rmtree(last)
     return None
+
+
+def _holds_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

@@ -271,7 +271,7 @@ def _score(kind: str, records: Sequence[Record]) -> Score:
     if not records:
         return Score(kind, 0, *[float("nan")] * 6)
     correct = np.array([record.correct for record in records], dtype=float)
-    low, high = clustered_interval(correct, np.array([record.video for record in records]))
+    low, high = interval_of_share(correct, np.array([record.video for record in records]))
     by_another = [record.correct_by_another for record in records if record.reply_to_another is not None]
     return Score(
         kind=kind,
@@ -283,6 +283,19 @@ def _score(kind: str, records: Sequence[Record]) -> Score:
         without_video=float(np.mean([record.correct_without_video for record in records])),
         another_video=float(np.mean(by_another)) if by_another else float("nan"),
     )
+
+
+def interval_of_share(is_right: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the share of right answers (n,), by whole clusters.
+
+    Where all answers are alike no draw of them differs; then Wilson's interval for as many clusters.
+    """
+    share, squared = float(is_right[0]), 1.96**2
+    if (is_right != share).any():
+        return clustered_interval(is_right, clusters)
+    num_clusters = len(np.unique(clusters))
+    uncertain = squared / (num_clusters + squared)
+    return (1 - uncertain, 1.0) if share else (0.0, uncertain)
 
 
 def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from longvlm.errors import LongVLMError
 from longvlm.text_table import TextTable
 from longvlm.whole_files import require_writable
-from longvlm.world.evaluate import Record, clustered_interval, evaluate, plan_videos
+from longvlm.world.evaluate import Record, evaluate, interval_of_share, plan_videos
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -59,7 +59,7 @@ def score_length(minutes: float, records: Sequence[Record]) -> LengthScore:
     if not records:
         raise LongVLMError(f"No question could be asked about videos of {minutes:g} minutes; take more videos.")
     right = np.array([record.correct for record in records], dtype=float)
-    low, high = clustered_interval(right, np.array([record.video for record in records]))
+    low, high = interval_of_share(right, np.array([record.video for record in records]))
     by_depth = []
     for depth in range(DEPTHS):
         here = [record.correct for record in records if _depth_of(record) == depth]

@@ -30,7 +30,7 @@ _VERBS = {
         "stays": "stay",
     },
     **{"moving": "move", "growing": "grow", "shrinking": "shrink", "spinning": "spin", "blinking": "blink"},
-    **{"still": "stay", "staying": "stay", "rotates": "spin", "rotating": "spin"},
+    **{"staying": "stay", "rotates": "spin", "rotating": "spin"},
 }
 
 
@@ -55,19 +55,28 @@ def _meaning(question: Question, text: str) -> tuple[str, ...]:
         return _numbers(text)
     if kind == "exists":
         return _distinct(words, ("yes", "no")) or (("no",) if is_negated else ())
-    if is_negated and kind in ("direction", "when", "action"):
+    if kind == "action":
+        return _action(words, is_negated)
+    if is_negated or "no" in words:
         return ()
     if kind == "direction":
         return _distinct(words, DIRECTIONS)
     if kind == "when":
         return _distinct(words, TIMES_OF_VIDEO)
-    if kind == "action":
-        verbs = _distinct([_VERBS.get(word, "") for word in words], set(_VERBS.values()))
-        return verbs + (_distinct(words, DIRECTIONS) if "move" in verbs else ())
     repeated = question.subject if kind in ("after", "before") else ""
     objects = [f"{a} {b}" for a, b in pairwise(words) if a in COLOURS and b in SHAPES]
     nothing = [NOTHING] if NOTHING in words else []
     return tuple([thing for thing in objects if thing != repeated] + nothing)
+
+
+def _action(words: Collection[str], is_negated: bool) -> tuple[str, ...]:
+    """What does not move stays; "still" says so only where no verb says otherwise ("it is still moving")."""
+    verbs = _distinct([_VERBS.get(word, "") for word in words], set(_VERBS.values()))
+    if is_negated:
+        return ("stay",) if verbs == ("move",) and not _distinct(words, DIRECTIONS) else ()
+    if not verbs and "still" in words:
+        return ("stay",)
+    return verbs + (_distinct(words, DIRECTIONS) if "move" in verbs else ())
 
 
 def _is_near_enough(question: Question, reply: str) -> bool:

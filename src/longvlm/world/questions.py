@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -182,20 +183,21 @@ def _about_when(scene: Scene, rng: random.Random, event: Event, follow_up: bool 
         return []
     text = fill(_wording("when", rng, follow_up), x=event.object)
     span = (event.start_seconds, event.end_seconds)
-    return [Question("when", text, TIMES_OF_VIDEO[part], 1 / 3, span, event.object)]
+    chance = _chances_of_times(_rounded(scene.duration_seconds)).third
+    return [Question("when", text, TIMES_OF_VIDEO[part], chance, span, event.object)]
 
 
 def _about_start(scene: Scene, rng: random.Random, event: Event) -> list[Question]:
     text = fill(_wording("start", rng), x=event.object)
     span = (event.start_seconds, event.end_seconds)
-    chance, _ = _chances_of_times(_rounded(scene.duration_seconds))
+    chance = _chances_of_times(_rounded(scene.duration_seconds)).start
     return [Question("start", text, clock(int(event.start_seconds)), chance, span, event.object)]
 
 
 def _about_duration(scene: Scene, rng: random.Random, event: Event) -> list[Question]:
     text = fill(_wording("duration", rng), x=event.object)
     span = (event.start_seconds, event.end_seconds)
-    _, chance = _chances_of_times(_rounded(scene.duration_seconds))
+    chance = _chances_of_times(_rounded(scene.duration_seconds)).duration
     return [Question("duration", text, f"{round(event.duration_seconds)} seconds", chance, span, event.object)]
 
 
@@ -204,18 +206,35 @@ def _rounded(duration_seconds: float) -> float:
     return float(f"{duration_seconds:.2g}")
 
 
-@lru_cache
-def _chances_of_times(duration_seconds: float) -> tuple[float, float]:
-    """How often the best fixed answer is close enough to a start, and to a duration, in videos of this length."""
+class _ChancesOfTimes(NamedTuple):
+    """How often the best fixed answer is close enough to a start, to a duration, and names the right third."""
+
+    start: float
+    duration: float
+    third: float
+
+
+@lru_cache(maxsize=1024)
+def _chances_of_times(duration_seconds: float) -> _ChancesOfTimes:
+    """In videos of this length."""
     rng = random.Random(0)
     scenes = [np.array(draw_spans(rng, duration_seconds)) for _ in range(300)]
     starts, ends = np.concatenate(scenes).T
-    weights = np.concatenate([np.full(len(spans), 1 / len(spans)) for spans in scenes])  # one question a scene
+    numbers = np.repeat(np.arange(len(scenes)), [len(spans) for spans in scenes])
     lasting, said = np.round(ends - starts), np.arange(0, duration_seconds)[:, None]
     near_start = np.abs(said - np.floor(starts)) <= START_TOLERANCE_SECONDS
     near_lasting = np.abs(said - lasting) <= DURATION_TOLERANCE * lasting
-    start, duration = (float(np.average(near, axis=1, weights=weights).max()) for near in (near_start, near_lasting))
-    return start, duration
+    third = duration_seconds / 3
+    whole = starts // third == (ends - 1e-6) // third  # others are not asked about
+    in_third = np.arange(3)[:, None] == starts[whole] // third
+    return _ChancesOfTimes(
+        _best_share(near_start, numbers), _best_share(near_lasting, numbers), _best_share(in_third, numbers[whole])
+    )
+
+
+def _best_share(is_right: np.ndarray, scenes: np.ndarray) -> float:
+    """Of answers (A, n), how often the best one is right, where one of a scene's events is asked about."""
+    return float(np.average(is_right, axis=1, weights=1 / np.bincount(scenes)[scenes]).max())
 
 
 def _about_each(
