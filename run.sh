@@ -6,7 +6,7 @@
 #
 #     DATA=datasets/anet INSTRUCTIONS=datasets/video_chatgpt_training.json RECIPE=paper.yaml BASE=LLAVA_7B \
 #     ENCODER=openai/clip-vit-large-patch14 LAUNCH="torchrun --nproc-per-node 4 -m" \
-#     JUDGE="--judge-model gpt-4o-mini" sh run.sh
+#     ANSWERS="--temperature 0.2 --max-new-tokens 1024 --seed 0" JUDGE="--judge-model gpt-4o-mini" sh run.sh
 #
 # Started again after a stop, it goes on. Videos that are missing or can't be read are named, and left out.
 set -eu
@@ -18,9 +18,11 @@ RECIPE=${RECIPE:-tiny.yaml}                      # tiny.yaml, paper.yaml, paper-
 BASE=${BASE:-}                                   # what the recipe trains; the recipe's own base if empty
 ENCODER=${ENCODER:-}                             # a vision tower's folder or hub id; the bundled one if empty
 OUTPUT=${OUTPUT:-runs/run}                       # features, checkpoints, the model, results
+ANSWERS=${ANSWERS:-}                             # how they are generated; the likeliest words if empty
 JUDGE=${JUDGE:-}                                 # for example: --judge-model gpt-4o-mini, with OPENAI_API_KEY set
 VIDEOS=${VIDEOS:-100}                            # of the generated data, to train on
-PYTHON=${PYTHON:-.venv/bin/python}
+if [ -x .venv/bin/python ]; then python=.venv/bin/python; else python=python3; fi
+PYTHON=${PYTHON:-$python}                        # what has longvlm installed
 LAUNCH=${LAUNCH:-$PYTHON -m}                     # how the training is started
 CHANGES=${CHANGES:-}                             # to the recipe, such as schedule.epochs=1
 
@@ -55,8 +57,8 @@ $LAUNCH longvlm train "$RECIPE" output="$OUTPUT/training" ${BASE:+model.base="$B
 leaving_out longvlm extract "$DATA/Test_Videos" -o "$OUTPUT/features/test" ${ENCODER:+--vision-tower "$ENCODER"}
 
 # 4. and 5. Inference and evaluation: the five axes, and question answering. No video is opened again.
-leaving_out longvlm eval video-chatgpt --model "$OUTPUT/training/model" --videos "$OUTPUT/features/test" $JUDGE \
-    -o "$OUTPUT/results/video-chatgpt" \
+leaving_out longvlm eval video-chatgpt --model "$OUTPUT/training/model" --videos "$OUTPUT/features/test" \
+    -o "$OUTPUT/results/video-chatgpt" $ANSWERS $JUDGE \
     --annotations "$DATA/generic_qa.json" "$DATA/temporal_qa.json" "$DATA/consistency_qa.json"
-leaving_out longvlm eval activitynet-qa --model "$OUTPUT/training/model" --videos "$OUTPUT/features/test" $JUDGE \
-    -o "$OUTPUT/results/activitynet-qa" --annotations "$DATA/test_q.json" "$DATA/test_a.json"
+leaving_out longvlm eval activitynet-qa --model "$OUTPUT/training/model" --videos "$OUTPUT/features/test" \
+    -o "$OUTPUT/results/activitynet-qa" $ANSWERS $JUDGE --annotations "$DATA/test_q.json" "$DATA/test_a.json"

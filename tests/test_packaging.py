@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,10 @@ def test_the_source_archive_has_what_a_build_needs_and_no_more(built: Path) -> N
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"src/longvlm/{asset}" for asset in ASSETS} | {"LICENSE", "README.md", "pyproject.toml"} <= names
     assert not {name for name in names if name.startswith(("tests", "runs", "scripts", "benchmarks", "docs"))}
+
+
+def test_the_requirements_name_files_and_extras_that_there_are() -> None:
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == ["-c constraints.txt", "-e .[train,eval]"]
+    assert (ROOT / "constraints.txt").is_file()
+    assert {"train", "eval"} <= set(metadata("longvlm").get_all("Provides-Extra"))

@@ -2,18 +2,91 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
-SCRIPT = Path(__file__).parents[1] / "run.sh"
+from longvlm import cli
 
-pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "run.sh"
 
 
+def make_program(path: Path) -> Path:
+    """In place of Python: does nothing, and writes a line with its name and arguments into `called`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('#!/bin/sh\necho "$0 $*" >> called\n')
+    path.chmod(0o755)
+    return path
+
+
+def calls(folder: Path, **variables: str) -> list[str]:
+    """What the script runs in `folder`, where python3 is a program that does nothing."""
+    shutil.copy(SCRIPT, folder)
+    path = f"{make_program(folder / 'programs/python3').parent}:{os.environ['PATH']}"
+    subprocess.run(["sh", "run.sh"], cwd=folder, env={"PATH": path, **variables}, capture_output=True, check=False)
+    return (folder / "called").read_text().splitlines()
+
+
+def make_data(folder: Path) -> None:
+    """Files by the names that the script looks for."""
+    names = ["v1-2/train/v_1.mp4", "Test_Videos/v_2.mp4", "video_chatgpt_training.json", "test_q.json", "test_a.json"]
+    for name in [*names, *(f"{kind}_qa.json" for kind in ("generic", "temporal", "consistency"))]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_it_takes_the_python_of_the_folders_own_environment_or_else_of_the_path(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    make_program(tmp_path / "own/.venv/bin/python")
+    assert calls(tmp_path / "own")[0].split()[0] == ".venv/bin/python"
+    (tmp_path / "none").mkdir()
+    assert calls(tmp_path / "none")[0].split()[0] == str(tmp_path / "none/programs/python3")
+
+
+def test_what_is_named_in_the_environment_reaches_the_commands(tmp_path: Path) -> None:
+    make_data(tmp_path / "anet")
+    named = {"DATA": "anet", "RECIPE": "paper.yaml", "BASE": "LLAVA_7B", "ENCODER": "clip", "OUTPUT": "out"}
+    named |= {"ANSWERS": "--temperature 0.2 --seed 0", "JUDGE": "--judge-model gpt", "CHANGES": "schedule.epochs=1"}
+    scored = "--model out/training/model --videos out/features/test -o out/results"
+    asked = "--temperature 0.2 --seed 0 --judge-model gpt --annotations"
+    assert [line.partition(" -m longvlm ")[2] for line in calls(tmp_path, **named)] == [
+        "data check --names-only anet",
+        "extract anet/v1-2/train -o out/features/train --vision-tower clip",
+        "train paper.yaml output=out/training model.base=LLAVA_7B model.vision_tower=clip "
+        "data.0.instructions=anet/video_chatgpt_training.json data.0.features=out/features/train data.0.missing=drop "
+        "schedule.epochs=1",
+        "extract anet/Test_Videos -o out/features/test --vision-tower clip",
+        f"eval video-chatgpt {scored}/video-chatgpt {asked} "
+        "anet/generic_qa.json anet/temporal_qa.json anet/consistency_qa.json",
+        f"eval activitynet-qa {scored}/activitynet-qa {asked} anet/test_q.json anet/test_a.json",
+    ]
+
+
+def test_the_papers_run_in_its_first_lines_names_options_that_eval_has() -> None:
+    options = dict(re.findall(r'(ANSWERS|JUDGE)="(.*?)"', SCRIPT.read_text()))
+    words = shlex.split(" ".join(options.values()))
+    found = typer.main.get_command(cli.app).commands["eval"].make_context("eval", ["activitynet-qa", "-o", "x", *words])
+    wanted = {"temperature": 0.2, "max_new_tokens": 1024, "seed": 0, "judge_model": "gpt-4o-mini"}
+    assert {name: found.params[name] for name in wanted} == wanted
+
+
+def test_the_generated_data_is_made_alike_wherever_it_is_named(tmp_path: Path) -> None:
+    """A folder that holds other videos is refused, and all of these write to the same one."""
+    (command,) = {line.partition(" -m ")[2] for line in calls(tmp_path) if "longvlm.world" in line}
+    for place in ("docs/workflow.md", "src/longvlm/training/recipes/tiny.yaml"):
+        text = (ROOT / place).read_text(encoding="utf-8")
+        assert re.findall(r"python -m (longvlm\.world dataset datasets/generated.*)", text) == [command], place
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)  # it runs twice
 def test_the_script_goes_from_data_to_scores_and_on_after_a_stop(tmp_path: Path) -> None:
     shutil.copy(SCRIPT, tmp_path)
     few = {"VIDEOS": "6", "CHANGES": "schedule.max_steps=3 machine.threads=1", "PYTHON": sys.executable}
@@ -38,6 +111,8 @@ def test_the_script_goes_from_data_to_scores_and_on_after_a_stop(tmp_path: Path)
     assert "run.sh goes on without them." in said and video.name in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
 def test_as_it_is_the_trained_model_beats_its_untrained_start(tmp_path: Path) -> None:
     """The whole script, within the twenty minutes that it is to take on two cores."""
     shutil.copy(SCRIPT, tmp_path)

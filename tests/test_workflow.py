@@ -30,7 +30,7 @@ def test_every_option_is_known(words: list[str]) -> None:
 
 
 def test_the_tables_name_what_there_is() -> None:
-    assert {words[0] for words in commands()} == {"weights", "extract", "features", "train", "eval"}
+    assert {words[0] for words in commands()} == {"weights", "data", "extract", "features", "train", "eval"}
     assert set(re.findall(r"^\| `([\w-]+\.yaml)`", WORKFLOW, flags=re.MULTILINE)) == set(bundled_recipes())
     listed = re.search(r"^Tasks: (.*?)\.", WORKFLOW, flags=re.MULTILINE)
     assert listed and set(re.findall(r"`([\w-]+)`", listed[1])) == set(TASKS)

@@ -255,7 +255,7 @@ def study(
     runs: Annotated[Path, typer.Option(help="Where encoded blocks and finished rows lie.")] = Path("runs/study"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Where study.json and study.png go.")] = Path(),
     document: Annotated[
-        Path | None, typer.Option(help="A document whose table, between marks, is replaced.", dir_okay=False)
+        Path | None, typer.Option(help="A document whose table and plot, between marks, are replaced.", dir_okay=False)
     ] = None,
     json: JsonOption = False,
 ) -> None:

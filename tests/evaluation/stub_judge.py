@@ -18,7 +18,7 @@ class StubJudge:
 
     a text is the reply, (status, body) any other response, a number a sleep of that many seconds before a bad
     reply, None a connection that is dropped. A prompt is the last but the reminder's user message. `listing` is the
-    response to whoever asks for the models, which `listed` counts.
+    response to whoever asks for the models, which `listed` counts. `authorizations` are what requests came with.
     """
 
     def __init__(self) -> None:
@@ -27,6 +27,7 @@ class StubJudge:
         self.listed = 0
         self.prompts: list[str] = []
         self.bodies: list[dict[str, Any]] = []
+        self.authorizations: set[str | None] = set()
         self.most_at_once = 0
         self._attempts: Counter[str] = Counter()
         self._now = 0
@@ -74,6 +75,7 @@ def make_handler(stub: StubJudge) -> type[BaseHTTPRequestHandler]:
             if self.path != "/v1/chat/completions":
                 self._send(404, '{"error": {"message": "no such page"}}')
                 return
+            stub.authorizations.add(self.headers["Authorization"])
             outcome = stub.outcome(body)
             if outcome is None:
                 self.close_connection = True

@@ -190,6 +190,16 @@ def test_a_judge_that_has_nothing_left_to_do_is_not_contacted(
     run(*given).must_complain("status 401", "check OPENAI_API_KEY")
 
 
+def test_the_password_in_a_judges_address_is_in_no_result(
+    run: RunCommand, given: list[object], stub: StubJudge, tmp_path: Path
+) -> None:
+    given[-1] = stub.url.replace("://", "://someone:secret@")
+    run(*given).must_succeed()
+    assert results_in(tmp_path / "out")["judge"]["url"] == stub.url
+    for path in (tmp_path / "out").iterdir():
+        assert b"secret" not in path.read_bytes(), path.name
+
+
 def test_replies_that_are_missing_are_told_apart_from_unreadable_ones(
     run: RunCommand, given: list[object], stub: StubJudge, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,39 @@ def test_no_key_and_wrong_addresses_are_refused(
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(LongVLMError, match="set the environment variable OPENAI_API_KEY"):
         open_judge(stub, tmp_path / "j.jsonl")
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two words", "sk-1\n", " ", "sk-\x01", "sk\u20111"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(
+    stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(LongVLMError) as caught:
+        open_judge(stub, tmp_path / "j.jsonl")
+    assert str(caught.value) == (
+        "The key in the environment variable OPENAI_API_KEY has a blank, a line break or another character that no key "
+        "has; set it again, to the letters, digits and signs of the key alone."
+    )
+
+
+def test_the_password_in_an_address_is_used_and_never_shown(stub: StubJudge, tmp_path: Path) -> None:
+    path, address = tmp_path / "j.jsonl", stub.url.replace("://", "://someone:secret@")
+    asked = requests(3)
+    judge = Judge("stub", address, JsonLines(path))
+    judge.require_reachable()
+    judge.complete(asked, None)
+    assert stub.authorizations == {f"Basic {b64encode(b'someone:secret').decode()}"}
+    assert judge.url == stub.url and "secret" not in path.read_text()
+    assert all(open_judge(stub, path).has_reply(one) for one in asked), "it is the same judge without the password"
+
+    stub.script = lambda prompt, attempt: (404, '{"error": {"message": "no model stub"}}')
+    with pytest.raises(LongVLMError) as caught:
+        Judge("stub", address, JsonLines(tmp_path / "other.jsonl")).complete(asked, None)
+    assert str(caught.value).startswith(f"The judge stub at {stub.url} failed: status 404, no model stub; check")
+    for wrong in ("ftp://someone:secret@host:port", "someone:secret@host:port", "http://someone:secret@host:port"):
+        with pytest.raises(LongVLMError) as caught:
+            Judge("stub", wrong, JsonLines(path))
+        assert str(caught.value) == "--judge-url is 'host:port'; give an address such as http://localhost:8000/v1."
 
 
 JUDGE_IN_ANOTHER_PROCESS = """

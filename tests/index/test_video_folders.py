@@ -64,6 +64,19 @@ def test_a_list_gives_its_videos_in_its_order_missing_ones_included(folder: Path
     )
 
 
+def test_a_list_may_have_bare_ids(folder: Path) -> None:
+    """Of YouTube, which ActivityNet's files precede with "v_"; a file of just that name comes first."""
+    (folder / "c.mp4").touch()
+    (folder / "v_c.mp4").touch()
+    (folder / "list.txt").write_text("a\nb.mp4\nc\ngone\n")
+    assert find_videos(folder / "list.txt").videos == (
+        ListedVideo("v_a", str(folder / "v_a.mkv")),
+        ListedVideo("v_b", str(folder / "v_b.MP4")),
+        ListedVideo("c", str(folder / "c.mp4")),
+        ListedVideo("gone", str(folder / "gone")),
+    )
+
+
 def test_names_count_from_the_lists_own_folder_by_default(folder: Path) -> None:
     (folder / "list.txt").write_text("deeper/v_c.webm")
     assert find_videos(folder / "list.txt").videos == (ListedVideo("v_c", str(folder / "deeper" / "v_c.webm")),)

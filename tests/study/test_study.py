@@ -134,6 +134,18 @@ def test_scores_are_means_over_runs_and_videos() -> None:
     assert "| r | 11 | 75.0 (" in as_markdown([score])
 
 
+def test_a_document_gets_no_table_of_some_rows(run: Callable[..., Any], tmp_path: Path) -> None:
+    document = tmp_path / "study.md"
+    document.write_text("# Study\n<!-- table: study -->\n| all rows |\n\n<!-- end of table -->\n")
+    before = document.read_text()
+    command = ["study", "--row", "pooling", "--runs", tmp_path / "runs", "-o", tmp_path / "out", "--document", document]
+    run(*command).must_complain(
+        "--document gets the table of all rows, and --row asks for some; leave one of them out."
+    )
+    assert document.read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["study.md"]
+
+
 def test_the_command_finishes_rows_and_takes_finished_ones_up(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +162,8 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
     assert json.loads((tmp_path / "out/study.json").read_text()) == first
     assert (tmp_path / "out/study.png").stat().st_size > 10_000
     assert "| both |" in document.read_text() and "| pooled |" in document.read_text()
+    image = "![All questions, with 95 % intervals](out/study.png)"
+    assert document.read_text().endswith(f" |\n\n{image}\n\n<!-- end of table -->\n")
 
     def refuse(*_: Any) -> None:
         raise AssertionError("a finished row was trained again")

@@ -21,7 +21,7 @@ from longvlm.training.run_folder import CHECKPOINTS, MODEL
 from longvlm.world.scene import make_scene
 from longvlm.world.video import write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # torchrun may take its whole time, three times over
 
 PARTS = ["learning_rates.lora=1e-2", "lora.dropout=0"]
 WHOLE = ["learning_rates.new_tokens=null", "learning_rates.language_model=1e-3"]

@@ -109,6 +109,7 @@ def test_resumed_between_measurements_with_workers(small_recipe: Path, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # nine children or more, each waited for
 @pytest.mark.parametrize("changes", [CHANGES, WHOLE_MODEL], ids=["part", "whole"])
 def test_killed_at_five_random_moments(
     small_recipe: Path,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 
 from longvlm.commands import console
+from longvlm.errors import LongVLMError
 
 
 def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, document: Path | None, as_json: bool) -> None:
+    if rows and document is not None:
+        raise LongVLMError("--document gets the table of all rows, and --row asks for some; leave one of them out.")
     console.keep_one_heap()
     console.silence_libraries()
     from longvlm.study.rows import choose_rows, load_study
@@ -39,7 +43,9 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     found = {"rows": report.as_json(scores)}
     with naming_what_is_not_written(output):
         (output / "study.json").write_text(json.dumps(found, indent=1) + "\n")
-        report.plot(scores, output / "study.png")
+        plot = output / "study.png"
+        report.plot(scores, plot)
         if document is not None:
-            put_table(document, "study", report.as_markdown(scores))
+            image = Path(os.path.relpath(plot, document.parent)).as_posix()
+            put_table(document, "study", f"{report.as_markdown(scores)}\n\n![{report.PLOT_TITLE}]({image})")
     print(json.dumps(found) if as_json else report.as_markdown(scores))

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from longvlm.errors import LongVLMError
 from longvlm.evaluation.jsonl import JsonLines
 from longvlm.evaluation.judging import Judgement, parse_reply
 from longvlm.evaluation.rows import content_hash
+from longvlm.stages.video_access import display_name
 
 if TYPE_CHECKING:
     import openai
@@ -63,22 +65,26 @@ class _GaveUp(Exception):
 class Judge:
     """A model at an endpoint, and the file of its judgements; one object for one run.
 
+    `url` is the address as it may be shown and stored, without the user and password it may have been given with.
     `unreached` counts requests that failed for good in this run; they are asked again in the next one.
-    Raises LongVLMError where the client isn't installed, there is no key, or `url` is no address.
+    Raises LongVLMError where the client isn't installed, there is no key that can be sent, or `url` is no address.
     """
 
     def __init__(self, model: str, url: str | None, kept: JsonLines, *, concurrency: int = 8) -> None:
         require_client()
         self.model = model
-        self.url = (url or OPENAI_URL).rstrip("/")
+        address = url or OPENAI_URL
+        if not _is_address(address):
+            shown = address.rpartition("@")[2]  # what comes before may be a password
+            raise LongVLMError(f"--judge-url is {shown!r}; give an address such as http://localhost:8000/v1.")
+        self._address = address.rstrip("/")
+        self.url = display_name(self._address)
         self.concurrency = concurrency
         self.unreached = 0
         self._kept = kept
         self._by_content = {line.get("content_key"): line for line in kept.lines}
         self._has_judged = any(line.get("judge") == model for line in kept.lines)
         self._failures_in_a_row = 0
-        if not _is_address(self.url):
-            raise LongVLMError(f"--judge-url is {url!r}; give an address such as http://localhost:8000/v1.")
 
     def content_key(self, request: JudgeRequest) -> str:
         return content_hash([self.url, self.model, list(request.messages)])
@@ -127,7 +133,7 @@ class Judge:
         import openai
 
         timeout = openai.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
-        return {"api_key": os.environ[KEY_VARIABLE], "base_url": self.url, "timeout": timeout, "max_retries": 0}
+        return {"api_key": os.environ[KEY_VARIABLE], "base_url": self._address, "timeout": timeout, "max_retries": 0}
 
     def complete(self, requests: Sequence[JudgeRequest], on_progress: Callable[[float, str], None] | None) -> None:
         """Ask whatever is not in the file yet. Raises LongVLMError where the judge can't be asked (any more)."""
@@ -229,15 +235,21 @@ class Judge:
 
 
 def require_client() -> None:
-    """Raise LongVLMError, before any work is done, where the judge's client or its key is missing."""
+    """Raise LongVLMError, before any work is done, where the judge's client or a key that can be sent is missing."""
     try:
         import openai  # noqa: F401
     except ImportError as error:
         raise LongVLMError("A judge needs the openai client; install it with: pip install 'longvlm[eval]'.") from error
-    if not os.environ.get(KEY_VARIABLE):
+    key = os.environ.get(KEY_VARIABLE)
+    if not key:
         raise LongVLMError(
             f"There is no key for the judge: set the environment variable {KEY_VARIABLE} (any word will do for a "
             "local server that asks for none), or leave --judge-model out."
+        )
+    if not re.fullmatch("[!-~]+", key):  # an HTTP header takes no other, and errors about headers quote them
+        raise LongVLMError(
+            f"The key in the environment variable {KEY_VARIABLE} has a blank, a line break or another character that "
+            "no key has; set it again, to the letters, digits and signs of the key alone."
         )
 
 

@@ -85,9 +85,9 @@ def read_list(path: Path) -> list[str]:
 def find_videos(source: Path, video_folder: Path | None = None) -> VideoList:
     """The videos of a folder, or of a list file whose names count from `video_folder` (default: beside it).
 
-    A listed video that is not there may be there in another container, as v_1.mkv for v_1.mp4. One that is
-    missing altogether is in the list all the same; who opens it will hear of it. Raises LongVLMError where
-    there is nothing at `source`, or no video in it.
+    A listed video that is not there may be there in another container, as v_1.mkv for v_1.mp4, or be listed by the
+    bare id of v_ID.mp4. One that is missing altogether is in the list all the same; who opens it will hear of it.
+    Raises LongVLMError where there is nothing at `source`, or no video in it.
     """
     if source.is_dir():
         if video_folder is not None:
@@ -115,13 +115,16 @@ def _locate(name: str, folder: Path) -> ListedVideo:
     path, identity = folder / name, video_id(name)
     try:
         if not path.is_file():
-            names = (identity + end for suffix in VIDEO_SUFFIXES for end in (suffix, suffix.upper()))
+            # lists may have YouTube's ids, which ActivityNet's files precede with "v_"
+            stems = (identity, f"v_{identity}")
+            ends = [end for suffix in VIDEO_SUFFIXES for end in (suffix, suffix.upper())]
+            names = (stem + end for stem in stems for end in ends)
             path = next((other for other in map(path.with_name, names) if other.is_file()), path)
     except OSError as error:  # too long for a name: a line of prose, or of JSON
         raise LongVLMError(
             f"{shorten(name)} is no file name ({error.strerror}); a list has one file name a line."
         ) from error
-    return ListedVideo(identity, str(path))
+    return ListedVideo(video_id(path.name), str(path))
 
 
 def _separate(found: Iterable[ListedVideo]) -> VideoList:

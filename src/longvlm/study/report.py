@@ -13,6 +13,7 @@ from longvlm.study.course import KINDS, Run
 from longvlm.study.rows import Row
 
 ALL = "all"
+PLOT_TITLE = "All questions, with 95 % intervals"
 _RESAMPLES = 2000
 
 
@@ -101,7 +102,7 @@ def plot(scores: Sequence[RowScore], path: Path) -> None:
         for x, y, score in zip(tokens, means, members, strict=True):
             axes.annotate(score.row.name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel="visual tokens a video (mean)", ylabel="right answers, %")
-    axes.set(title="All questions, with 95 % intervals")
+    axes.set(title=PLOT_TITLE)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
