@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.comparators import plain_tower, reference_path
 from longvlm.commands.ask import measure_peak_memory
-from longvlm.commands.console import keep_one_heap
+from longvlm.heap import keep_one_heap
 from longvlm.pipeline import LongVLM
 
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"errors"},
     {"whole_files"},
     {"types"},
-    {"clock", "text_table", "working_ahead"},
+    {"clock", "heap", "text_table", "working_ahead"},
     {"video_index"},
     {"index_builder"},
     {"stages"},

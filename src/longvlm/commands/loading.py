@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from longvlm.commands import console
 from longvlm.commands.options import EncoderOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
+from longvlm.heap import keep_one_heap
 from longvlm.index.video_folders import shorten
 from longvlm.stages.video_access import is_index, local_path
 from longvlm.whole_files import require_writable
@@ -49,7 +50,7 @@ def load_model(options: EncoderOptions) -> LongVLM:
         )
     elif re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", options.model) and not Path(options.model).exists():
         console.note(f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress.")
-    console.keep_one_heap()
+    keep_one_heap()
     with console.collecting_no_garbage():
         if not options.verbose:
             console.silence_libraries()

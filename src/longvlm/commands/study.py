@@ -9,12 +9,13 @@ from pathlib import Path
 
 from longvlm.commands import console
 from longvlm.errors import LongVLMError
+from longvlm.heap import keep_one_heap
 
 
 def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, document: Path | None, as_json: bool) -> None:
     if rows and document is not None:
         raise LongVLMError("--document gets the table of all rows, and --row asks for some; leave one of them out.")
-    console.keep_one_heap()
+    keep_one_heap()
     console.silence_libraries()
     from longvlm.study.rows import choose_rows, load_study
     from longvlm.world.lengths import require_matplotlib

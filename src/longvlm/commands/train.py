@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 from longvlm.commands import console
+from longvlm.heap import keep_one_heap
 
 
 def train(recipe: str, changes: list[str], verbose: bool) -> None:
+    keep_one_heap()
     if not verbose:
         console.silence_libraries()
     from longvlm.training.recipe import load_recipe

@@ -27,6 +27,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
 from longvlm.errors import LongVLMError
+from longvlm.heap import keep_one_heap
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.placement import choose_dtype
@@ -384,6 +385,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/default_model"), help="checkpoints, bank and log")
     parser.add_argument("--output", type=Path, default=assets / "default_model", help="where the model is written")
     arguments = parser.parse_args()
+    keep_one_heap()
     try:
         course = Course(load_recipe(arguments.recipe), arguments.runs)
         course.run()
