@@ -122,26 +122,35 @@ def _read_scores(scores: dict[str, Any]) -> list[Score]:
     ]
 
 
-def gather_numbers(recipe: Recipe, log: dict[str, Any]) -> dict[str, Any]:
-    """Everything the card's template names, but the evaluation."""
+def describe_training(recipe: Recipe, log: dict[str, Any], machine: str) -> str:
+    """The stages, what they took, and what the encoder knew."""
+    total = [sum(stage[key] for stage in log.values()) for key in ("wall_seconds", "cpu_seconds")]
+    stages = "\n".join(_describe_stages(recipe, log))
+    colour, shape = (f"{log['encoder'][name]:.0%}" for name in ("colour", "shape"))
+    return (
+        "`make model`: [the recipe](../../training/recipes/default_model.yaml), seeded and resumable.\n\n"
+        "| stage | what it learns from | wall | process CPU |\n|---|---|--:|--:|\n"
+        f"{stages}\n| all | | {_minutes(*total)} |\n\n"
+        f"Measured on 2 cores ({machine}), float32; processes that draw are not counted in the last column.\n"
+        f"After its stage the encoder named the colour of {colour} and the shape of {shape} of held-out object patches."
+    )
+
+
+def gather_numbers(recipe: Recipe) -> dict[str, Any]:
+    """Everything the card's template names, but training, evaluation and limits."""
     shape = recipe.model
     patches = shape.frames_per_segment * (shape.image_size // shape.patch_size) ** 2
     weights = MODEL / "model.safetensors"
     with safe_open(str(weights), "pt") as file:
         names: list[str] = file.keys()
         parameters = sum(file.get_tensor(name).numel() for name in names)
-    total = [sum(stage[key] for stage in log.values()) for key in ("wall_seconds", "cpu_seconds")]
     return {
         **vars(shape),
-        "stages": "\n".join(_describe_stages(recipe, log)),
-        "total_time": _minutes(*total),
         "parameters": f"{parameters / 1e6:.1f}",
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "words": len(vocabulary()),
         "patches": patches,
         "levels": len(plan_gently(patches, shape.tokens_per_segment, shape.merged_share)),
-        "colour": f"{log['encoder']['colour']:.0%}",
-        "shape": f"{log['encoder']['shape']:.0%}",
     }
 
 
@@ -205,18 +214,22 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=PROJECT / "docs/results", help="the folder of measurements")
-    parser.add_argument("--log", type=Path, default=PROJECT / "runs/default_model/log.json")
-    parser.add_argument("--machine", required=True, help="the processor, as the card shall name it")
+    made = parser.add_mutually_exclusive_group()
+    made.add_argument("--log", type=Path, default=PROJECT / "runs/default_model/log.json", help="of `make model`")
+    made.add_argument("--training", type=Path, help="a text that says how the weights were trained, if by other means")
+    parser.add_argument("--machine", default="", help="the processor, as the card shall name it beside the log's times")
     arguments = parser.parse_args()
-    results = read_results(arguments.results)
-    recipe, log = load_recipe(RECIPE), json.loads(arguments.log.read_text())
-    require_log_of(recipe, log)
-    numbers = gather_numbers(recipe, log)
-    limits = (HERE / "model_card_limits.md").read_text().strip()
-    card = Template((HERE / "model_card.md").read_text())
-    (MODEL / "README.md").write_text(
-        card.substitute(numbers, evaluation=describe(results), limits=limits, machine=arguments.machine)
-    )
+    results, recipe = read_results(arguments.results), load_recipe(RECIPE)
+    if arguments.training is not None:
+        training = arguments.training.read_text(encoding="utf-8").strip()
+    else:
+        log = json.loads(arguments.log.read_text())
+        require_log_of(recipe, log)
+        training = describe_training(recipe, log, arguments.machine)
+    limits = (HERE / "model_card_limits.md").read_text(encoding="utf-8").strip()
+    card = Template((HERE / "model_card.md").read_text(encoding="utf-8"))
+    told = {"training": training, "evaluation": describe(results), "limits": limits}
+    (MODEL / "README.md").write_text(card.substitute(gather_numbers(recipe), **told), encoding="utf-8")
     put_table(PROJECT / "README.md", "default model", summarise(results))
 
 

@@ -256,6 +256,7 @@ def test_losses_are_paired_and_told_by_reencoding() -> None:
         ["render", "--duration", "3", "-o", "x.mp4"],
         ["render", "--size", "big", "-o", "x.mp4"],
         ["render", "--size", "33x20", "-o", "x.mp4"],
+        ["render", "--size", "320.7x240", "-o", "x.mp4"],
         ["render", "--fps", "0", "-o", "x.mp4"],
         ["render", "--duration", "10", "--truth", "no-such-folder/t.json", "-o", "x.mp4"],
         ["render", "--duration", "10", "--truth", ".", "-o", "x.mp4"],

@@ -37,6 +37,8 @@ def render(
     from longvlm.world.video import usual_codec, write_video
 
     width, height = _pair(size, "x", "--size", "WIDTHxHEIGHT, such as 320x240")
+    if not (width.is_integer() and height.is_integer()):
+        raise LongVLMError(f"--size is {size!r}; pixels are whole, write it as 320x240.")
     scene = make_scene(seed, duration)
     if truth is not None and truth.resolve() == output.resolve():
         raise LongVLMError(f"--truth and --output are both {output}; give each a file of its own.")
@@ -148,7 +150,7 @@ def dataset(
 ) -> None:
     """Write a folder in ActivityNet's shape: videos, instructions, and the files of the benchmarks.
 
-    Example: python -m longvlm.world dataset datasets/generated
+    Example: python -m longvlm.world dataset datasets/generated --videos 100 --test-videos 16
     """
     from longvlm.world.dataset import DatasetPlan, write_dataset
 
