@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 
 from longvlm.world.questions import KINDS, make_conversation, make_questions
 from longvlm.world.scene import make_scene
@@ -21,3 +22,9 @@ def test_truth_holds_events_questions_and_a_conversation() -> None:
     turns = make_conversation(scene, seed=11)
     assert len(turns) > 1
     assert [(one["question"], one["answer"]) for one in truth["conversation"]] == [(q.text, q.answer) for q in turns]
+
+
+def test_the_bundled_samples_truth_is_that_of_its_scene() -> None:
+    sample = json.loads((files("longvlm") / "assets" / "sample.json").read_text(encoding="utf-8"))
+    truth = truth_of(make_scene(sample["seed"], sample["duration_seconds"]))
+    assert {name: sample[name] for name in truth} == truth
