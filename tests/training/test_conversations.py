@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from longvlm.training.conversations import (
     InOrder,
     Sample,
     VideoConversations,
+    count_moved_videos,
     hold_out,
     require_plain_texts,
     to_messages,
@@ -167,6 +169,33 @@ def test_a_long_sample_loses_its_end(small_recipe: Path) -> None:
     dataset.max_tokens = first_answer
     with pytest.raises(LongVLMError, match=r"row row0 has \d+ tokens, \d+ of them visual, and no answer in the first"):
         dataset.require_room(dataset.estimate_lengths())
+
+
+def test_samples_of_many_turns_have_more_of_the_templates_words(small_recipe: Path) -> None:
+    dataset, _ = gather(small_recipe)
+    short = next(sample for sample in dataset.samples if len(sample.conversation.turns) == 2)
+    question, answer = short.conversation.turns
+    many = (question, answer, *(Turn("human", "And?"), Turn("gpt", "red")) * 12)
+    longer = Conversation("many", short.conversation.video, (Turn("human", question.text + " so" * 40), answer))
+    chats = [longer, Conversation("chat", short.conversation.video, many)]
+    dataset.samples, dataset.max_tokens = [dataclasses.replace(short, conversation=chat) for chat in chats], 10_000
+    lengths, whole = dataset.estimate_lengths(), [len(dataset[i]["input_ids"]) for i in range(2)]
+    assert lengths[0] > lengths[1] and whole[0] < whole[1]
+    dataset.max_tokens = whole[1] - 1
+    assert dataset.require_room(lengths) == 1
+
+
+def test_videos_that_a_template_moves_are_counted(checkpoint: Path) -> None:
+    samples = [Sample(make_conversation(2, where), None, 1.0, where) for where in ("before", "after", "none", "after")]
+    processor = make_processor("vicuna", checkpoint)
+    assert count_moved_videos(samples, processor) == 0
+    processor.chat_template = (
+        "{% for message in messages %}{{ message['role'] + ': ' }}"
+        "{% for part in message['content'] | selectattr('type', 'equalto', 'video') %}<vid_patch>{% endfor %}"
+        "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert count_moved_videos(samples, processor) == 2
 
 
 def test_all_rows_of_a_video_are_held_out_together() -> None:

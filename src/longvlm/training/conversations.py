@@ -145,9 +145,11 @@ class VideoConversations(Dataset):
         """
         if not lengths:
             return 0
-        longest = max(range(len(lengths)), key=lambda position: lengths[position])
-        overhead = len(self._write_out(longest)["input_ids"]) - lengths[longest]  # the template's own words
-        too_long = [position for position, length in enumerate(lengths) if length + overhead > self.max_tokens]
+        turns = [len(sample.conversation.turns) for sample in self.samples]
+        longest = {turns[p]: p for p in sorted(range(len(lengths)), key=lambda position: lengths[position])}
+        # The template's own words, of which every turn has some.
+        overhead = {count: len(self._write_out(p)["input_ids"]) - lengths[p] for count, p in longest.items()}
+        too_long = [p for p, length in enumerate(lengths) if length + overhead[turns[p]] > self.max_tokens]
         for position in too_long:
             self[position]
         return len(too_long)
@@ -195,6 +197,26 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     names = sorted({name(sample) for sample in samples}, key=draw)
     chosen = set(names[: math.ceil(share * len(names))])
     return [s for s in samples if name(s) not in chosen], [s for s in samples if name(s) in chosen]
+
+
+def count_moved_videos(samples: Sequence[Sample], processor: LongVLMProcessor) -> int:
+    """How many samples have their video behind a question, where the chat template writes videos first all the same."""
+    text, video = {"type": "text", "text": "Q"}, {"type": "video"}
+    in_order, turned = (
+        processor.prompt([{"role": "user", "content": parts}], num_segments=1)
+        for parts in ([text, video], [video, text])
+    )
+    if in_order != turned:
+        return 0
+    behind = [
+        any(
+            turn.text.partition(VIDEO_PLACEHOLDER)[0].strip("\n ")
+            for turn in sample.conversation.turns
+            if VIDEO_PLACEHOLDER in turn.text
+        )
+        for sample in samples
+    ]
+    return sum(behind)
 
 
 def require_plain_texts(samples: Sequence[Sample], processor: LongVLMProcessor) -> None:

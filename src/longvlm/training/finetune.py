@@ -32,6 +32,7 @@ from longvlm.training.conversations import (
     InOrder,
     Sample,
     VideoConversations,
+    count_moved_videos,
     hold_out,
     require_plain_texts,
 )
@@ -143,6 +144,11 @@ def _gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArgument
             videos = {v: inspect_features(path, *encoder, opened.compression, frames) for v, path in paths.items()}
         samples += _join(source, rows, videos, say)
     require_plain_texts(samples, opened.processor)
+    if num_moved := count_moved_videos(samples, opened.processor):
+        say(
+            f"{num_moved} of {len(samples)} samples have their video behind the question; the model's chat template "
+            "writes it before, where they learn it"
+        )
     if not samples:
         raise LongVLMError("There is not a single row to learn from; give instructions with rows.")
     without = next((sample.place for sample in samples if sample.video is None), None)
