@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import random
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from longvlm.training.watching import WatchingSchool
 from longvlm.world.questions import make_questions
 from longvlm.world.scene import SHAPES, make_scene
 from longvlm.world.video import write_video
+from longvlm.world.wordings import TIMED_KINDS
 
 
 def tiny_recipe(folder: Path) -> Path:
@@ -125,15 +128,30 @@ def test_a_bank_that_was_begun_is_gone_on_with(course: Course, tmp_path: Path, m
     )
 
 
-def compose_batches(course: Course, num_batches: int = 8, **settings: Any) -> ComposedBatches:
+def compose_batches(
+    course: Course, num_batches: int = 8, kinds: Sequence[str] = ("exists", "first"), **settings: Any
+) -> ComposedBatches:
     bank = SegmentBank.load(course.folder / "bank.safetensors")
     shares = {"conversation_share": 0.0, "names_share": 0.0}
     asked = {"tokens_per_batch": 400, "segments": (2, 4), "opening_range": 0.5, "questions_per_video": 3, **shares}
-    lesson = Lesson(**{**asked, **settings})
-    kinds = {"exists": 1.0, "first": 1.0}
+    timestamps = settings.pop("timestamps", False)
+    lesson, weights = Lesson(**{**asked, **settings}), dict.fromkeys(kinds, 1.0)
     return ComposedBatches(
-        bank, course.processor, lesson, num_batches=num_batches, kinds=kinds, timestamps=False, seed="3"
+        bank, course.processor, lesson, num_batches=num_batches, kinds=weights, timestamps=timestamps, seed="3"
     )
+
+
+def test_with_timestamps_the_segments_times_are_written_and_asked_for(course: Course) -> None:
+    batch = compose_batches(course, kinds=TIMED_KINDS, timestamps=True)[0]
+    compression = course.model.config.compression_settings
+    for row in batch["input_ids"]:
+        words = course.tokenizer.decode(row[row != course.processor.video_token_id])
+        clocks = re.findall(r"\d+:\d\d", words.split("<user>")[1].split("<vid_end>")[0])
+        num_visual = int((row == course.processor.video_token_id).sum())
+        num_segments = (num_visual - compression.global_layers) // compression.tokens_per_segment
+        assert clocks == [f"0:{10 * number:02}" for number in range(num_segments)]
+    untimed = compose_batches(course)[0]
+    assert not re.search(r"\d:\d\d", course.tokenizer.decode(untimed["input_ids"].flatten()))
 
 
 def test_names_teach_no_answers(course: Course) -> None:

@@ -18,12 +18,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 from longvlm import LongVLM, LongVLMConfig, LongVLMError, LongVLMForConditionalGeneration, LongVLMProcessor
 from longvlm.world.__main__ import main
 from longvlm.world.evaluate import (
+    ALL_KINDS,
     EVALUATION_SEEDS,
     Record,
     as_json,
     clustered_interval,
     evaluate,
     interval_of_share,
+    kinds_for,
     plan_videos,
     reencode_in_turns,
     render_plan,
@@ -33,7 +35,7 @@ from longvlm.world.losses import measure_losses
 from longvlm.world.questions import Question, make_questions, vocabulary
 from longvlm.world.reencode import REENCODINGS
 from longvlm.world.scene import make_scene
-from longvlm.world.wordings import split_words
+from longvlm.world.wordings import TIMED_KINDS, split_words
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<vid_patch>", "<vid_start>", "<vid_end>"]
 
@@ -146,6 +148,12 @@ def test_where_all_are_right_or_none_the_interval_has_a_width(share: float) -> N
     assert (high if share else low) == share
     values[0] = 1 - share
     assert interval_of_share(values, clusters) == clustered_interval(values, clusters)
+
+
+def test_times_are_asked_of_models_that_are_given_them(checkpoint: Path) -> None:
+    assert kinds_for(LongVLM.from_pretrained(checkpoint, timestamps=True)) == ALL_KINDS
+    without = kinds_for(LongVLM.from_pretrained(checkpoint))
+    assert set(ALL_KINDS) - set(without) == set(TIMED_KINDS) and len(without) == len(ALL_KINDS) - len(TIMED_KINDS)
 
 
 @pytest.mark.usefixtures("short_answers")

@@ -63,6 +63,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Chooses the videos; none of them occurs in training.")] = 0,
     duration: Annotated[str, typer.Option(help="MIN:MAX in seconds; durations are log-uniform.")] = "30:600",
     model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", help="Write times between the segments' tokens, and ask about times, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as markdown.")] = False,
     reencoded: Annotated[
@@ -89,7 +92,7 @@ def evaluate(
 
     from longvlm.pipeline import LongVLM
 
-    loaded = LongVLM.from_pretrained(model)
+    loaded = LongVLM.from_pretrained(model, timestamps=timestamps or None)
     records = evaluation.evaluate(loaded, plans, seed=seed)
     scores, losses = evaluation.score(records), measure_losses(plans, records) if reencoded else []
     if as_json:
