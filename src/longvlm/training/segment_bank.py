@@ -187,22 +187,20 @@ class SegmentBank:
         last segment is mostly short.
         """
         most = max_events(num_segments * self.segment_seconds)
-        missing, left, shown, chosen = rng.randint(min(2, most), most), num_segments, set[str](), list[int]()
-        ends = rng.random() < _ENDING_SHARE
-        ending = self._choose(left, missing, shown, rng, ending=True) if ends else None
-        block = ending
+        left, missing = num_segments, rng.randint(min(2, most), most)
+        chosen: list[int] = []
+        shown: set[str] = set()
+        wants_ending = rng.random() < _ENDING_SHARE
         while left > 0:
-            if block is None:
-                block = self._choose(left, missing, shown, rng)
-            if block is None:  # a small bank may not have that many different objects, or blocks so full
-                missing = 0
-                continue
-            chosen.append(block)
-            left, missing = left - self.plans[block].num_segments, missing - self.plans[block].num_events
-            block = None
-        rest = chosen[ending is not None :]
-        rng.shuffle(rest)
-        return self._join(rest if ending is None else [*rest, ending])
+            block = self._choose(left, missing, shown, rng, ending=wants_ending)
+            if block is not None:
+                chosen.append(block)
+                left, missing = left - self.plans[block].num_segments, missing - self.plans[block].num_events
+            elif not wants_ending:
+                missing = 0  # a small bank may not have that many different objects, or blocks so full
+            wants_ending = False
+        rng.shuffle(chosen)
+        return self._join(sorted(chosen, key=lambda block: self.plans[block].short_by_seconds > 0))
 
     def _choose(
         self, left: int, missing: int, shown: set[str], rng: random.Random, *, ending: bool = False
@@ -230,9 +228,8 @@ class SegmentBank:
     def _join(self, blocks: list[int]) -> ComposedVideo:
         rows = torch.cat([torch.arange(self.first_segment[b], self.first_segment[b + 1]) for b in blocks])
         segment_globals = self.layer_globals[rows]
-        missing_share = self.plans[blocks[-1]].short_by_seconds / self.segment_seconds
         weights = torch.ones(len(rows))
-        weights[-1] -= missing_share
+        weights[-1] -= self.plans[blocks[-1]].short_by_seconds / self.segment_seconds
         video_globals = average_globals(segment_globals, weights)
         num_globals, num_tokens = len(video_globals), self.local.shape[1]
         token_events, earlier = [torch.full((num_globals,), NO_EVENT)], 0

@@ -101,7 +101,8 @@ class WatchingSchool(nn.Module):
 
         `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
-        hidden = self.model.model(**batch, num_shared=0 if num_shared is None else int(num_shared)).last_hidden_state
+        shared = 0 if num_shared is None else int(num_shared)
+        hidden = self.model.model(**batch, num_shared=shared, use_cache=False).last_hidden_state
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _spread(token_events, is_visual, NO_EVENT)
         named_events = _spread(name_events, is_name, NO_EVENT)
