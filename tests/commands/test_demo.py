@@ -25,12 +25,11 @@ def test_the_bundled_model_answers_all_of_the_sample(capsys: pytest.CaptureFixtu
 def test_a_drawn_video_is_another_one_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longvlm.commands.demo.DRAWN_SECONDS", 30.0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     demo(7, ModelOptions())
     said = capsys.readouterr().out
     assert "drawn from seed 7" in said
-    assert re.search(r"[0-6] of 6 right. Encoding 30 s of video took", said)
+    assert re.search(r"[56] of 6 right. Encoding 180 s of video took", said)
     assert not list(tmp_path.iterdir())
 
 
@@ -41,6 +40,16 @@ def test_kinds_that_a_video_lacks_are_made_up_for_by_others() -> None:
     chosen = choose_questions({"questions": [entry(kind) for kind in KINDS_ASKED if kind not in ("after", "when")]})
     assert [one.kind for one in chosen] == ["first", "last", "exists", "action", "before", "count"]
     assert len(chosen) == NUM_QUESTIONS
+
+
+def test_thirds_are_asked_for_where_they_are_clear() -> None:
+    spans = {"red ring": (1.0, 9.5), "blue star": (14.0, 16.0), "pink heart": (21.0, 29.0)}
+    truth = {
+        "duration_seconds": 30.0,
+        "events": [{"object": o, "start_seconds": a, "end_seconds": b} for o, (a, b) in spans.items()],
+        "questions": [{"kind": "when", "question": f"{o}?", "answer": "early", "subject": o} for o in spans],
+    }
+    assert [one.subject for one in choose_questions(truth)] == ["blue star"]
 
 
 def test_the_bundled_weights_are_small_and_bfloat16() -> None:

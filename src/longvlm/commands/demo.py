@@ -96,11 +96,23 @@ def _sample(seed: int | None, progress: console.Progress) -> Iterator[tuple[Path
 
 
 def choose_questions(truth: dict[str, Any]) -> list[Question]:
-    """The file's first question of each of KINDS_ASKED, NUM_QUESTIONS in all."""
+    """The file's first question of each of KINDS_ASKED, NUM_QUESTIONS in all; in which third of the video an object is,
+    is asked where a viewer can tell it without a clock.
+    """
     from longvlm.world.questions import Question
 
+    entries = sorted(
+        truth["questions"], key=lambda entry: -_clearance(truth, entry) if entry["kind"] == "when" else 0.0
+    )
     first_of_kind: dict[str, Question] = {}
-    for entry in truth["questions"]:
+    for entry in entries:
         question = Question(entry["kind"], entry["question"], entry["answer"], 0.0, subject=entry["subject"])
         first_of_kind.setdefault(question.kind, question)
     return [first_of_kind[kind] for kind in KINDS_ASKED if kind in first_of_kind][:NUM_QUESTIONS]
+
+
+def _clearance(truth: dict[str, Any], entry: dict[str, str]) -> float:
+    """How many seconds the object asked about is on screen away from the borders of the video's thirds."""
+    (event,) = (one for one in truth["events"] if one["object"] == entry["subject"])
+    borders = (truth["duration_seconds"] / 3, truth["duration_seconds"] * 2 / 3)
+    return min(abs(event[moment] - border) for moment in ("start_seconds", "end_seconds") for border in borders)
