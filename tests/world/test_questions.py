@@ -122,6 +122,11 @@ def test_chance_is_what_the_best_fixed_answer_reaches(duration_seconds: float, k
     assert asked[0].chance == pytest.approx(best, abs=0.05)
 
 
+def test_the_shortest_videos_can_be_asked_about() -> None:
+    for seed in range(40):
+        assert all(0 < q.chance <= 1 for q in make_questions(make_scene(seed, 9.5), seed=0, per_kind=3) if q.answer)
+
+
 def test_same_seed_same_questions() -> None:
     scene = make_scene(3, 80.0)
     assert make_questions(scene, seed=1) == make_questions(scene, seed=1)

@@ -233,7 +233,11 @@ def _chances_of_times(duration_seconds: float) -> _ChancesOfTimes:
 
 
 def _best_share(is_right: np.ndarray, scenes: np.ndarray) -> float:
-    """Of answers (A, n), how often the best one is right, where one of a scene's events is asked about."""
+    """Of answers (A, n), how often the best one is right, where one of a scene's events is asked about; where none can
+    be, all answers are as good.
+    """
+    if not len(scenes):
+        return 1 / len(is_right)
     return float(np.average(is_right, axis=1, weights=1 / np.bincount(scenes)[scenes]).max())
 
 
