@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
-from longvlm.training.default_model import build_tokenizer
+from longvlm.training.untrained_model import build_tokenizer
 
 CLIP_LARGE = {
     "hidden_size": 1024,

@@ -22,7 +22,8 @@ from safetensors import safe_open
 from longvlm.errors import LongVLMError
 from longvlm.report.tables import put_table
 from longvlm.text_table import TextTable
-from longvlm.training.default_model import Recipe, load_recipe, plan_gently
+from longvlm.training.default_model import Recipe, load_recipe
+from longvlm.training.untrained_model import plan_gently
 from longvlm.world.evaluate import Score
 from longvlm.world.evaluate import tabulate as tabulate_scores
 from longvlm.world.lengths import LengthScore

@@ -22,12 +22,11 @@ class IndexBuilder:
     def add(self, features: FrameFeatures, merged: MergedSegments) -> None:
         """Append one segment: its frames' features, and their patches merged (S = 1)."""
         times = features.times_seconds
-        is_first = torch.tensor([time not in times[:place] for place, time in enumerate(times)])
         kept = {
             "local_features": merged.features,
             "sizes": merged.sizes,
             "assignment": merged.assignment,
-            "segment_globals": features.layer_globals[is_first].mean(0, keepdim=True),
+            "segment_globals": features.mean_globals[None],
             "frame_times_seconds": torch.tensor([times], dtype=torch.float64),
             "frames_distinct": torch.tensor([features.num_distinct]),
         }

@@ -177,6 +177,11 @@ class Frames(_PrintsShapes):
         _require(1 <= self.num_distinct <= len(self.pixels), f"num_distinct {self.num_distinct} of {len(self.pixels)}")
 
 
+def fill_places(num_frames: int, size: int) -> list[int]:
+    """Which of n frames stands at each of the K = `size` places of a segment: at place j frame ⌊j·n/K⌋."""
+    return [place * num_frames // size for place in range(size)]
+
+
 @dataclass(frozen=True, repr=False)
 class FrameFeatures(_PrintsShapes):
     """One segment's features: patches (K, P, D) and the [CLS] of the last L layers, layer_globals (K, L, D')."""
@@ -190,6 +195,13 @@ class FrameFeatures(_PrintsShapes):
         _require(self.patches.ndim == 3, f"patches {tuple(self.patches.shape)}: want (K, P, D)")
         _require(self.layer_globals.ndim == 3, f"layer_globals {tuple(self.layer_globals.shape)}: want (K, L, D)")
         _require(len(self.patches) == len(self.layer_globals) == len(self.times_seconds), "K differs between the parts")
+
+    @property
+    def mean_globals(self) -> torch.Tensor:
+        """The mean of `layer_globals` over the frames that are no repetitions, (L, D')."""
+        times = self.times_seconds
+        is_first = torch.tensor([time not in times[:place] for place, time in enumerate(times)])
+        return self.layer_globals[is_first].mean(0)
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,8 +15,8 @@ from longvlm.study.blocks import BlockFeatures, plan_blocks
 from longvlm.study.course import KINDS, Run, Study, StudyVideos
 from longvlm.study.report import ALL, as_markdown, score_row
 from longvlm.study.rows import Row, choose_rows, load_study, make_bank
-from longvlm.training.default_model import build_tokenizer
 from longvlm.training.run import StageSettings
+from longvlm.training.untrained_model import build_tokenizer
 
 RECIPE = Path(course_module.__file__).parent / "study.yaml"
 MERGED = Row("merged", frames_per_segment=5, tokens_per_segment=8)

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
-from longvlm.training.default_model import RECIPE, Course, build_tokenizer, load_recipe, main
+from longvlm.training.default_model import RECIPE, Course, load_recipe, main
 from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
+from longvlm.training.untrained_model import build_tokenizer
 from longvlm.training.watching import WatchingSchool
 from longvlm.world.questions import make_questions
 from longvlm.world.scene import SHAPES, make_scene

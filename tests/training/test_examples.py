@@ -4,9 +4,10 @@ from transformers import set_seed
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
-from longvlm.training.default_model import RECIPE, build_model, build_tokenizer, load_recipe
+from longvlm.training.default_model import RECIPE, load_recipe
 from longvlm.training.examples import IGNORED, collate, keep_places, make_example, make_side_by_side, see_own_branch
 from longvlm.training.segment_bank import ComposedVideo
+from longvlm.training.untrained_model import build_model, build_tokenizer
 from longvlm.world.scene import make_scene
 
 QUESTION = [("What appears first?", "a red circle")]

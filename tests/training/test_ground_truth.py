@@ -3,7 +3,6 @@ import random
 import pytest
 import torch
 
-from longvlm.training.default_model import build_tokenizer
 from longvlm.training.ground_truth import (
     RECALL_SIZES,
     STATE_SIZES,
@@ -16,6 +15,7 @@ from longvlm.training.ground_truth import (
     find_latest,
     list_names,
 )
+from longvlm.training.untrained_model import build_tokenizer
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import ACTIONS, COLOURS, MAX_EVENTS, SHAPES, Event, Scene, make_scene
 

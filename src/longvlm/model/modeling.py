@@ -25,6 +25,7 @@ from longvlm.model.configuration import LongVLMConfig
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import encode_pixels
+from longvlm.types import fill_places
 
 VisualTokens = torch.Tensor | Sequence[torch.Tensor]
 
@@ -84,7 +85,7 @@ class LongVLMModel(LongVLMPreTrainedModel):
         size = settings.frames_per_segment
         local_tokens, segment_globals, num_distinct = [], [], []
         for segment in frames.split(size):
-            positions = torch.arange(size, device=frames.device) * len(segment) // size
+            positions = torch.tensor(fill_places(len(segment), size), device=frames.device)
             patches, layer_globals = encode_pixels(
                 self.vision_tower,
                 segment[positions],

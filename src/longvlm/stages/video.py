@@ -22,7 +22,7 @@ from longvlm.stages.video_access import display_name, kind_of_path, local_path, 
 from longvlm.stages.video_container import ContainerSource
 from longvlm.stages.video_fitting import fit_picture
 from longvlm.stages.video_pictures import IMAGE_SUFFIXES, ArraySource, ImageSource, PictureSource
-from longvlm.types import Fit, Frames, Sampling, VideoInfo
+from longvlm.types import Fit, Frames, Sampling, VideoInfo, fill_places
 
 VideoSource = str | Path | Sequence[str | Path] | np.ndarray
 
@@ -136,7 +136,7 @@ class VideoReader:
         """
         frames = self._fitted(sampling, image_size, fit)
         while batch := list(islice(frames, frames_per_segment)):
-            filled = [batch[place * len(batch) // frames_per_segment] for place in range(frames_per_segment)]
+            filled = [batch[place] for place in fill_places(len(batch), frames_per_segment)]
             times = tuple(time for time, _ in filled)
             yield Frames(torch.stack([pixels for _, pixels in filled]), times, num_distinct=len(set(times)))
 

@@ -29,6 +29,7 @@ from longvlm.training.examples import (
 from longvlm.training.ground_truth import NameFinder, list_names
 from longvlm.training.run import run_stage
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
+from longvlm.training.untrained_model import build_model, build_tokenizer
 from longvlm.training.watching import WatchingSchool
 from longvlm.whole_files import first_difference, write_whole
 from longvlm.world.questions import make_questions
@@ -101,7 +102,7 @@ class Study:
         if finished.is_file():
             content = json.loads(finished.read_text())
             return Run(**{**content, "answers": [tuple(answer) for answer in content["answers"]]})
-        tokenizer = default_model.build_tokenizer()
+        tokenizer = build_tokenizer()
         set_seed(seed)
         model = self._build_model(tokenizer)
         self._train(model, tokenizer, row, folder, seed)
@@ -115,7 +116,7 @@ class Study:
     def _build_model(self, tokenizer: PreTrainedTokenizerBase) -> LongVLMForConditionalGeneration:
         shape = default_model.load_recipe(default_model.RECIPE).model
         settings = self.settings
-        return default_model.build_model(
+        return build_model(
             dataclasses.replace(
                 shape,
                 text_width=settings.text_width,

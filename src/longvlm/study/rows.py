@@ -13,11 +13,11 @@ import torch
 from longvlm.errors import LongVLMError
 from longvlm.stages.merging import merge_tokens
 from longvlm.study.blocks import BlockFeatures
-from longvlm.training.default_model import plan_gently
 from longvlm.training.drawn_blocks import ShownObjects, describe_tokens
 from longvlm.training.run import StageSettings
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
+from longvlm.training.untrained_model import plan_gently
 from longvlm.types import MergeOrder
 
 

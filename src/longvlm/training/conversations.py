@@ -208,15 +208,10 @@ def count_moved_videos(samples: Sequence[Sample], processor: LongVLMProcessor) -
     )
     if in_order != turned:
         return 0
-    behind = [
-        any(
-            turn.text.partition(VIDEO_PLACEHOLDER)[0].strip("\n ")
-            for turn in sample.conversation.turns
-            if VIDEO_PLACEHOLDER in turn.text
-        )
-        for sample in samples
-    ]
-    return sum(behind)
+    return sum(
+        any(message["content"][0]["type"] == "text" and {"type": "video"} in message["content"] for message in messages)
+        for messages in (to_messages(sample.conversation) for sample in samples)
+    )
 
 
 def require_plain_texts(samples: Sequence[Sample], processor: LongVLMProcessor) -> None:

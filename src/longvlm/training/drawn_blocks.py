@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from longvlm.training.encoder_school import ASPECTS, POSE_NUMBERS, describe_pose, patch_labels
 from longvlm.training.wear import Wear, draw_wear
-from longvlm.types import Frames
+from longvlm.types import Frames, fill_places
 from longvlm.world.render import render_labelled
 from longvlm.world.scene import Scene, make_scene, max_events
 
 _NO_EVENT_SHARE = 0.12
 _FEW_EVENTS_SHARE = 0.4  # have one or two, however long they are: in long videos most objects stay for long
-_ENDING_SHARE = 0.2
+_ENDING_BLOCKS_SHARE = 0.2
 _LEAST_SECONDS = 5.0  # the shortest event fits
 
 
@@ -49,7 +49,7 @@ def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, seg
     plans = []
     for i in range(num_blocks):
         num_segments, short_by = rng.choice(lengths), 0
-        if rng.random() < _ENDING_SHARE:
+        if rng.random() < _ENDING_BLOCKS_SHARE:
             least = _LEAST_SECONDS if num_segments == 1 else 1.0
             short_by = rng.randint(1, max(1, int(segment_seconds - least)))
         most = max_events(num_segments * segment_seconds - short_by)
@@ -133,7 +133,7 @@ class DrawnBlocks(Dataset):
         pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
         events = np.stack([patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn])
         poses = np.stack([_poses_at(scene, t)[seen] for t, seen in zip(different, events, strict=True)])
-        places = np.arange(size) * num_distinct // size
+        places = fill_places(num_distinct, size)
         shown, posed = (torch.from_numpy(known[places]).flatten(0, 1) for known in (events, poses))
         frames = Frames(pixels[places], tuple(different[place] for place in places), num_distinct)
         return DrawnSegment(frames, ShownObjects(shown, posed, size))

@@ -28,7 +28,7 @@ from longvlm.types import Compression
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import Background, Event, Scene, max_events
 
-_ENDING_SHARE = 0.9  # of the videos; a file's frames seldom fill its last segment
+_ENDING_VIDEOS_SHARE = 0.9  # a file's frames seldom fill its last segment
 # A block has at most so many times the events a second that the rest of the video needs, so that few events are not
 # huddled together; but where they are few anyway, blocks with one in so many seconds will do.
 _MOST_DENSITY, _SPARSE_SECONDS = 1.5, 20.0
@@ -190,7 +190,7 @@ class SegmentBank:
         left, missing = num_segments, rng.randint(min(2, most), most)
         chosen: list[int] = []
         shown: set[str] = set()
-        wants_ending = rng.random() < _ENDING_SHARE
+        wants_ending = rng.random() < _ENDING_VIDEOS_SHARE
         while left > 0:
             block = self._choose(left, missing, shown, rng, ending=wants_ending)
             if block is not None:
@@ -278,10 +278,7 @@ def _encode_block(
         describe_tokens(assignment, segment.shown, compression.tokens_per_segment)
         for assignment, segment in zip(merged.assignment, block, strict=True)
     ]
-    distinct = [torch.tensor(segment.frames.times_seconds).diff(prepend=torch.tensor([-1.0])) > 0 for segment in block]
-    layer_globals = torch.stack(
-        [segment.layer_globals[kept].float().mean(0) for segment, kept in zip(features, distinct, strict=True)]
-    )
+    layer_globals = torch.stack([segment.mean_globals.float() for segment in features])
     return merged.features.float(), layer_globals, *(torch.stack(rows) for rows in zip(*described, strict=True))
 
 

@@ -154,26 +154,38 @@ def evaluate(
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as progress, _leaving_cores_for_drawing():
         task = progress.add_task("Videos", total=len(plans))
-        for number, (original, *passed_on) in enumerate(_rendered(plans)):
+        for number, files in enumerate(_rendered(plans)):
             scene = make_scene(plans[number].seed, plans[number].duration_seconds)
             questions = make_questions(scene, seed=seed, kinds=single_turn, per_kind=per_kind)
             conversation = make_conversation(scene, seed=seed) if FOLLOW_UP in chosen else []
-            asked = [*questions, *conversation]
-            if asked:
-                index = model.encode(original, fps=ENCODED_FPS)
-                replies = _ask(model, index, questions, conversation)
-                blind, another = controls.guess(questions, conversation) if controls else ([""] * len(asked), None)
-                after = [_ask(model, model.encode(p, fps=ENCODED_FPS), questions, conversation) for p in passed_on]
-                nothing = [None] * len(asked)
-                columns = (asked, replies, blind, another or nothing, after[0] if after else nothing)
-                rows = list(zip(*columns, strict=True))
-                if conversation:
-                    del rows[len(questions)]  # its first turn, which refers to nothing
+            if questions or conversation:
+                rows = _ask_in_all_ways(model, files, questions, conversation, controls)
                 records += [Record(number, plans[number].duration_seconds, *row) for row in rows]
-                if controls:
-                    controls.another = index
             progress.advance(task)
     return records
+
+
+def _ask_in_all_ways(
+    model: LongVLM,
+    files: Sequence[Path],
+    questions: Sequence[Question],
+    conversation: Sequence[Question],
+    controls: _Controls | None,
+) -> list[tuple[Question, str, str, str | None, str | None]]:
+    """What a Record holds after the video's number and duration, of every question; `files` are the video, and the one
+    that was passed on if there is any.
+    """
+    asked = [*questions, *conversation]
+    indexes = [model.encode(path, fps=ENCODED_FPS) for path in files]
+    replies, *after = (_ask(model, index, questions, conversation) for index in indexes)
+    blind, another = controls.guess(questions, conversation) if controls else ([""] * len(asked), None)
+    if controls:
+        controls.another = indexes[0]
+    nothing = [None] * len(asked)
+    rows = list(zip(asked, replies, blind, another or nothing, after[0] if after else nothing, strict=True))
+    if conversation:
+        del rows[len(questions)]  # its first turn, which refers to nothing
+    return rows
 
 
 def _ask(
