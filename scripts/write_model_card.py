@@ -92,8 +92,8 @@ def describe_reproduction(first: dict[str, Any], again: dict[str, Any]) -> str:
 def summarise(results: dict[str, dict[str, Any]]) -> str:
     """For the README: the table, and in a sentence each what else was measured."""
     text = describe_evaluation(results["scores"])
-    text += "\n\n*chance*: the best guess that knows the world's rules; *without video* and *another video*: the same questions"
-    text += "\nwith no video shown, and with the previous video of the set in its place."
+    text += "\n\n*chance*: the best guess that knows the world's rules; *without video* and *another video*: the same"
+    text += "\nquestions with no video shown, and with the previous video of the set in its place."
     if losses := results["scores"].get("reencoded"):
         whole = losses[-1]
         text += f"\n\nRe-encoded, the same videos lose {100 * whole['loss']:.1f} points on average"

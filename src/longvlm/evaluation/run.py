@@ -276,9 +276,9 @@ def _short(value: Any) -> str:
 def _require_any_video(rows: Sequence[Row], videos: Path, benchmark: Benchmark) -> None:
     rows = [row for row in rows if row.predictions is None]
     if rows and not _has_any_video(rows, videos, benchmark):
-        stem = benchmark.video_stems(rows[0].video_name)[0]
+        stem, count = benchmark.video_stems(rows[0].video_name)[0], len({row.video_name for row in rows})
         raise LongVLMError(
-            f"None of the {len({row.video_name for row in rows})} videos of the annotations is in {videos}: looked, for example, for "
+            f"None of the {count} videos of the annotations is in {videos}: looked, for example, for "
             f"{stem}{benchmark.video_suffixes[0]}; check --videos."
         )
 

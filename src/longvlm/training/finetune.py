@@ -42,7 +42,16 @@ from longvlm.training.features import encode_videos, find_features, find_video_f
 from longvlm.training.instructions import Conversation, read_instructions
 from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
 from longvlm.training.recipe import NEW_BASE, DataSource, Recipe
-from longvlm.training.run_folder import BASE, CHECKPOINTS, CURVES, FEATURES, HISTORY_FILE, MODEL, claim_output, claim_samples
+from longvlm.training.run_folder import (
+    BASE,
+    CHECKPOINTS,
+    CURVES,
+    FEATURES,
+    HISTORY_FILE,
+    MODEL,
+    claim_output,
+    claim_samples,
+)
 from longvlm.training.sample_order import plan_samples
 from longvlm.training.sharding import shard_model
 from longvlm.training.tiny_model import write_tiny_model
@@ -177,7 +186,8 @@ def _find_pixels(source: DataSource, wanted: set[str], say: Say) -> dict[str, Pa
     say(f"opening {len(paths)} videos of {source.videos}, from which the encoder is to learn")
     damages = {video: damage for video, path in paths.items() if (damage := _find_damage(path)) is not None}
     if damages:
-        told = f"{len(damages)} of {len(paths)} videos can't be learned from, first of them {next(iter(damages.values()))}"
+        first = next(iter(damages.values()))
+        told = f"{len(damages)} of {len(paths)} videos can't be learned from, first of them: {first}"
         if source.missing == "refuse":
             raise LongVLMError(f"{told} Mend or remove them, or set missing: drop for these data.")
         say(told)
