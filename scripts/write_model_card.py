@@ -161,8 +161,9 @@ def require_log_of(recipe: Recipe, log: dict[str, Any]) -> None:
     """Raise LongVLMError where a stage was trained by another recipe than the one that the card would tell of."""
     stages = {"encoder": recipe.encoder, "bank": recipe.bank, **{stage.name: stage for stage in recipe.lessons}}
     for name, settings in stages.items():
-        told = json.loads(json.dumps(dataclasses.asdict(settings)))
-        if name not in log or log[name]["recipe"][name] != told:
+        decides = {"seed": recipe.seed, "model": dataclasses.asdict(recipe.model), name: dataclasses.asdict(settings)}
+        told = json.loads(json.dumps(decides))
+        if name not in log or {key: log[name]["recipe"].get(key) for key in told} != told:
             raise LongVLMError(f"The log holds no stage {name!r} of this recipe; give --log of the run that it made.")
 
 

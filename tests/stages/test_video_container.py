@@ -24,6 +24,7 @@ from media import (
 )
 
 from longvlm.errors import LongVLMError
+from longvlm.stages import video_access
 from longvlm.stages.video import Sampling, open_video, sample_indices
 from longvlm.stages.video_fitting import PAD_COLOUR
 from longvlm.world.scene import make_scene
@@ -313,6 +314,26 @@ def test_a_live_stream_is_read_forwards_by_rate(tmp_path):
             read(f"{address}/live.ts", Sampling(num_frames=4))
         with pytest.raises(LongVLMError, match="may never end; limit it with --max-frames or --end"):
             read(f"{address}/live.ts", Sampling(num_frames=None, fps=1))
+
+
+def test_a_live_playlist_is_read_forwards(tmp_path):
+    write_video(tmp_path / "part.ts", 100)
+    (tmp_path / "live.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4.0,\npart.ts\n")
+    sampling = Sampling(num_frames=None, fps=5, max_frames=8)
+    with serve_folder(tmp_path, ranges=True) as address:
+        frames, video = read(f"{address}/live.m3u8", sampling, frames_per_segment=8, allow_references=True)
+    assert video.info.duration_seconds is None
+    assert frames == [(i / 5, 5 * i) for i in range(8)]
+
+
+def test_a_server_that_stalls_is_waited_for_no_longer_than_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_access, "NETWORK_TIMEOUT_SECONDS", 1.0)
+    write_video(tmp_path / "film.mp4", 1000, options={"movflags": "faststart"})
+    with serve_folder(tmp_path, ranges=True, stalls_after=6) as address:
+        began = time.monotonic()
+        with pytest.raises(LongVLMError, match=r"Reading .*film\.mp4 failed|Can't reach .*film\.mp4"):
+            read(f"{address}/film.mp4", Sampling(num_frames=20))
+    assert time.monotonic() - began < 60
 
 
 MEASURE = """

@@ -23,7 +23,7 @@ from longvlm.index.feature_pickles import read_pickled_array
 from longvlm.index.reference_features import write_reference_features
 from longvlm.index.video_folders import ListedVideo
 from longvlm.stages.video import VideoReader, open_video
-from longvlm.stages.video_access import display_name
+from longvlm.stages.video_access import display_source
 from longvlm.video_index import OtherVersionError, VideoIndex
 from longvlm.whole_files import make_folder, write_whole
 
@@ -233,7 +233,7 @@ def extract(
     damaged = read_damaged(damaged_path)
     waiting = [v for v in videos if not folders.hold(v.id, extractor, lost_its_end=v.id in damaged)]
     report.num_skipped = len(videos) - len(waiting)
-    not_reached = {display_source(video) for video in waiting}
+    not_reached = {display_source(video.source) for video in waiting}
     pace = _Pace(len(waiting), on_progress)
 
     def open_reader(video: ListedVideo) -> VideoReader:
@@ -242,7 +242,7 @@ def extract(
     decoding_videos = decode_ahead(waiting, open_reader, extractor.read, num_threads=num_decoders)
     try:
         for decoding in decoding_videos:
-            name = display_source(decoding.video)
+            name = display_source(decoding.video.source)
             try:
                 index = _encode(decoding, extractor, pace)
             except VideoFailed as failure:
@@ -261,14 +261,10 @@ def extract(
     finally:
         decoding_videos.close()
         path = folders.folders[0] / FAILURES_FILE
-        tried = {display_source(video) for video in videos} - not_reached | {one.video for one in report.failures}
+        named = {display_source(video.source) for video in videos}
+        tried = named - not_reached | {one.video for one in report.failures}
         write_failures(path, [*(one for one in read_failures(path) if one.video not in tried), *report.failures])
     return report
-
-
-def display_source(video: ListedVideo) -> str:
-    """A video's path, or its address without what may be secret."""
-    return display_name(video.source) if "://" in video.source else video.source
 
 
 def _encode(decoding: DecodingVideo, extractor: Extractor, pace: _Pace) -> VideoIndex:
