@@ -24,10 +24,10 @@ from longvlm.clock import StageClock
 from longvlm.errors import LongVLMError
 from longvlm.types import Answer, Timings
 
-_MOST_BYTES_OF_A_CHARACTER = 4
+_NO_CHARACTER, _MOST_BYTES_OF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}", 4
 # An end of a text that later tokens may still change: a character of which bytes are missing, or white space,
 # which is shown only if something follows it.
-_UNSETTLED = "\N{REPLACEMENT CHARACTER}" + string.whitespace
+_UNSETTLED = _NO_CHARACTER + string.whitespace
 
 
 @dataclass(frozen=True)
@@ -300,9 +300,13 @@ class Answerer:
         )
 
     def _without_half_a_character(self, token_ids: list[int]) -> list[int]:
-        """Where an answer is cut within a character, tokenizers may lose those before it, too."""
-        shorter = (token_ids[: len(token_ids) - cut] for cut in range(_MOST_BYTES_OF_A_CHARACTER))
-        return next((ids for ids in shorter if not self._decode(ids).endswith("\N{REPLACEMENT CHARACTER}")), token_ids)
+        """Where an answer is cut within a character, some tokenizers lose those before it, too: then without it."""
+        text = self._decode(token_ids)
+        for cut in range(1, _MOST_BYTES_OF_A_CHARACTER if text.endswith(_NO_CHARACTER) else 1):
+            shorter = self._decode(token_ids[:-cut])
+            if not shorter.endswith(_NO_CHARACTER) and not text.startswith(shorter):
+                return token_ids[:-cut]
+        return token_ids
 
 
 def _crop(cache: Cache, num_tokens: int) -> None:
