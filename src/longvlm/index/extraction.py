@@ -74,8 +74,11 @@ class FeatureFolders:
         """
         index_file, pickles = self.index_file(video_id), self.pickle_files(video_id)
         if pickles is not None:
-            checks = partial(_require_local_rows, at_most=lost_its_end), _require_memory_rows
-            if not all(_holds_features(path, extractor, check) for path, check in zip(pickles, checks, strict=True)):
+            local_path, memory_path = pickles
+            require_local_rows = partial(_require_local_rows, at_most=lost_its_end)
+            if not _holds_features(local_path, extractor, require_local_rows):
+                return False
+            if not _holds_features(memory_path, extractor, _require_memory_rows):
                 return False
         if index_file is None:
             return True
