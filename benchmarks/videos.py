@@ -1,4 +1,4 @@
-"""The videos that are timed: real pictures, of an animated film, encoded once and repeated by copying its packets until it is long enough."""
+"""The videos that are timed: part of an animated film, encoded once, its packets repeated until it is long enough."""
 
 from __future__ import annotations
 

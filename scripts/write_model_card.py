@@ -92,8 +92,8 @@ def describe_reproduction(first: dict[str, Any], again: dict[str, Any]) -> str:
 def summarise(results: dict[str, dict[str, Any]]) -> str:
     """For the README: the table, and in a sentence each what else was measured."""
     text = describe_evaluation(results["scores"])
-    text += "\n\n*chance*: the best guess that knows the world's rules; *without video* and *another video*: the same questions"
-    text += "\nwith no video shown, and with the previous video of the set in its place."
+    text += "\n\n*chance*: the best guess that knows the world's rules; *without video* and *another video*: the same"
+    text += "\nquestions with no video shown, and with the previous video of the set in its place."
     if losses := results["scores"].get("reencoded"):
         whole = losses[-1]
         text += f"\n\nRe-encoded, the same videos lose {100 * whole['loss']:.1f} points on average"
@@ -161,8 +161,9 @@ def require_log_of(recipe: Recipe, log: dict[str, Any]) -> None:
     """Raise LongVLMError where a stage was trained by another recipe than the one that the card would tell of."""
     stages = {"encoder": recipe.encoder, "bank": recipe.bank, **{stage.name: stage for stage in recipe.lessons}}
     for name, settings in stages.items():
-        told = json.loads(json.dumps(dataclasses.asdict(settings)))
-        if name not in log or log[name]["recipe"][name] != told:
+        decides = {"seed": recipe.seed, "model": dataclasses.asdict(recipe.model), name: dataclasses.asdict(settings)}
+        told = json.loads(json.dumps(decides))
+        if name not in log or {key: log[name]["recipe"].get(key) for key in told} != told:
             raise LongVLMError(f"The log holds no stage {name!r} of this recipe; give --log of the run that it made.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -142,12 +143,15 @@ def write_long_video(path: Path, seconds: int, *, fps: int = 25) -> Path:
 
 
 @contextmanager
-def serve_folder(folder: Path, *, ranges: bool, endless: bool = False) -> Iterator[str]:
+def serve_folder(
+    folder: Path, *, ranges: bool, endless: bool = False, stalls_after: int | None = None
+) -> Iterator[str]:
     """Serve a folder over http on this machine and yield its address.
 
-    Without `ranges` every file comes whole; an `endless` one has no stated length and never ends after that.
+    Without `ranges` every file comes whole; an `endless` one has no stated length and never ends after that. After so
+    many requests the server `stalls`: it takes them and says nothing.
     """
-    stopped = threading.Event()
+    stopped, requests = threading.Event(), itertools.count(1)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -156,7 +160,9 @@ def serve_folder(folder: Path, *, ranges: bool, endless: bool = False) -> Iterat
             """Keep quiet."""
 
         def do_GET(self) -> None:
-            path = folder / self.path.strip("/")
+            if stalls_after is not None and next(requests) > stalls_after:
+                stopped.wait()
+            path = folder / self.path.partition("?")[0].strip("/")
             if not path.is_file():
                 self.send_error(404)
                 return

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 from command_line import Ended, RunCommand
-from media import barcode, write_audio, write_video
+from media import barcode, serve_folder, write_audio, write_video
 from PIL import Image
 from tiny_checkpoint import CONTEXT_LENGTH, save_tiny_checkpoint
 
-from longvlm import VideoIndex, __version__
+from longvlm import LongVLM, VideoIndex, __version__
 
 JSON_KEYS = [
     "video",
@@ -297,6 +297,43 @@ def test_a_name_that_is_no_text_does_no_harm(run: RunCommand, film: Path, model:
     run("inspect", strange, "-o", page, "--model", model).must_succeed()
     assert "<h1>caf" in page.read_text(encoding="utf-8")
     assert "caf" in run("plan", strange, "--model", model).must_succeed().stdout
+
+
+def test_a_page_does_not_take_the_place_of_its_video(run: RunCommand, film: Path, model: Path, tmp_path: Path) -> None:
+    copy, link = tmp_path / "copy.mp4", tmp_path / "page.html"
+    copy.write_bytes(film.read_bytes())
+    link.symlink_to(copy)
+    for page in (copy, link):
+        run("inspect", copy, "-o", page, "--model", model).must_complain(f"{page} is the video itself")
+    assert copy.read_bytes() == film.read_bytes()
+
+
+def test_what_is_secret_in_an_address_is_not_printed(run: RunCommand, film: Path, model: Path) -> None:
+    with serve_folder(film.parent, ranges=True) as address:
+        place = f"{address}/{film.name}"
+        for command in (("plan",), ("ask", "What?", *SHORT)):
+            ended = run(command[0], f"{place}?token=secret", *command[1:], "--json", "--model", model)
+            assert json.loads(ended.must_succeed().stdout)["video"] == place
+            assert "secret" not in ended.stdout + ended.stderr
+
+
+def test_a_live_stream_is_not_encoded_to_be_inspected(
+    run: RunCommand, film: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "live.ts", 50)
+    monkeypatch.setattr(LongVLM, "encode", lambda *_, **__: pytest.fail("it was encoded"))
+    with serve_folder(tmp_path, ranges=False, endless=True) as address:
+        asked = ("inspect", f"{address}/live.ts", "-o", tmp_path / "page.html", "--fps", "1", "--max-frames", "3")
+        run(*asked, "--model", model).must_complain("is a live stream, which can't be read twice")
+
+
+def test_an_answer_is_printed_whatever_stdout_can_encode(film: Path, model: Path) -> None:
+    command = [sys.executable, "-m", "longvlm", "ask", str(film), "Why?", "--model", str(model), *SHORT]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    asked = [*command, "--temperature", "2", "--seed", "3", "--max-new-tokens", "30"]
+    ended = subprocess.run(asked, env=environment, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert b"?" in ended.stdout
 
 
 def test_images_have_the_rate_that_is_given(run: RunCommand, model: Path, tmp_path: Path) -> None:

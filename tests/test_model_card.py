@@ -66,9 +66,14 @@ def test_every_measurement_gets_its_table(writer: ModuleType, tmp_path: Path) ->
 def test_the_log_of_another_recipe_is_refused(writer: ModuleType) -> None:
     recipe = writer.load_recipe(writer.RECIPE)
     told = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    log = {name: {"recipe": {name: told[name]}} for name in ("encoder", "bank")}
-    log |= {stage["name"]: {"recipe": {stage["name"]: stage}} for stage in told["lessons"]}
+    stages = {name: told[name] for name in ("encoder", "bank")} | {one["name"]: one for one in told["lessons"]}
+    shared = {"seed": told["seed"], "model": told["model"]}
+    log = {name: {"recipe": {**shared, name: stage}} for name, stage in stages.items()}
     writer.require_log_of(recipe, log)
+    told["model"]["text_layers"] += 1
+    with pytest.raises(LongVLMError, match="no stage 'encoder' of this recipe"):
+        writer.require_log_of(recipe, log)
+    told["model"]["text_layers"] -= 1
     log["bank"]["recipe"]["bank"]["blocks"] += 1
     with pytest.raises(LongVLMError, match="no stage 'bank' of this recipe"):
         writer.require_log_of(recipe, log)

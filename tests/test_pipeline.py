@@ -510,6 +510,17 @@ class TestChat:
         chat.ask("Why?", max_new_tokens=4)
         assert chat.ask("hm", max_new_tokens=4).prompt_tokens > 0
 
+    def test_a_reserved_word_in_an_answer_ends_no_chat(
+        self, model: LongVLM, index: VideoIndex, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chat, word = model.chat(index), model.processor.video_token
+        with monkeypatch.context() as patch:
+            patch.setattr("longvlm.stages.answer.Answerer._decode", lambda *_: f"It says {word}.")
+            stream = chat.stream("What is written there?", max_new_tokens=4)
+            assert "".join(stream) == stream.answer.text == f"It says {word}."
+        assert chat.messages[-1]["content"][0]["text"] == f"It says {word[0]} {word[1:]}."
+        assert chat.ask("And then?", max_new_tokens=4).new_tokens > 0
+
 
 class TestMistakes:
     @pytest.mark.parametrize("question", ["", "  \n"])

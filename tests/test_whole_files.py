@@ -1,4 +1,7 @@
+import errno
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from longvlm.whole_files import (
     hidden_beside,
     holding,
     make_folder,
+    require_writable,
     write_whole,
 )
 
@@ -64,3 +68,28 @@ def test_the_first_difference_is_named_with_both_values() -> None:
     assert first_difference(found, {"a": 1, "b": {"c": [1, 2], "d": None}}) is None
     assert first_difference(found, {"a": 1, "b": {"c": [1, 3], "d": None}}) == ("b.c", [1, 2], [1, 3])
     assert first_difference(found, {"a": 1}) == ("b", {"c": [1, 2], "d": None}, None)
+
+
+def test_a_link_stays_one_and_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    for content in (b"old", b"new"):
+        require_writable(tmp_path / "link")
+        write_whole(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file").read_bytes() == content
+    os.mkfifo(tmp_path / "pipe")
+    require_writable(tmp_path / "pipe")
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit((tmp_path / "pipe").read_bytes)
+        write_whole(tmp_path / "pipe", b"page")
+        assert read.result() == b"page"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with holding(tmp_path), hidden_beside(tmp_path / "target") as hidden, hidden_beside(tmp_path / "target"):
+        assert hidden.is_dir(), "whether another process writes there can't be told"

@@ -349,7 +349,8 @@ class LongVLM:
 class Chat:
     """A conversation about one video; every turn sees the earlier ones.
 
-    `messages` holds the finished turns. A turn that was broken off leaves nothing behind.
+    `messages` holds the finished turns. A turn that was broken off leaves nothing behind. Words of an answer that the
+    tokenizer would take for control tokens are remembered with a blank in them.
     """
 
     def __init__(self, model: LongVLM, index: VideoIndex | None) -> None:
@@ -374,7 +375,8 @@ class Chat:
 
         def pieces() -> Generator[str, None, Answer]:
             yield from stream
-            self.messages = [*conversation, assistant_message(stream.answer.text)]
+            said = self.model.processor.break_up_reserved(stream.answer.text)
+            self.messages = [*conversation, assistant_message(said)]
             return stream.answer
 
         return AnswerStream(pieces())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -18,15 +19,23 @@ except ImportError:  # Windows
 from longvlm.errors import LongVLMError
 
 _LOCK = "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # what network file systems without them say
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step; an older one stays until then. Raises LongVLMError, naming it and the remedy."""
+    """Write a file in one step; an older one stays until then. Raises LongVLMError, naming it and the remedy.
+
+    A link stays one, and a device or a pipe, which holds nothing to keep, is written to.
+    """
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        target = path.resolve()
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as folder:
             whole = Path(folder) / "file"
             whole.write_bytes(content)
-            whole.replace(path)
+            whole.replace(target)
     except OSError as error:
         reason = error.strerror or str(error)
         raise LongVLMError(f"Can't write {path} ({reason}); choose a place with room that you may write to.") from error
@@ -43,7 +52,10 @@ def require_writable(path: Path) -> None:
         raise LongVLMError(f"Can't write {path}: the folder {folder} does not exist; create it first.")
     if is_folder:
         raise LongVLMError(f"Can't write {path}: it is a folder; give a file name.")
-    if not os.access(path if is_there else folder, os.W_OK):
+    needed = [path.resolve()] if is_there else []
+    if not is_there or path.is_file():  # it is written beside its place
+        needed.append(path.resolve().parent)
+    if not all(os.access(place, os.W_OK) for place in needed):
         raise LongVLMError(f"Can't write {path}: permission denied; choose another place.")
 
 
@@ -87,6 +99,9 @@ def holding(folder: Path) -> Iterator[None]:
             raise LongVLMError(
                 f"Another process is at work in {folder}; wait for it or stop it, or choose another output."
             ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise LongVLMError(f"Can't write to {folder} ({error.strerror}); choose another folder.") from error
         yield
 
 
@@ -113,7 +128,7 @@ def _is_abandoned(folder: Path) -> bool:
     with path.open("r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:  # it is held, or the file system has no locks
             return False
     return True
 

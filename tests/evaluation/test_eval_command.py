@@ -190,6 +190,18 @@ def test_a_judge_that_has_nothing_left_to_do_is_not_contacted(
     run(*given).must_complain("status 401", "check OPENAI_API_KEY")
 
 
+def test_a_video_that_stays_missing_asks_for_no_judge(
+    run: RunCommand, arguments: list[object], stored: dict[str, VideoIndex], stub: StubJudge, tmp_path: Path
+) -> None:
+    videos = save({"one": stored["one"]}, tmp_path / "videos")
+    arguments += ["--videos", videos, "--judge-model", "stub", "--judge-url", stub.url]
+    first = run(*arguments).must_end_with(1)
+    stub.listing, stub.script = (401, "{}"), lambda prompt, attempt: (401, "{}")
+    assert run(*arguments) == first
+    stored["two"].save(videos / "two.longvlm")
+    run(*arguments).must_complain("status 401", "check OPENAI_API_KEY")
+
+
 def test_the_password_in_a_judges_address_is_in_no_result(
     run: RunCommand, given: list[object], stub: StubJudge, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
-from stub_judge import Outcome, StubJudge
+from stub_judge import Outcome, StubJudge, completion
 
 from longvlm import LongVLMError
 from longvlm.evaluation import judge as judge_module
@@ -30,6 +30,7 @@ TROUBLES: tuple[tuple[Outcome, ...], ...] = (
     ("I would say 4.",),
     ("", "{'score': 9, 'pred': 'yes'}"),
     ((200, "no json"), (200, "{}"), (200, '{"choices": []}')),
+    tuple((200, completion("?").replace('"?"', content)) for content in ('[{"text": "4"}]', "4")),
     (None, None),
     (0.4,),
     (LIMIT, "garbage", None, BROKEN, "{'score'"),

@@ -80,6 +80,13 @@ def test_a_prompt_can_be_replaced(tmp_path: Path) -> None:
     assert prompts["correctness"] == load_prompts(axes, None)["correctness"]
 
 
+def test_half_an_emoji_does_not_stop_the_judging() -> None:
+    (axis,) = BENCHMARKS["activitynet-qa"].axes[:1]
+    row = Row(axis.part, "v", ("Q?",), "caf\ud83d", {})
+    _, user = load_prompts([axis], None)[axis.name].fill(row, ("yes \ude00",))
+    assert "caf?" in user["content"] and "yes ?" in user["content"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

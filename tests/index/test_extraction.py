@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from media import write_video
 
 from longvlm import LongVLM, VideoIndex
 from longvlm.errors import LongVLMError
@@ -235,6 +236,24 @@ class TestResuming:
         swapped = FeatureFolders(None, tmp_path / "memory", tmp_path / "local")
         with pytest.raises(LongVLMError, match=r"v_0\.pkl .* rows, .* give"):
             extract(videos, extractor, swapped)
+
+    def test_those_of_a_damaged_video_are_kept(self, videos: Path, extractor: Extractor, tmp_path: Path) -> None:
+        film = videos / "v_0.mp4"
+        content = write_video(film, 250, options={"movflags": "faststart"}).read_bytes()
+        sound = len(content) * 6 // 10
+        film.write_bytes(content[:sound] + np.random.default_rng(0).bytes(len(content) - sound))
+        folders = FeatureFolders(None, tmp_path / "local", tmp_path / "memory")
+        found = find_videos(videos).videos
+        report = extract(found, extractor, folders)
+        assert report.num_written == 3 and report.lost_seconds.keys() == {str(film)}
+        assert json.loads((tmp_path / "local" / "damaged.json").read_text()) == {"v_0": report.lost_seconds[str(film)]}
+        rows = [len(pickle.loads((tmp_path / "local" / f"v_{number}.pkl").read_bytes())) for number in (0, 1)]
+        assert rows[0] < rows[1]
+        assert extract(found, extractor, folders) == Report(num_skipped=3)
+        (tmp_path / "local" / "v_0.pkl").unlink()
+        write_video(film, 30)
+        assert extract(found, extractor, folders) == Report(num_written=1, num_skipped=2)
+        assert not (tmp_path / "local" / "damaged.json").exists()
 
 
 def test_an_addresss_secrets_are_not_stored(extractor: Extractor, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from longvlm.model.checkpoints import (
     resolve_model,
 )
 from longvlm.model.configuration import LongVLMConfig
+from longvlm.model.conversion import import_llava
 from longvlm.model.placement import choose_device
 from longvlm.types import Compression, Frames
 
@@ -232,6 +233,21 @@ def test_another_vision_tower_replaces_the_checkpoints_own(make_llava, tower_fol
     model.save_pretrained(tmp_path / "whole")
     load_processor(folder, config).save_pretrained(tmp_path / "whole")
     assert_same_weights(load_model(tmp_path / "whole", load_config(tmp_path / "whole"), **FLOAT), model)
+
+
+def test_another_vision_tower_for_a_longvlm_checkpoint(make_llava, tower_folder, tmp_path):
+    other, _ = tower_folder
+    own, again = tmp_path / "own", tmp_path / "again"
+    import_llava(make_llava()[0], own)
+    config = load_config(own, vision_tower=str(other))
+    processor = load_processor(own, config)
+    assert (processor.image_mean, processor.image_size) == ([0.1, 0.1, 0.1], 42)
+    expected = load_encoder(own, config, compression=config.compression_settings, **FLOAT)
+    import_llava(own, again, vision_tower=str(other))
+    config = load_config(again)
+    assert load_encoder(again, config, compression=config.compression_settings, **FLOAT).fingerprint == (
+        expected.fingerprint
+    ), "a fingerprint holds mean and deviation, too"
 
 
 TOWER_SOURCES = {

@@ -301,3 +301,13 @@ def test_what_can_not_be_consolidated(llava, make_llava, tmp_path):
     with pytest.raises(LongVLMError, match=rf"{shard.name} can't be read"):
         consolidate(folder, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
+
+
+def test_a_projector_of_two_layers_is_merged_for_good(llava, tmp_path):
+    folder, _ = llava
+    path = tmp_path / "mm_projector.bin"
+    shapes = {"0.weight": (WIDTH, TOWER_WIDTH), "0.bias": (WIDTH,), "2.weight": (WIDTH, WIDTH), "2.bias": (WIDTH,)}
+    torch.save({f"{PROJECTOR}{name}": torch.randn(shape) for name, shape in shapes.items()}, path)
+    consolidate(folder, tmp_path / "merged", projector=path)
+    laid = LongVLM.from_pretrained(folder, projector=path, **FLOAT)
+    assert_same_model(LongVLM.from_pretrained(tmp_path / "merged", **FLOAT), laid)

@@ -274,10 +274,35 @@ class TestSampling:
         likeliest = texts[int(logits.argmax())]
         chosen = torch.tensor([text == likeliest for text in texts])
         probability = float((logits / 0.5).softmax(-1)[chosen].sum())
-        batch = answerer.answer_batch([prompt] * 2000, Decoding(1, 0.5, seed=0))
+        prompts = [dataclasses.replace(prompt, video_fingerprint=str(number)) for number in range(2000)]
+        batch = answerer.answer_batch(prompts, Decoding(1, 0.5, seed=0))
         share = sum(answered.text == likeliest for answered in batch) / len(batch)
         assert 0.1 < probability < 0.95
         assert share == pytest.approx(probability, abs=0.04)
+
+    def test_a_sampled_answer_does_not_depend_on_the_others(self, answerer: Answerer) -> None:
+        prompts = [prompt_about(video, [30, 40 + video]) for video in range(4)]
+        decoding = Decoding(12, 2.0, seed=1)
+        alone = [answerer.stream(prompt, decoding).answer.text for prompt in prompts]
+        assert [answered.text for answered in answerer.answer_batch(prompts, decoding)] == alone
+        assert [answered.text for answered in answerer.answer_batch(prompts[::-1], decoding)] == alone[::-1]
+
+
+def test_half_a_character_costs_no_whole_one(
+    model: LongVLMForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["<s>", "</s>", "<v>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True))
+    words.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    coming = iter("\N{CJK UNIFIED IDEOGRAPH-4F60}".encode() + b"\xe5")
+
+    def say(self: Answerer, *_: object, **__: object) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([3 + next(coming, 0)]), 259).float()
+
+    monkeypatch.setattr(Answerer, "_forward", say)
+    stream = Answerer(model, tokenizer, context_length=256).stream(text_prompt([START, 40]), Decoding(4))
+    assert "".join(stream) == stream.answer.text == "\N{CJK UNIFIED IDEOGRAPH-4F60}"
 
 
 class TestValues:

@@ -24,6 +24,7 @@ from media import (
 )
 
 from longvlm.errors import LongVLMError
+from longvlm.stages import video_access
 from longvlm.stages.video import Sampling, open_video, sample_indices
 from longvlm.stages.video_fitting import PAD_COLOUR
 from longvlm.world.scene import make_scene
@@ -51,9 +52,9 @@ VIDEOS = {
 }
 
 
-def read(source, sampling, frames_per_segment=10, image_size=48):
+def read(source, sampling, frames_per_segment=10, image_size=48, **options):
     """[(time, number in the pixels)] of every frame, repetitions at the end of the last segment included."""
-    with open_video(source) as video:
+    with open_video(source, **options) as video:
         segments = video.segments(sampling, frames_per_segment=frames_per_segment, image_size=image_size, fit="squash")
         frames = [(t, read_barcode(p)) for s in segments for t, p in zip(s.times_seconds, s.pixels, strict=True)]
         return frames, video
@@ -313,6 +314,36 @@ def test_a_live_stream_is_read_forwards_by_rate(tmp_path):
             read(f"{address}/live.ts", Sampling(num_frames=4))
         with pytest.raises(LongVLMError, match="may never end; limit it with --max-frames or --end"):
             read(f"{address}/live.ts", Sampling(num_frames=None, fps=1))
+
+
+def test_a_live_playlist_is_read_forwards(tmp_path):
+    write_video(tmp_path / "part.ts", 100)
+    (tmp_path / "live.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4.0,\npart.ts\n")
+    sampling = Sampling(num_frames=None, fps=5, max_frames=8)
+    with serve_folder(tmp_path, ranges=True) as address:
+        frames, video = read(f"{address}/live.m3u8", sampling, frames_per_segment=8, allow_references=True)
+    assert video.info.duration_seconds is None
+    assert frames == [(i / 5, 5 * i) for i in range(8)]
+
+
+def test_a_server_that_stalls_is_waited_for_no_longer_than_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_access, "NETWORK_TIMEOUT_SECONDS", 1.0)
+    random = np.random.default_rng(0)
+    with av.open(str(tmp_path / "film.mkv"), "w") as container:  # all keyframes, too far apart to be read at once
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuvj420p"
+        for _ in range(200):
+            picture = random.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+    for number in (5, 6):  # while it is opened, and after some frames
+        began = time.monotonic()
+        with (
+            serve_folder(tmp_path, ranges=True, stalls_after=number) as address,
+            pytest.raises(LongVLMError, match=r"(Can't reach|Reading) .*film\.mkv"),
+        ):
+            read(f"{address}/film.mkv", Sampling(num_frames=20), frames_per_segment=4)
+        assert time.monotonic() - began < 60
 
 
 MEASURE = """

@@ -50,6 +50,12 @@ def test_an_animation_is_not_taken_for_its_first_picture(tmp_path, suffix):
         open_video(tmp_path / f"moving.{suffix}")
 
 
+def test_a_photo_with_previews_is_its_main_picture(tmp_path):
+    main, preview = (Image.fromarray(barcode(number)) for number in (3, 4))
+    main.save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=[preview])
+    assert numbers(tmp_path / "photo.jpg") == [(0, 3)]
+
+
 def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path):
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(64, 0)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")

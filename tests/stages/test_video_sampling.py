@@ -143,3 +143,11 @@ def test_fps_is_for_sources_without_times_of_their_own(video_path):
         LongVLMError, match=r"short.mp4 carries its own frame times, .*rate of 3 .*Leave the frame rate out"
     ):
         open_video(video_path, fps=3)
+
+
+def test_more_moments_than_memory_holds_are_refused(tmp_path):
+    path = write_video(tmp_path / "slow.mkv", 2, pts_milliseconds=[0, 20_000_000_000])
+    with open_video(path) as video:
+        with pytest.raises(LongVLMError, match=r"1 frames a second from 0 s to 2.*e\+07 s are more than 10,000,000"):
+            video.planned_times(Sampling(num_frames=None, fps=1))
+        assert len(video.planned_times(Sampling(num_frames=2))) == 2

@@ -175,3 +175,14 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
     run(*command).must_complain("runs holds a study that differs in both; choose another folder with --runs")
     tiny_study(tmp_path, text_width=64)
     run(*command).must_complain("runs holds a study that differs in text_width")
+
+
+def test_a_row_that_is_always_wrong_has_an_interval_all_the_same() -> None:
+    runs = [Run("r", seed, 1.0, [(video, "first", False) for video in range(50)]) for seed in (0, 1)]
+    share, low, high = score_row(Row("r", seeds=2), runs).shares["first"]
+    assert (share, low) == (0.0, 0.0) and high == pytest.approx(0.071, abs=0.002)
+
+
+def test_blocks_too_short_for_an_event_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LongVLMError, match=r"block_seconds is 4; an event and the gap after it take 4\.75"):
+        load_study(tiny_study(tmp_path, block_seconds=4, rows=[{"name": "a", "frames_per_segment": 2}]))

@@ -255,6 +255,11 @@ def test_stored_features_are_checked_by_their_header(small_recipe: Path) -> None
     with pytest.raises(LongVLMError, match=message):
         inspect_features(path, name, fingerprint, settings, 100)
     assert inspect_features(path, name, fingerprint, settings, index.num_frames) == stored
+    short = small_recipe.parent / "short.longvlm"
+    dataclasses.replace(index, lost_seconds=2.5).save(short)
+    assert inspect_features(short, name, fingerprint, settings, 100).num_segments == index.num_segments
+    with pytest.raises(LongVLMError, match=r"has 2 segments of .* where 1 are expected \(model.num_frames=1\)"):
+        inspect_features(short, name, fingerprint, settings, 1)
     damaged = small_recipe.parent / "damaged.longvlm"
     damaged.write_bytes(path.read_bytes()[:100])
     with pytest.raises(LongVLMError, match=r"damaged\.longvlm can't be read"):

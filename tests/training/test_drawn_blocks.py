@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from longvlm.errors import LongVLMError
 from longvlm.training.drawn_blocks import (
     BlockPlan,
     DrawnBlocks,
@@ -81,3 +82,12 @@ def test_a_short_last_segment_repeats_its_frames() -> None:
         on_screen = {k for k, event in enumerate(scene.events) if event.pose(time_seconds).visible}
         assert set(shown[place].tolist()) - {NO_EVENT} <= on_screen
     assert not torch.equal(last.frames.pixels[0], last.frames.pixels[4])
+
+
+def test_short_segments_end_where_an_event_still_fits() -> None:
+    plans = plan_blocks(200, [1, 2], first_seed=0, segment_seconds=5.0)
+    assert {plan.short_by_seconds for plan in plans if plan.num_segments == 1} == {0}
+    assert max(plan.short_by_seconds for plan in plans) == 4
+    assert all(plan.scene(5.0).duration_seconds == 5 * plan.num_segments - plan.short_by_seconds for plan in plans)
+    with pytest.raises(LongVLMError, match="A segment of 4 s has no room for an event"):
+        plan_blocks(1, [1], first_seed=0, segment_seconds=4.0)

@@ -27,7 +27,7 @@ from longvlm.training.curves import draw_curve
 from longvlm.training.finetune import train
 from longvlm.training.parameters import collect_part, is_trained, prepare_parts, video_token_ids
 from longvlm.training.recipe import LearningRates, LoraSettings
-from longvlm.training.run_folder import CHECKPOINTS, HISTORY_FILE
+from longvlm.training.run_folder import CHECKPOINTS, HISTORY_FILE, MODEL
 from longvlm.world.scene import make_scene
 from longvlm.world.video import write_video
 
@@ -173,6 +173,16 @@ def test_the_encoder_learns_from_videos(small_recipe: Path, tmp_path: Path) -> N
     with pytest.raises(LongVLMError, match="comes with features, from which an encoder can't learn"):
         run(small_recipe, tmp_path / "other", "learning_rates.encoder=1e-3")
 
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "videos", damaged)
+    cut = damaged / "some" / "v3.mp4"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    learned = [*SHORT, f"data.0.videos={damaged}", "model.num_frames=8", "learning_rates.encoder=1e-3"]
+    with pytest.raises(LongVLMError, match=r"1 of 6 videos can't be learned from, .*v3\.mp4.* set missing: drop for"):
+        run(small_recipe, tmp_path / "refused", *learned)
+    _, said = run(small_recipe, tmp_path / "dropped", *learned, "data.0.missing=drop")
+    assert any("1 of 7 rows dropped" in line for line in said)
+
     # A frozen encoder reads the same videos once, and keeps their features.
     run(small_recipe, tmp_path / "frozen", *SHORT, *source)
     assert len(list((tmp_path / "frozen" / "features").glob("*.longvlm"))) == 6
@@ -244,6 +254,15 @@ def test_rows_without_their_video_are_dropped_when_asked(small_recipe: Path, tmp
     changes = [*SHORT, f"data.0.features={features}", "data.0.missing=drop"]
     _, said = run(small_recipe, tmp_path / "run", *changes)
     assert any("1 of 7 rows dropped, since their video is not there" in line for line in said)
+
+    # Stopped now, it would go on in another order.
+    shutil.rmtree(tmp_path / "run" / MODEL)
+    shutil.copy(small_recipe.parent / "features" / "v2.longvlm", features)
+    with pytest.raises(LongVLMError, match="holds a run on other rows: videos or features have come or gone"):
+        run(small_recipe, tmp_path / "run", *changes)
+    (features / "v2.longvlm").unlink()
+    _, said = run(small_recipe, tmp_path / "run", *changes)
+    assert any("going on from" in line for line in said)
 
 
 def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(

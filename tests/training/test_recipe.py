@@ -49,6 +49,7 @@ def test_changes_reach_every_depth() -> None:
         ("output=null", r"lacks the key 'output'"),
         ("seed=many", r"seed is 'many'; a whole number is expected"),
         ("seed=true", r"seed is True; a whole number is expected"),
+        ("seed=4294967296", r"seed is 4294967296; it must be less than 4294967296"),
         ("schedule.epochs=[1]", r"epochs is \[1\]; a number is expected"),
         ("schedule.epochs=0", r"epochs is 0.0; it must be above 0"),
         ("schedule.shape=square", r"shape is 'square'; choose one of cosine, linear, constant"),
@@ -72,6 +73,8 @@ def test_features_take_the_place_of_videos() -> None:
     (source,) = load_recipe("tiny.yaml", ["data.0.features=features"]).data
     assert (source.features, source.videos) == (Path("features"), None)
     (source,) = load_recipe("paper.yaml", ["data.0.videos=videos"]).data
+    assert (source.features, source.videos) == (None, Path("videos"))
+    (source,) = load_recipe("paper.yaml", ["data.0.videos=videos", "data.0.features=null"]).data
     assert (source.features, source.videos) == (None, Path("videos"))
 
 

@@ -173,3 +173,9 @@ def test_the_vocabulary_is_small_and_complete(asked: list[tuple[Scene, list[Ques
 def test_unknown_kinds_are_refused() -> None:
     with pytest.raises(LongVLMError, match="'smell'"):
         make_questions(make_scene(0, 20.0), seed=0, kinds=["smell"])
+
+
+def test_the_chance_of_nothing_is_that_of_its_being_asked() -> None:
+    asked = [q for seed in range(600) for q in make_questions(make_scene(5000 + seed, 30.0), seed=0, kinds=["at"])]
+    nothing = sum(question.answer == "nothing" for question in asked) / len(asked)
+    assert sum(question.chance for question in asked) / len(asked) == pytest.approx(nothing, abs=0.035)

@@ -17,6 +17,7 @@ from longvlm.commands import console
 from longvlm.commands.loading import load_model, obtain_index, require_source
 from longvlm.commands.options import AnswerOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
+from longvlm.stages.video_access import display_source
 
 if sys.platform != "win32":
     import resource
@@ -100,7 +101,7 @@ def describe(
         total_seconds=total_seconds,
     )
     return {
-        "video": console.printable(video),
+        "video": console.printable(display_source(video)),
         "duration_seconds": index.video.duration_seconds,
         "frames": index.num_frames,
         "frame_times": index.frame_times,

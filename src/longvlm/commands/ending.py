@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import socket
@@ -44,6 +45,8 @@ def run_to_end(app: typer.Typer, name: str) -> int:
     0 done; 1 done but for some videos or rows, which were named; 2 a mistake in the input, told in one line;
     130 Ctrl-C; 143 SIGTERM; 70 a defect of ours, which keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may have characters that the terminal's encoding lacks
     with _ending_soon_after_signals():
         status = _run(app, name)
         if status in _LAST_WORD:

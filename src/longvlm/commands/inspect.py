@@ -17,10 +17,14 @@ def inspect(video: str, output: Path, video_options: VideoOptions, model_options
     if is_index(video):
         raise LongVLMError(f"{video} is an index and holds no pictures; inspect the video that it was made from.")
     require_writable(output)
+    if "://" not in video and output.exists() and output.samefile(video):
+        raise LongVLMError(f"{output} is the video itself; choose another name for the page.")
     with console.Progress("Loading the model") as progress:
         model = load_model(model_options)
-        from longvlm.report.inspect import write_page
+        from longvlm.report.inspect import require_readable_twice, write_page
 
+        if "://" in video:
+            require_readable_twice(video, video_options.frame_rate, allow_references=video_options.allow_references)
         index = encode_video(model, video, video_options, progress)
         progress.begin("Drawing the page")
         write_page(

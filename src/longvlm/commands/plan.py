@@ -11,7 +11,7 @@ from longvlm.commands.ask import measure_peak_memory
 from longvlm.commands.loading import load_model, plan_sampling, require_source
 from longvlm.commands.options import ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
-from longvlm.stages.video_access import is_index
+from longvlm.stages.video_access import display_source, is_index
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -52,7 +52,7 @@ def plan(video: str, video_options: VideoOptions, model_options: ModelOptions, a
 def describe(video: str, info: VideoInfo, model: LongVLM, made: Plan) -> dict[str, Any]:
     counts, memory, seconds = made.counts, made.memory, made.seconds
     return {
-        "video": console.printable(video),
+        "video": console.printable(display_source(video)),
         "duration_seconds": info.duration_seconds,
         **dataclasses.asdict(counts),
         "fits_context": counts.fits,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import random
 import re
@@ -211,7 +212,7 @@ class Judge:
                     messages=messages,  # type: ignore[arg-type]  # plain dictionaries are what it documents
                     temperature=0,
                 )
-                return answer.choices[0].message.content or "", _version(answer)
+                return _text_of(answer.choices[0].message.content), _version(answer)
             except openai.APIStatusError as error:
                 reason, header = _status_reason(error), error.response.headers.get("retry-after")
                 if error.status_code in _HOPELESS or error.code == "insufficient_quota":
@@ -232,6 +233,11 @@ class Judge:
     def _stop(self, reason: str, remedy: str) -> LongVLMError:
         kept = f" What was judged is kept in {self._kept.path}." if self._kept.lines else ""
         return LongVLMError(f"The judge {self.model} at {self.url} failed: {reason}; {remedy}.{kept}")
+
+
+def _text_of(content: Any) -> str:
+    """A message's content as text; servers also send none, or lists of parts, which the client hands on as they are."""
+    return content if isinstance(content, str) else "" if content is None else json.dumps(content)
 
 
 def require_client() -> None:

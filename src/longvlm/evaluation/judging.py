@@ -71,6 +71,8 @@ class JudgePrompt:
         texts = {"answer": row.answer}
         for number, question, prediction in zip(numbers, row.questions, predictions, strict=True):
             texts |= {f"question{number}": question, f"prediction{number}": prediction}
+        # Half of an emoji, which JSON can hold, can't be sent.
+        texts = {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}
         messages = [{"role": "user", "content": string.Template(self.user).substitute(texts)}]
         return [{"role": "system", "content": self.system}, *messages] if self.system else messages
 

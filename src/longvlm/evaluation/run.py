@@ -127,7 +127,9 @@ def run_benchmark(
             predictor = Predictor(model, benchmark, videos, asking, failures)
         kept = stack.enter_context(JsonLines(output / "judgements.jsonl"))
         judged = _JudgePart(benchmark, rows, judge, kept)
-        judged.require_reachable(known_predictions(rows, files))
+        known = known_predictions(rows, files)
+        waiting = [row for row in rows if row.key not in known]
+        judged.require_reachable(known, more_to_come=videos is not None and _has_any_video(waiting, videos, benchmark))
         predictions = complete_predictions(rows, files, predictor, on_progress)
         failed = [Failure(line["video"], line["reason"]) for line in failures.lines]
         if failed and not predictions:
@@ -160,15 +162,15 @@ class _JudgePart:
     def num_unreached(self) -> int:
         return self._judge.unreached if self._judge else 0
 
-    def require_reachable(self, predictions: Predictions) -> None:
+    def require_reachable(self, predictions: Predictions, *, more_to_come: bool) -> None:
         """Raise LongVLMError where the judge can't be reached, before hours of answering questions that it is to judge.
 
-        `predictions` are those there are: where they are all, and judged, there is nothing to reach it for.
+        `predictions` are those there are: where no more come, and all are judged, there is nothing to reach it for.
         """
         if self._judge is None:
             return
         judged = all(self._judge.has_reply(request) for request in self._requests_about(predictions).values())
-        if not judged or any(row.key not in predictions for row in self._rows):
+        if more_to_come or not judged:
             self._judge.require_reachable()
 
     def complete(self, predictions: Predictions, on_progress: Progress | None) -> None:
@@ -272,13 +274,17 @@ def _short(value: Any) -> str:
 
 
 def _require_any_video(rows: Sequence[Row], videos: Path, benchmark: Benchmark) -> None:
-    names = list(dict.fromkeys(row.video_name for row in rows if row.predictions is None))
-    if names and not any(find_video(videos, name, benchmark) for name in names):
-        stem = benchmark.video_stems(names[0])[0]
+    rows = [row for row in rows if row.predictions is None]
+    if rows and not _has_any_video(rows, videos, benchmark):
+        stem, count = benchmark.video_stems(rows[0].video_name)[0], len({row.video_name for row in rows})
         raise LongVLMError(
-            f"None of the {len(names)} videos of the annotations is in {videos}: looked, for example, for "
+            f"None of the {count} videos of the annotations is in {videos}: looked, for example, for "
             f"{stem}{benchmark.video_suffixes[0]}; check --videos."
         )
+
+
+def _has_any_video(rows: Sequence[Row], videos: Path, benchmark: Benchmark) -> bool:
+    return any(find_video(videos, name, benchmark) for name in dict.fromkeys(row.video_name for row in rows))
 
 
 def _results(

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from longvlm.errors import LongVLMError
@@ -22,11 +23,11 @@ from longvlm.index.feature_pickles import read_pickled_array
 from longvlm.index.reference_features import write_reference_features
 from longvlm.index.video_folders import ListedVideo
 from longvlm.stages.video import VideoReader, open_video
-from longvlm.stages.video_access import display_name
+from longvlm.stages.video_access import display_source
 from longvlm.video_index import OtherVersionError, VideoIndex
 from longvlm.whole_files import make_folder, write_whole
 
-FAILURES_FILE = "failures.json"
+FAILURES_FILE, DAMAGED_FILE = "failures.json", "damaged.json"
 DEFAULT_DECODERS = 2
 _REMEDY = "Write to another folder, or remove that file."
 
@@ -64,16 +65,20 @@ class FeatureFolders:
             return None
         return self.local_pickles / f"{video_id}.pkl", self.memory_pickles / f"{video_id}.pkl"
 
-    def hold(self, video_id: str, extractor: Extractor) -> bool:
-        """Whether all files of a video are there; a damaged one counts as missing and is made again.
+    def hold(self, video_id: str, extractor: Extractor, *, lost_its_end: bool = False) -> bool:
+        """Whether all files of a video are there; a damaged file counts as missing and is made again.
 
+        A video that `lost_its_end` has fewer segments.
         Raises LongVLMError where its index was made with other settings than the `extractor`'s, or by a newer
         version, and where pickles have another shape than they would get; they say nothing of other settings.
         """
         index_file, pickles = self.index_file(video_id), self.pickle_files(video_id)
         if pickles is not None:
-            checks = _require_local_rows, _require_memory_rows
-            if not all(_holds_features(path, extractor, check) for path, check in zip(pickles, checks, strict=True)):
+            local_path, memory_path = pickles
+            require_local_rows = partial(_require_local_rows, at_most=lost_its_end)
+            if not _holds_features(local_path, extractor, require_local_rows):
+                return False
+            if not _holds_features(memory_path, extractor, _require_memory_rows):
                 return False
         if index_file is None:
             return True
@@ -114,18 +119,17 @@ def _holds_features(path: Path, extractor: Extractor, require_rows: Callable[[Pa
     return True
 
 
-def _require_local_rows(path: Path, num_rows: int, extractor: Extractor) -> None:
-    """As many as the frames make; how many those are, only `num_frames` says beforehand."""
+def _require_local_rows(path: Path, num_rows: int, extractor: Extractor, *, at_most: bool) -> None:
+    """As many as the frames make, or `at_most` so many; how many those are, only `num_frames` says beforehand."""
     num_frames, compression = extractor.sampling.num_frames, extractor.compression
     each = compression.tokens_per_segment
-    if num_frames is not None:
-        expected = math.ceil(num_frames / compression.frames_per_segment) * each
-        if num_rows != expected:
-            raise LongVLMError(
-                f"{path} is there already, but has {num_rows} rows, where {num_frames} frames in segments of "
-                f"{compression.frames_per_segment} give {expected}. {_REMEDY}"
-            )
-    elif num_rows % each:
+    expected = None if num_frames is None else math.ceil(num_frames / compression.frames_per_segment) * each
+    if expected is not None and num_rows != expected and not (at_most and num_rows < expected):
+        raise LongVLMError(
+            f"{path} is there already, but has {num_rows} rows, where {num_frames} frames in segments of "
+            f"{compression.frames_per_segment} give {expected}. {_REMEDY}"
+        )
+    if num_rows % each:
         raise LongVLMError(
             f"{path} is there already, but has {num_rows} rows, which is no multiple of the {each} that a segment "
             f"gives. {_REMEDY}"
@@ -219,6 +223,7 @@ def extract(
     `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`, beside those of earlier
     extractions of other videos; there is no such file where nothing failed.
     `frame_rate` and `allow_references` are those of `open_video`.
+    Videos with a damaged end, and how many seconds of it were lost, are kept in `damaged.json` beside it, by id.
     Raises LongVLMError where a folder can't be written to, what is written stays whole, and where features are
     there that were made in another way, as `FeatureFolders.hold` tells.
     """
@@ -227,9 +232,11 @@ def extract(
     for folder in folders.folders:
         make_folder(folder)
     report = Report(failures=list(known_failures))
-    waiting = [video for video in videos if not folders.hold(video.id, extractor)]
+    damaged_path = folders.folders[0] / DAMAGED_FILE
+    damaged = read_damaged(damaged_path)
+    waiting = [v for v in videos if not folders.hold(v.id, extractor, lost_its_end=v.id in damaged)]
     report.num_skipped = len(videos) - len(waiting)
-    not_reached = {display_source(video) for video in waiting}
+    not_reached = {display_source(video.source) for video in waiting}
     pace = _Pace(len(waiting), on_progress)
 
     def open_reader(video: ListedVideo) -> VideoReader:
@@ -238,29 +245,29 @@ def extract(
     decoding_videos = decode_ahead(waiting, open_reader, extractor.read, num_threads=num_decoders)
     try:
         for decoding in decoding_videos:
-            name = display_source(decoding.video)
+            name = display_source(decoding.video.source)
             try:
                 index = _encode(decoding, extractor, pace)
             except VideoFailed as failure:
                 report.failures.append(Failure(name, str(failure)))
             else:
-                folders.save(decoding.video.id, index, extractor)
+                video, lost_seconds = decoding.video.id, index.lost_seconds
+                if damaged.get(video, 0.0) != lost_seconds:  # noted before its features, which may be fewer
+                    damaged[video] = lost_seconds
+                    write_damaged(damaged_path, damaged)
+                folders.save(video, index, extractor)
                 report.num_written += 1
-                if index.lost_seconds > 0:
-                    report.lost_seconds[name] = index.lost_seconds
+                if lost_seconds > 0:
+                    report.lost_seconds[name] = lost_seconds
             not_reached.discard(name)
             pace.count_video()
     finally:
         decoding_videos.close()
         path = folders.folders[0] / FAILURES_FILE
-        tried = {display_source(video) for video in videos} - not_reached | {one.video for one in report.failures}
+        named = {display_source(video.source) for video in videos}
+        tried = named - not_reached | {one.video for one in report.failures}
         write_failures(path, [*(one for one in read_failures(path) if one.video not in tried), *report.failures])
     return report
-
-
-def display_source(video: ListedVideo) -> str:
-    """A video's path, or its address without what may be secret."""
-    return display_name(video.source) if "://" in video.source else video.source
 
 
 def _encode(decoding: DecodingVideo, extractor: Extractor, pace: _Pace) -> VideoIndex:
@@ -285,6 +292,22 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
         rows = [dataclasses.asdict(failure) for failure in failures]
         text = json.dumps(rows, indent=1, ensure_ascii=False)
         write_whole(path, text.encode("utf-8", "replace"))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_damaged(path: Path) -> dict[str, float]:
+    """Seconds lost at the ends of videos, by id, that `write_damaged` wrote; none where there is no such file."""
+    try:
+        return {str(video): float(seconds) for video, seconds in json.loads(path.read_bytes()).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def write_damaged(path: Path, lost_seconds: dict[str, float]) -> None:
+    """Write what was lost at the ends of videos; where nothing was, there is no file."""
+    if damaged := {video: seconds for video, seconds in lost_seconds.items() if seconds > 0}:
+        write_whole(path, json.dumps(damaged, indent=1).encode())
     else:
         path.unlink(missing_ok=True)
 

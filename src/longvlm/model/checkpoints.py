@@ -275,6 +275,10 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
         with readable_tokenizer(folder):
             processor = LongVLMProcessor.from_pretrained(folder, trust_remote_code=False)
         processor.compression = config.compression
+        if config.vision_tower is not None:  # in place of the one that the processor was saved with
+            images = read_image_settings(_tower_folder(folder, config))
+            processor.image_mean, processor.image_std = list(images.mean), list(images.std)
+            processor.image_size = config.vision_config.image_size
         if config.projector is not None and ReferenceProjector.open(config.projector).adapt_tokenizer(
             processor.tokenizer
         ):

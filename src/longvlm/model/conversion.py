@@ -26,7 +26,14 @@ from longvlm.model.settings_files import change_config, copy_settings
 from longvlm.model.trained_part import TrainedPart, base_of, lay_over_stored, require_part
 from longvlm.model.weight_files import StoredTensor, open_tensors
 from longvlm.model.weight_names import saved_name
-from longvlm.model.weight_writing import MAX_SHARD_SIZE, OnProgress, require_new_folder, whole_folder, write_weights
+from longvlm.model.weight_writing import (
+    MAX_SHARD_SIZE,
+    OnProgress,
+    require_new_folder,
+    whole_folder,
+    write_json,
+    write_weights,
+)
 
 
 def import_llava(
@@ -160,7 +167,9 @@ def _merge_projector(
         write_weights(new, tensors, max_shard_size=max_shard_size, on_progress=on_progress)
         copy_settings(folder, new)
         projector_type = "linear" if projector.num_layers == 1 else "mlp2x_gelu"
-        change_config(new, vocab_size=config.text_config.vocab_size, mm_projector_type=projector_type)
+        change_config(new, vocab_size=config.text_config.vocab_size)
+        # Where the base's config has no such key, readers take the projector for a linear one.
+        write_json(new / "config.json", read_json(new / "config.json") | {"mm_projector_type": projector_type})
         tokenizer = load_tokenizer(folder)
         if projector.adapt_tokenizer(tokenizer):
             tokenizer.save_pretrained(new)

@@ -256,6 +256,12 @@ class LongVLMProcessor(ProcessorMixin):
         after_answer = self._apply(conversation, False).rpartition("ANSWER")[2]
         return "" if after_answer.strip() else self.tokenizer.eos_token or ""
 
+    def break_up_reserved(self, text: str) -> str:
+        """The text with a blank in each word that would be read as a control token: "< s>"."""
+        for token in sorted(self._reserved_words(), key=len, reverse=True):
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
+        return text
+
     def _reserved_words(self) -> list[str]:
         """Texts that the tokenizer would read as control tokens wherever they stand, a user's words included."""
         video_tokens = (self.video_token, self.video_start_token, self.video_end_token)

@@ -56,6 +56,15 @@ def choose_segments(num_segments: int, frames_per_segment: int) -> list[int]:
     return [i * num_segments // most for i in range(most)]
 
 
+def require_readable_twice(video: str | Path, frame_rate: float | None, *, allow_references: bool) -> None:
+    """Raise LongVLMError for a live stream, before it is encoded."""
+    with open_video(video, fps=frame_rate, allow_references=allow_references) as reader:
+        if reader.info.duration_seconds is None:
+            raise LongVLMError(
+                f"{reader.info.name} is a live stream, which can't be read twice; record a part of it and inspect that."
+            )
+
+
 def read_pictures(
     video: str | Path, index: VideoIndex, shown: list[int], *, frame_rate: float | None, allow_references: bool
 ) -> dict[int, list[str]]:
@@ -63,12 +72,8 @@ def read_pictures(
     wanted = set(shown)
     pictures = {}
     with open_video(video, fps=frame_rate, allow_references=allow_references) as reader:
-        if reader.info.duration_seconds is None:
-            raise LongVLMError(
-                f"{video} is a live stream, which can't be read twice; record a part of it and inspect that."
-            )
         if reader.info.fingerprint != index.video.fingerprint:
-            raise LongVLMError(f"{video} has changed since it was encoded; encode it again.")
+            raise LongVLMError(f"{reader.info.name} has changed since it was encoded; encode it again.")
         segments = reader.segments(
             index.sampling,
             frames_per_segment=index.compression.frames_per_segment,

@@ -10,6 +10,7 @@ dtype.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import string
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +24,10 @@ from longvlm.clock import StageClock
 from longvlm.errors import LongVLMError
 from longvlm.types import Answer, Timings
 
+_NO_CHARACTER, _MOST_BYTES_OF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}", 4
 # An end of a text that later tokens may still change: a character of which bytes are missing, or white space,
 # which is shown only if something follows it.
-_UNSETTLED = "\N{REPLACEMENT CHARACTER}" + string.whitespace
+_UNSETTLED = _NO_CHARACTER + string.whitespace
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Answerer:
         rooms = [self._room(prompt, decoding) for prompt in prompts]
         steps: list[list[int]] = []
         finished = [False] * len(prompts)
-        for chosen in clock.each("generate_seconds", self._tokens(logits, mask, cache, decoding)):
+        for chosen in clock.each("generate_seconds", self._tokens(prompts, logits, mask, cache, decoding)):
             steps.append(chosen)
             finished = [
                 done or token in self._stop_ids or len(steps) == room
@@ -172,7 +174,7 @@ class Answerer:
         new_ids: list[int] = []
         shown = ""
         try:
-            for (token,) in clock.each("generate_seconds", self._tokens(logits, mask, cache, decoding)):
+            for (token,) in clock.each("generate_seconds", self._tokens([prompt], logits, mask, cache, decoding)):
                 new_ids.append(token)
                 if token in self._stop_ids or len(new_ids) == room:
                     break
@@ -221,19 +223,16 @@ class Answerer:
         return logits
 
     def _tokens(
-        self, logits: torch.Tensor, mask: torch.Tensor, cache: Cache, decoding: Decoding
+        self, prompts: Sequence[Prompt], logits: torch.Tensor, mask: torch.Tensor, cache: Cache, decoding: Decoding
     ) -> Iterator[list[int]]:
         """Endlessly, each row's next token; a step is computed only when its token is asked for."""
-        generator = torch.Generator(logits.device)
-        if decoding.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(decoding.seed)
+        generators = [_make_generator(decoding.seed, prompt, logits.device) for prompt in prompts]
         while True:
             if decoding.temperature == 0:
                 token = logits.argmax(-1, keepdim=True)
             else:
-                token = torch.multinomial(_sharpen(logits, decoding.temperature), 1, generator=generator)
+                rows = zip(_sharpen(logits, decoding.temperature), generators, strict=True)
+                token = torch.stack([torch.multinomial(shares, 1, generator=generator) for shares, generator in rows])
             yield token[:, 0].tolist()
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             logits = self._forward(token.to(mask.device), mask, cache)
@@ -284,7 +283,7 @@ class Answerer:
     def _to_answer(self, prompt: Prompt, new_ids: list[int], cached_tokens: int, clock: StageClock) -> Answer:
         """An answer of the tokens up to the first stop token, which counts but says nothing."""
         stop = next((place for place, token in enumerate(new_ids) if token in self._stop_ids), None)
-        spoken = new_ids if stop is None else new_ids[:stop]
+        spoken = self._without_half_a_character(new_ids) if stop is None else new_ids[:stop]
         finish_reason: Literal["stop", "length"] = "length" if stop is None else "stop"
         return Answer(
             question=prompt.question,
@@ -300,12 +299,32 @@ class Answerer:
             ),
         )
 
+    def _without_half_a_character(self, token_ids: list[int]) -> list[int]:
+        """Where an answer is cut within a character, some tokenizers lose those before it, too: then without it."""
+        text = self._decode(token_ids)
+        for cut in range(1, _MOST_BYTES_OF_A_CHARACTER if text.endswith(_NO_CHARACTER) else 1):
+            shorter = self._decode(token_ids[:-cut])
+            if not shorter.endswith(_NO_CHARACTER) and not text.startswith(shorter):
+                return token_ids[:-cut]
+        return token_ids
+
 
 def _crop(cache: Cache, num_tokens: int) -> None:
     """Forget what the cache holds behind its first `num_tokens` tokens."""
     surplus = cache.get_seq_length() - num_tokens
     if surplus > 0:
         cache.crop(-surplus)
+
+
+def _make_generator(seed: int | None, prompt: Prompt, device: torch.device) -> torch.Generator:
+    """What a row of a batch is sampled with; by a seed, so that it says the same whoever else is in the batch."""
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        asked = repr((seed, prompt.video_fingerprint, prompt.token_ids)).encode()
+        generator.manual_seed(int.from_bytes(hashlib.sha256(asked).digest()[:8], "little"))
+    return generator
 
 
 def _sharpen(logits: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -22,7 +22,7 @@ from longvlm.stages.video_access import display_name, kind_of_path, local_path, 
 from longvlm.stages.video_container import ContainerSource
 from longvlm.stages.video_fitting import fit_picture
 from longvlm.stages.video_pictures import IMAGE_SUFFIXES, ArraySource, ImageSource, PictureSource
-from longvlm.types import Fit, Frames, Sampling, VideoInfo, fill_places
+from longvlm.types import MOST_FRAMES, Fit, Frames, Sampling, VideoInfo, fill_places
 
 VideoSource = str | Path | Sequence[str | Path] | np.ndarray
 
@@ -201,13 +201,25 @@ def _positions_by_rate(times: np.ndarray, sampling: Sampling, readable_end_secon
     """The frame shown at each time start + i/fps, each once; more than max_frames are thinned evenly."""
     assert sampling.fps is not None
     end = min(readable_end_seconds, sampling.end_seconds if sampling.end_seconds is not None else math.inf)
-    num_targets = max(1, math.ceil((end - sampling.start_seconds) * sampling.fps - 1e-9))
+    num_targets = _count_moments(sampling, end)
     targets = sampling.start_seconds + np.arange(num_targets) / sampling.fps
     # A hair of tolerance, so that rounding doesn't show the frame before the one that begins at the target.
     positions = np.unique(np.searchsorted(times, targets + 1e-9, side="right") - 1)
     if sampling.max_frames is not None and len(positions) > sampling.max_frames:
         positions = positions[sample_indices(len(positions), sampling.max_frames)]
     return positions.tolist()
+
+
+def _count_moments(sampling: Sampling, end_seconds: float) -> int:
+    """How many times start + i/fps lie before the end. Raises LongVLMError where they fill the memory."""
+    assert sampling.fps is not None
+    moments = (end_seconds - sampling.start_seconds) * sampling.fps
+    if moments > MOST_FRAMES:
+        raise LongVLMError(
+            f"{sampling.fps:g} frames a second from {sampling.start_seconds:g} s to {end_seconds:g} s are more than "
+            f"{MOST_FRAMES:,}; look at fewer with num_frames, a lower fps, or an earlier end."
+        )
+    return max(1, math.ceil(moments - 1e-9))
 
 
 def _nearest_keyframes(
@@ -231,7 +243,7 @@ def _live_targets(name: str, sampling: Sampling) -> Iterator[float]:
         raise LongVLMError(f"{name} is a live stream, whose keyframes can't be known ahead; sample it exactly.")
     fps, start = sampling.fps, sampling.start_seconds
     if sampling.end_seconds is not None:
-        num_targets = max(1, math.ceil((sampling.end_seconds - start) * fps - 1e-9))
+        num_targets = _count_moments(sampling, sampling.end_seconds)
         wanted = min(num_targets, sampling.max_frames or num_targets)
         return (start + index / fps for index in sample_indices(num_targets, wanted))
     if sampling.max_frames is None:

@@ -82,6 +82,11 @@ def display_name(source: str) -> str:
     return printable(parts._replace(netloc=netloc, query="", fragment="").geturl())
 
 
+def display_source(source: str) -> str:
+    """A path as it was given, or an address without its secrets."""
+    return display_name(source) if "://" in source else source
+
+
 def _split(address: str) -> SplitResult:
     try:
         return urlsplit(address)
@@ -137,6 +142,8 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
     if scheme.startswith("http"):
         # FFmpeg trips over servers that close without saying so; asked to keep open, they do.
         options["multiple_requests"] = "1"
+        # PyAV's own limit holds for one call at a time, and a reader that is let go of switches it off.
+        options["rw_timeout"] = str(int(NETWORK_TIMEOUT_SECONDS * 1e6))
     if scheme.startswith("rtsp"):
         formats += ",rtsp,sdp,rtp"
         options["rtsp_transport"] = "tcp"

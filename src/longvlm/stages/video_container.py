@@ -174,9 +174,11 @@ class ContainerSource:
         return self._decoder.time_base
 
     def _is_live(self) -> bool:
+        container = self._decoder.container
+        if container.format.name in ("hls", "dash"):  # the size is that of the playlist's text
+            return container.duration is None
         if self._scheme == "file":
             return False
-        container = self._decoder.container
         return self._scheme.startswith("rtsp") or (container.duration is None and container.size <= 0)
 
     def _scan(self) -> Timeline:

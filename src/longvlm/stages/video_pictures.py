@@ -88,7 +88,8 @@ class ImageSource(PictureSource):
         path = self._paths[position]
         try:
             with Image.open(path, formats=_IMAGE_FORMATS) as image:
-                if getattr(image, "is_animated", False) and image.format != "TIFF":
+                # Further pictures of a TIFF are pages, and those that cameras add to a JPEG (MPO) previews.
+                if getattr(image, "is_animated", False) and image.format not in ("TIFF", "MPO"):
                     raise LongVLMError(f"The image {printable(path)} is animated; convert it to mp4.")
                 return _to_rgb(ImageOps.exif_transpose(image))
         # Pillow's readers raise OSError for what is no image or cut short, the others for damage within one.

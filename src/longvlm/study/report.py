@@ -11,6 +11,7 @@ import numpy as np
 
 from longvlm.study.course import KINDS, Run
 from longvlm.study.rows import Row
+from longvlm.world.evaluate import interval_of_share
 
 ALL = "all"
 PLOT_TITLE = "All questions, with 95 % intervals"
@@ -35,7 +36,10 @@ def score_row(row: Row, runs: Sequence[Run]) -> RowScore:
 
 
 def _mean_and_interval(runs: Sequence[Run], kind: str) -> tuple[float, float, float]:
-    """A percentile bootstrap that draws runs, and whole videos: both would be others another time."""
+    """A percentile bootstrap that draws runs, and whole videos: both would be others another time.
+
+    Where all answers are alike, Wilson's interval for as many videos.
+    """
     videos = sorted({video for video, _, _ in runs[0].answers})
     right, asked = np.zeros((2, len(runs), len(videos)))
     for i, run in enumerate(runs):
@@ -43,13 +47,17 @@ def _mean_and_interval(runs: Sequence[Run], kind: str) -> tuple[float, float, fl
             if kind in (its_kind, ALL):
                 right[i, videos.index(video)] += is_right
                 asked[i, videos.index(video)] += 1
+    share = float(right.sum() / asked.sum())
+    if share in (0.0, 1.0):
+        num_asked = int((asked.sum(0) > 0).sum())
+        return share, *interval_of_share(np.full(num_asked, share), np.arange(num_asked))
     rng = np.random.RandomState(0)
     means = []
     for _ in range(_RESAMPLES):
         drawn = np.ix_(rng.randint(0, len(runs), len(runs)), rng.randint(0, len(videos), len(videos)))
         means.append(right[drawn].sum() / max(1, asked[drawn].sum()))
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(right.sum() / asked.sum()), float(low), float(high)
+    return share, float(low), float(high)
 
 
 def as_markdown(scores: Sequence[RowScore]) -> str:

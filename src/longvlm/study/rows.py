@@ -19,6 +19,7 @@ from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.untrained_model import plan_gently
 from longvlm.types import MergeOrder
+from longvlm.world.scene import MIN_SECONDS_PER_EVENT
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ class StudySettings:
         ):
             if getattr(self, name) < 1:
                 raise LongVLMError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.block_seconds < MIN_SECONDS_PER_EVENT:
+            raise LongVLMError(
+                f"block_seconds is {self.block_seconds}; an event and the gap after it take {MIN_SECONDS_PER_EVENT:g}."
+            )
         if len(self.blocks_per_video) != 2 or not 1 <= self.blocks_per_video[0] <= self.blocks_per_video[1]:
             raise LongVLMError(f"blocks_per_video is {list(self.blocks_per_video)}; give the least and the most.")
 

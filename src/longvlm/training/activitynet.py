@@ -135,12 +135,17 @@ def _open_all(
 
 
 def _open(path: Path) -> str | LongVLMError:
-    from longvlm.stages.video import open_video
-
     try:
-        with open_video(path) as reader:
-            if reader.lost_seconds > 0:
-                return LongVLMError(f"The last {reader.lost_seconds:.1f} s of {path} are damaged or missing.")
-            return reader.info.fingerprint
+        return fingerprint_whole(path)
     except LongVLMError as error:
         return error
+
+
+def fingerprint_whole(path: Path) -> str:
+    """The fingerprint of a video's content. Raises LongVLMError where it can't be opened, or its end is cut off."""
+    from longvlm.stages.video import open_video
+
+    with open_video(path) as reader:
+        if reader.lost_seconds > 0:
+            raise LongVLMError(f"The last {reader.lost_seconds:.1f} s of {path} are damaged or missing.")
+        return reader.info.fingerprint

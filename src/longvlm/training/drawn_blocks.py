@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from longvlm.errors import LongVLMError
 from longvlm.training.encoder_school import ASPECTS, POSE_NUMBERS, describe_pose, patch_labels
 from longvlm.training.wear import Wear, draw_wear
 from longvlm.types import Frames, fill_places
 from longvlm.world.render import render_labelled
-from longvlm.world.scene import Scene, make_scene, max_events
+from longvlm.world.scene import MIN_SECONDS_PER_EVENT, Scene, make_scene, max_events
 
 _NO_EVENT_SHARE = 0.12
 _FEW_EVENTS_SHARE = 0.4  # have one or two, however long they are: in long videos most objects stay for long
@@ -44,14 +45,19 @@ class BlockPlan:
 
 
 def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, segment_seconds: float) -> list[BlockPlan]:
-    """The same first blocks, however many are planned."""
+    """The same first blocks, however many are planned. Raises LongVLMError where no event fits into a segment."""
+    if segment_seconds < MIN_SECONDS_PER_EVENT:
+        raise LongVLMError(
+            f"A segment of {segment_seconds:g} s has no room for an event, which takes {MIN_SECONDS_PER_EVENT:g}; "
+            "give it more frames."
+        )
     rng = random.Random(f"blocks {first_seed}")
     plans = []
     for i in range(num_blocks):
         num_segments, short_by = rng.choice(lengths), 0
         if rng.random() < _ENDING_BLOCKS_SHARE:
-            least = _LEAST_SECONDS if num_segments == 1 else 1.0
-            short_by = rng.randint(1, max(1, int(segment_seconds - least)))
+            room = int(segment_seconds - (_LEAST_SECONDS if num_segments == 1 else 1.0))
+            short_by = rng.randint(1, room) if room >= 1 else 0
         most = max_events(num_segments * segment_seconds - short_by)
         few = rng.random() < _FEW_EVENTS_SHARE
         num_events = 0 if rng.random() < _NO_EVENT_SHARE else rng.randint(1, min(2, most) if few else most)

@@ -58,7 +58,7 @@ def inspect_features(
     """What a feature file holds, from its header alone, since a training has thousands of them.
 
     Raises LongVLMError, with both sides and the remedy, for features of another encoder, other settings, or, if given,
-    another `num_frames`.
+    another `num_frames`; a video that has lost its end may have fewer.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -66,6 +66,7 @@ def inspect_features(
             num_segments = file.get_slice("local_features").get_shape()[0]
             settings = Compression.from_dict(json.loads(metadata["compression"]))
             found_name, found_fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
+            lost_its_end = float(metadata["lost_seconds"]) > 0
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise LongVLMError(f"{path} can't be read ({' '.join(str(error).split())}); extract it again.") from error
     if found_fingerprint != encoder_fingerprint:
@@ -79,7 +80,7 @@ def inspect_features(
     if settings != wanted:
         raise _misfit(path, num_segments, settings, wanted)
     expected = num_segments if num_frames is None else -(-num_frames // wanted.frames_per_segment)
-    if num_segments != expected:
+    if num_segments != expected and not (lost_its_end and num_segments < expected):
         raise LongVLMError(
             f"{path} has {num_segments} segments of {wanted.frames_per_segment} frames, where {expected} are expected "
             f"(model.num_frames={num_frames}); set that to what the features have, or extract them again."

@@ -19,6 +19,7 @@ from longvlm.model.checkpoints import resolve_model
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.trained_part import Base, digest_checkpoint
 from longvlm.pipeline import LongVLM
+from longvlm.training.activitynet import fingerprint_whole
 from longvlm.training.checkpointing import (
     PartsTrainer,
     complete_checkpoints,
@@ -41,7 +42,16 @@ from longvlm.training.features import encode_videos, find_features, find_video_f
 from longvlm.training.instructions import Conversation, read_instructions
 from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
 from longvlm.training.recipe import NEW_BASE, DataSource, Recipe
-from longvlm.training.run_folder import BASE, CHECKPOINTS, CURVES, FEATURES, HISTORY_FILE, MODEL, claim_output
+from longvlm.training.run_folder import (
+    BASE,
+    CHECKPOINTS,
+    CURVES,
+    FEATURES,
+    HISTORY_FILE,
+    MODEL,
+    claim_output,
+    claim_samples,
+)
 from longvlm.training.sample_order import plan_samples
 from longvlm.training.sharding import shard_model
 from longvlm.training.tiny_model import write_tiny_model
@@ -72,6 +82,8 @@ def train(recipe: Recipe, say: Say = print) -> Path:
             return recipe.output / MODEL
         start = _open_start(recipe, arguments)
         samples = _gather_samples(recipe, start.opened, arguments, say)
+        with arguments.main_process_first(local=False):
+            claim_samples(recipe.output, [sample.place for sample in samples])
         return _run(recipe, arguments, start, samples, say)
 
 
@@ -135,7 +147,7 @@ def _gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArgument
         rows = read_instructions(source.instructions)
         wanted = {row.video for row in rows if row.video is not None}
         if recipe.learning_rates.encoder is not None:
-            videos: dict[str, Any] = _find_pixels(source, wanted)
+            videos: dict[str, Any] = _find_pixels(source, wanted, say)
         else:
             folder = recipe.output / (FEATURES if len(recipe.data) == 1 else f"{FEATURES}-{number}")
             paths = _find_stored(source, wanted, folder, opened, arguments, say)
@@ -161,13 +173,33 @@ def _gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArgument
     return samples
 
 
-def _find_pixels(source: DataSource, wanted: set[str]) -> dict[str, Path]:
+def _find_pixels(source: DataSource, wanted: set[str], say: Say) -> dict[str, Path]:
+    """Whole videos by id. Raises LongVLMError for others, unless they are to be dropped."""
     if source.features is not None:
         raise LongVLMError(
             f"{source.instructions} comes with features, from which an encoder can't learn; give videos in their "
             "place, or leave learning_rates.encoder out."
         )
-    return {} if source.videos is None else find_video_files(source.videos, wanted)
+    if source.videos is None:
+        return {}
+    paths = find_video_files(source.videos, wanted)
+    say(f"opening {len(paths)} videos of {source.videos}, from which the encoder is to learn")
+    damages = {video: damage for video, path in paths.items() if (damage := _find_damage(path)) is not None}
+    if damages:
+        first = next(iter(damages.values()))
+        told = f"{len(damages)} of {len(paths)} videos can't be learned from, first of them: {first}"
+        if source.missing == "refuse":
+            raise LongVLMError(f"{told} Mend or remove them, or set missing: drop for these data.")
+        say(told)
+    return {video: path for video, path in paths.items() if video not in damages}
+
+
+def _find_damage(video: Path) -> str | None:
+    try:
+        fingerprint_whole(video)
+    except LongVLMError as damage:
+        return str(damage)
+    return None
 
 
 def _find_stored(

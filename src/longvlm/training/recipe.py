@@ -17,6 +17,7 @@ from longvlm.types import Compression, Sampling
 
 NEW_BASE = "new"
 _EITHER = {"features": "videos", "videos": "features"}
+SEEDS = 2**32  # numpy takes no larger ones
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -226,6 +227,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _require_share(held_out_share=self.held_out_share)
         _require_at_least_0(seed=self.seed)
+        if self.seed >= SEEDS:
+            raise LongVLMError(f"seed is {self.seed}; it must be less than {SEEDS}.")
         if not self.data:
             raise LongVLMError("data is empty; give at least one item with instructions.")
         if self.model.load_in_4bit:
@@ -279,7 +282,8 @@ def _apply_change(content: dict[str, Any], change: str) -> None:
     place: Any = content
     for name in names[:-1]:
         place = _step_into(place, name, key)
-    if len(names) == 3 and names[0] == "data" and names[2] in _EITHER and isinstance(place, dict):
+    takes_its_place = len(names) == 3 and names[0] == "data" and names[2] in _EITHER and value is not None
+    if takes_its_place and isinstance(place, dict):
         place.pop(_EITHER[names[2]], None)
     if isinstance(place, list):
         place[_position(place, names[-1], key)] = value

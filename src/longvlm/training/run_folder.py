@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,10 +15,10 @@ from longvlm.errors import LongVLMError
 from longvlm.training.checkpointing import complete_checkpoints, naming_what_is_not_written
 from longvlm.training.instructions import digest_file
 from longvlm.training.recipe import Recipe
-from longvlm.whole_files import first_difference
+from longvlm.whole_files import first_difference, write_whole
 
 CHECKPOINTS, MODEL, BASE, FEATURES, CURVES = "checkpoints", "model", "base", "features", "tensorboard"
-RECIPE_FILE, HISTORY_FILE = "recipe.yaml", "history.json"
+RECIPE_FILE, SAMPLES_FILE, HISTORY_FILE = "recipe.yaml", "samples.sha256", "history.json"
 
 
 def claim_output(recipe: Recipe, num_processes: int) -> None:
@@ -39,6 +42,23 @@ def claim_output(recipe: Recipe, num_processes: int) -> None:
         whole = path.with_suffix(f".{os.getpid()}")
         whole.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
         whole.replace(path)
+
+
+def claim_samples(output: Path, places: Iterable[str]) -> None:
+    """Note the rows that are learned from; raise LongVLMError where there are checkpoints that learned from others.
+
+    Rows whose videos are missing may be dropped, so that they come and go with these.
+    """
+    path, digest = output / SAMPLES_FILE, hashlib.sha256("\n".join(places).encode("utf-8", "replace")).hexdigest()
+    found = path.read_text(encoding="utf-8") if path.is_file() else None
+    if found == digest:
+        return
+    if found is not None and complete_checkpoints(output / CHECKPOINTS):
+        raise LongVLMError(
+            f"{output} holds a run on other rows: videos or features have come or gone since. Put them back, choose "
+            "another output, or remove that folder."
+        )
+    write_whole(path, digest.encode())
 
 
 def _what_decides(recipe: Recipe, num_processes: int) -> dict[str, Any]:

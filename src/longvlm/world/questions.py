@@ -305,6 +305,7 @@ def _ask_at(scene: Scene, rng: random.Random, limit: int) -> list[Question]:
             with_nothing.append(second)
         elif len(near) == 1 and near[0].action != "blink" and _is_near(near[0], second, -EDGE_SECONDS):
             with_object.append((second, near[0]))
+    chance = (NOTHING_SHARE if with_object else 1.0) if with_nothing else OBJECT_CHANCE
     questions = []
     for _ in range(limit):
         if with_nothing and rng.random() < NOTHING_SHARE:
@@ -315,7 +316,7 @@ def _ask_at(scene: Scene, rng: random.Random, limit: int) -> list[Question]:
         else:
             continue
         text = fill(_wording("at", rng), time=clock(second))
-        questions.append(Question("at", text, answer, NOTHING_SHARE, (second, second)))
+        questions.append(Question("at", text, answer, chance, (second, second)))
     return questions
 
 

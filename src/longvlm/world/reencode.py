@@ -55,8 +55,7 @@ def reencode(source: Path, target: Path, how: Reencoding) -> None:
             if how.codec == "libvpx-vp9":
                 new.options = {"deadline": "realtime", "cpu-used": "8", "crf": "36", "b": "0"}
             elif how.codec == "mpeg4":
-                new.options = {"qscale": "6"}
-                new.codec_context.flags |= av.codec.context.Flags.qscale
+                new.options = {"qmin": "6", "qmax": "6"}  # qscale is the program's, not the encoder's
             logo = _draw_logo(new.width, new.height) if how.logo else None
             resize, to_yuv = VideoReformatter(), VideoReformatter()  # setting one up takes longer than converting
             for index, frame in enumerate(_at_rate(reader.decode(old), 1 / old_rate, rate)):
