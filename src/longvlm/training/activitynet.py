@@ -127,25 +127,21 @@ def _open_all(
     """Each file with the fingerprint of its content, or with what keeps it from being read."""
     with ThreadPoolExecutor(num_threads) as threads:
         try:
-            outcomes = threads.map(lambda item: _open(item[0].folder / item[1]), work)
+            outcomes = threads.map(lambda item: open_whole(item[0].folder / item[1]), work)
             for (check, name), outcome in zip(work, outcomes, strict=True):
                 yield check, name, outcome
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _open(path: Path) -> str | LongVLMError:
-    try:
-        return fingerprint_whole(path)
-    except LongVLMError as error:
-        return error
-
-
-def fingerprint_whole(path: Path) -> str:
-    """The fingerprint of a video's content. Raises LongVLMError where it can't be opened, or its end is cut off."""
+def open_whole(path: Path) -> str | LongVLMError:
+    """The fingerprint of a video's content, or why it can't be opened to its end."""
     from longvlm.stages.video import open_video
 
-    with open_video(path) as reader:
-        if reader.lost_seconds > 0:
-            raise LongVLMError(f"The last {reader.lost_seconds:.1f} s of {path} are damaged or missing.")
-        return reader.info.fingerprint
+    try:
+        with open_video(path) as reader:
+            if reader.lost_seconds > 0:
+                return LongVLMError(f"The last {reader.lost_seconds:.1f} s of {path} are damaged or missing.")
+            return reader.info.fingerprint
+    except LongVLMError as error:
+        return error

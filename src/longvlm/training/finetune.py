@@ -8,7 +8,6 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -19,7 +18,6 @@ from longvlm.model.checkpoints import resolve_model
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.trained_part import Base, digest_checkpoint
 from longvlm.pipeline import LongVLM
-from longvlm.training.activitynet import fingerprint_whole
 from longvlm.training.checkpointing import (
     PartsTrainer,
     complete_checkpoints,
@@ -33,26 +31,22 @@ from longvlm.training.conversations import (
     InOrder,
     Sample,
     VideoConversations,
-    count_moved_videos,
     hold_out,
-    require_plain_texts,
 )
 from longvlm.training.curves import Lines, Say, table_of_parts, tensorboard_callback
-from longvlm.training.features import encode_videos, find_features, find_video_files, inspect_features
-from longvlm.training.instructions import Conversation, read_instructions
 from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
-from longvlm.training.recipe import NEW_BASE, DataSource, Recipe
+from longvlm.training.recipe import NEW_BASE, Recipe
 from longvlm.training.run_folder import (
     BASE,
     CHECKPOINTS,
     CURVES,
-    FEATURES,
     HISTORY_FILE,
     MODEL,
     claim_output,
     claim_samples,
 )
 from longvlm.training.sample_order import plan_samples
+from longvlm.training.samples import gather_samples
 from longvlm.training.sharding import shard_model
 from longvlm.training.tiny_model import write_tiny_model
 from longvlm.whole_files import holding
@@ -81,7 +75,7 @@ def train(recipe: Recipe, say: Say = print) -> Path:
             say(f"{recipe.output / MODEL} is trained already; for another training choose another output.")
             return recipe.output / MODEL
         start = _open_start(recipe, arguments)
-        samples = _gather_samples(recipe, start.opened, arguments, say)
+        samples = gather_samples(recipe, start.opened, arguments, say)
         with arguments.main_process_first(local=False):
             claim_samples(recipe.output, [sample.place for sample in samples])
         return _run(recipe, arguments, start, samples, say)
@@ -138,104 +132,6 @@ def _open_start(recipe: Recipe, arguments: TrainingArguments) -> _Start:
         tower = str(Path(tower).absolute())
     recorded = "" if name is None else str(folder.absolute()) if Path(name).is_dir() else name
     return _Start(opened, Base(recorded, digest_checkpoint(folder)), tower)
-
-
-def _gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments, say: Say) -> list[Sample]:
-    """The rows of all data sets with their videos, encoded if need be, and checked."""
-    samples: list[Sample] = []
-    for number, source in enumerate(recipe.data):
-        rows = read_instructions(source.instructions)
-        wanted = {row.video for row in rows if row.video is not None}
-        if recipe.learning_rates.encoder is not None:
-            videos: dict[str, Any] = _find_pixels(source, wanted, say)
-        else:
-            folder = recipe.output / (FEATURES if len(recipe.data) == 1 else f"{FEATURES}-{number}")
-            paths = _find_stored(source, wanted, folder, opened, arguments, say)
-            encoder = (opened.encoder.name, opened.encoder.fingerprint) if paths else ("", "")
-            frames = recipe.model.num_frames
-            videos = {v: inspect_features(path, *encoder, opened.compression, frames) for v, path in paths.items()}
-        samples += _join(source, rows, videos, say)
-    require_plain_texts(samples, opened.processor)
-    if num_moved := count_moved_videos(samples, opened.processor):
-        say(
-            f"{num_moved} of {len(samples)} samples have their video behind the question; the model's chat template "
-            "writes it before, where they learn it"
-        )
-    if not samples:
-        raise LongVLMError("There is not a single row to learn from; give instructions with rows.")
-    without = next((sample.place for sample in samples if sample.video is None), None)
-    if without is not None and recipe.machine.fsdp and recipe.learning_rates.encoder is not None:
-        # The processes gather an encoder's shards together, and one that has no frames would not come.
-        raise LongVLMError(
-            f"{without} has no video, and an encoder that is sharded learns from rows with videos alone; take those "
-            "without out, or leave machine.fsdp out."
-        )
-    return samples
-
-
-def _find_pixels(source: DataSource, wanted: set[str], say: Say) -> dict[str, Path]:
-    """Whole videos by id. Raises LongVLMError for others, unless they are to be dropped."""
-    if source.features is not None:
-        raise LongVLMError(
-            f"{source.instructions} comes with features, from which an encoder can't learn; give videos in their "
-            "place, or leave learning_rates.encoder out."
-        )
-    if source.videos is None:
-        return {}
-    paths = find_video_files(source.videos, wanted)
-    say(f"opening {len(paths)} videos of {source.videos}, from which the encoder is to learn")
-    damages = {video: damage for video, path in paths.items() if (damage := _find_damage(path)) is not None}
-    if damages:
-        first = next(iter(damages.values()))
-        told = f"{len(damages)} of {len(paths)} videos can't be learned from, first of them: {first}"
-        if source.missing == "refuse":
-            raise LongVLMError(f"{told} Mend or remove them, or set missing: drop for these data.")
-        say(told)
-    return {video: path for video, path in paths.items() if video not in damages}
-
-
-def _find_damage(video: Path) -> str | None:
-    try:
-        fingerprint_whole(video)
-    except LongVLMError as damage:
-        return str(damage)
-    return None
-
-
-def _find_stored(
-    source: DataSource, wanted: set[str], folder: Path, opened: LongVLM, arguments: TrainingArguments, say: Say
-) -> dict[str, Path]:
-    """Feature files by id; those of videos are made first, in `folder`."""
-    if source.features is not None:
-        return find_features(source.features, wanted)
-    if source.videos is None:
-        return {}
-    videos = find_video_files(source.videos, wanted)
-    sampling = opened.plan_sampling(None, None, None, None, None, "exact")
-    with arguments.main_process_first(local=False):
-        if _rank() == 0:
-            say(f"encoding {len(videos)} videos of {source.videos} into {folder}, those that are not there yet")
-            encode_videos(opened, videos, folder, sampling)
-    return find_features(folder, videos)
-
-
-def _join(source: DataSource, rows: list[Conversation], videos: dict[str, Any], say: Say) -> list[Sample]:
-    """Rows with their videos. Raises LongVLMError for missing ones, unless they are to be dropped."""
-    missing = [row for row in rows if row.video is not None and row.video not in videos]
-    if missing and source.missing == "refuse":
-        folder = source.features or source.videos
-        where = "no folder of features or videos is given" if folder is None else f"not in {folder}"
-        raise LongVLMError(
-            f"{len(missing)} of {len(rows)} rows of {source.instructions} have a video that is not there, first of "
-            f"them {missing[0].video} ({where}); add it, or set missing: drop for these data."
-        )
-    if missing:
-        say(f"{source.instructions}: {len(missing)} of {len(rows)} rows dropped, since their video is not there")
-    return [
-        Sample(row, None if row.video is None else videos[row.video], source.weight, f"{source.instructions}, row {n}")
-        for n, row in enumerate(rows)
-        if row.video is None or row.video in videos
-    ]
 
 
 def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: list[Sample], say: Say) -> Path:
