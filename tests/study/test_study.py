@@ -1,6 +1,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from longvlm import LongVLM
 from longvlm.errors import LongVLMError
 from longvlm.study import course as course_module
 from longvlm.study.blocks import BlockFeatures, plan_blocks
-from longvlm.study.course import KINDS, Run, Study, StudyVideos
-from longvlm.study.report import ALL, as_markdown, score_row
+from longvlm.study.course import KINDS, Answer, Run, Study, StudyLessons, StudyVideos
+from longvlm.study.report import ALL, as_markdown, score_rows
 from longvlm.study.rows import Row, choose_rows, load_study, make_bank
+from longvlm.training import default_model
+from longvlm.training.examples import IGNORED
+from longvlm.training.ground_truth import STATE_COUNT, STATE_SIZES
 from longvlm.training.run import StageSettings
-from longvlm.training.untrained_model import build_tokenizer
+from longvlm.training.untrained_model import build_model, build_tokenizer
+from longvlm.training.watching import WatchingSchool
 
 RECIPE = Path(course_module.__file__).parent / "study.yaml"
 MERGED = Row("merged", frames_per_segment=5, tokens_per_segment=8)
@@ -44,7 +49,11 @@ def test_the_bundled_study_has_the_papers_rows_three_times_each() -> None:
     study = load_study(RECIPE)
     assert [row.seeds for row in study.rows if row.group == "main"] == [3] * 5
     assert isinstance(study.training, StageSettings)
-    assert {row.group for row in study.rows} == {"main", "tokens", "segments", "merging"}
+    assert {row.group for row in study.rows if row.seeds == 1} == {
+        "tokens a segment",
+        "length of segments",
+        "order and merging",
+    }
     assert [row.name for row in choose_rows(study, ["pooling", "local only"])] == ["pooling", "local only"]
     with pytest.raises(LongVLMError, match=r"no row 'pool'; its rows are local and global, local only"):
         choose_rows(study, ["pool"])
@@ -87,6 +96,19 @@ def test_pooling_keeps_the_mean_of_each_frame_and_of_each_place(blocks: BlockFea
         assert event in there if there else event == -1
 
 
+def test_pooled_videos_end_with_what_was_averaged_over_all_of_it(blocks: BlockFeatures) -> None:
+    """Frames first, then places, as Video-ChatGPT has them; the places are asked about the whole video."""
+    videos = StudyVideos(make_bank(blocks, POOLED), build_tokenizer(), globals_last=True)
+    video = videos.compose(random.Random(0), (2, 2))
+    other = StudyVideos(videos.bank, build_tokenizer()).compose(random.Random(0), (2, 2))
+    assert torch.equal(video.visual_tokens, torch.cat([other.visual_tokens[64:], other.visual_tokens[:64]]))
+    assert torch.equal(video.token_events, torch.cat([other.token_events[64:], torch.full((64,), -1)]))
+    assert video.token_segments.tolist() == [*other.token_segments[64:].tolist(), *[8] * 64]
+    example = videos.make_example(video, [[("what is first?", "a red circle")]])
+    shown = {event for event in video.token_events.tolist() if event >= 0}
+    assert (example["states"][-64:, STATE_COUNT] == len(shown)).all()
+
+
 def test_fewer_frames_keep_all_patches_of_the_middle_ones(blocks: BlockFeatures) -> None:
     bank = make_bank(blocks, FEWER)
     torch.testing.assert_close(bank.local, blocks.patches[:, 10].float())
@@ -105,12 +127,45 @@ def test_rows_without_a_part_lack_it_alone(blocks: BlockFeatures) -> None:
     assert torch.equal(layers._join([1, 3]).visual_tokens, joined[:5])
 
 
-def test_all_rows_see_the_same_scenes_and_questions(blocks: BlockFeatures) -> None:
-    tokenizer = build_tokenizer()
-    videos = [StudyVideos(make_bank(blocks, row), tokenizer) for row in (MERGED, POOLED, FEWER)]
-    for seed in range(5):
-        scenes = [one.compose(random.Random(seed), (1, 3)).scene for one in videos]
-        assert scenes[0] == scenes[1] == scenes[2]
+@pytest.fixture(scope="module")
+def long_blocks() -> BlockFeatures:
+    return BlockFeatures.encode(plan_blocks(8, first=0, seconds=40), LongVLM.from_pretrained().encoder, 40)
+
+
+def test_all_rows_are_taught_and_asked_the_same(long_blocks: BlockFeatures) -> None:
+    study = load_study(RECIPE)
+    rows = {row.file_name: row for row in study.rows}
+    tokenizer, lessons = build_tokenizer(), {}
+    for name, row in rows.items():
+        videos = StudyVideos(make_bank(long_blocks, row), tokenizer, globals_last=row.method == "pool")
+        lessons[name] = StudyLessons(videos, study, seed=0)
+    for item in (0, 400, 600):
+        said = {name: lesson[item] for name, lesson in lessons.items()}
+        base = said["local-and-global"]
+        for batch in said.values():
+            assert ("labels" in batch) == ("labels" in base)
+            if "labels" in base:
+                answers = [row[row != IGNORED] for row in base["labels"]]
+                assert all(torch.equal(a, b[b != IGNORED]) for a, b in zip(answers, batch["labels"], strict=True))
+            for field in ("name_events", "named", "recalls"):
+                assert torch.equal(batch[field], base[field])
+
+
+@pytest.mark.parametrize("changes", [{"with_local": False}, {"method": "pool", "with_local": True}])
+def test_what_shows_no_object_is_not_asked_what_it_shows(long_blocks: BlockFeatures, changes: dict) -> None:
+    """Global tokens alone would else be taught that no object was ever there."""
+    study, row, tokenizer = load_study(RECIPE), Row("row", **changes), build_tokenizer()
+    batch = StudyLessons(StudyVideos(make_bank(long_blocks, row), tokenizer), study, seed=0)[400]
+    shape = replace(default_model.load_recipe(default_model.RECIPE).model, text_width=32, text_heads=4)
+    torch.manual_seed(0)
+    school = WatchingSchool(build_model(shape, tokenizer), state_layer=3, recall_layer=5)
+    loss = school(**batch)["loss"]
+    assert torch.isfinite(loss)
+    loss.backward()
+    taught = sum(float(p.grad.abs().sum()) for p in (*school.state_heads.parameters(),) if p.grad is not None)
+    others = school(**{**batch, "states": (batch["states"] + 1) % torch.tensor(STATE_SIZES)})["loss"]
+    assert taught > 0  # names are read, too
+    assert (others == loss).item() == ("with_local" in changes and not changes["with_local"])
 
 
 def test_saved_blocks_are_the_same(blocks: BlockFeatures, tmp_path: Path) -> None:
@@ -121,17 +176,44 @@ def test_saved_blocks_are_the_same(blocks: BlockFeatures, tmp_path: Path) -> Non
         assert torch.equal(getattr(again, name), getattr(blocks, name))
 
 
-def test_scores_are_means_over_runs_and_videos() -> None:
-    runs = [
-        Run("r", 0, 10.0, [(0, "first", True), (0, "last", False), (1, "first", True), (1, "last", True)]),
-        Run("r", 1, 12.0, [(0, "first", False), (0, "last", False), (1, "first", True), (1, "last", True)]),
+def answers(*is_right: bool) -> list[Answer]:
+    """First and last of one video after the other."""
+    kinds = [("first", 0.1), ("last", 0.3)] * (len(is_right) // 2)
+    return [
+        Answer(i // 2, kind, right, chance)
+        for i, (right, (kind, chance)) in enumerate(zip(is_right, kinds, strict=True))
     ]
-    score = score_row(Row("r", seeds=2), runs)
-    assert score.tokens_per_video == 11.0
+
+
+def test_scores_are_means_over_runs_and_videos() -> None:
+    runs = [Run("r", 0, 10.0, answers(True, False, True, True)), Run("r", 1, 12.0, answers(False, False, True, True))]
+    (score,) = score_rows([(Row("r", seeds=2), runs)])
+    assert score.tokens_per_video == 11.0 and score.share_by_seed == [0.75, 0.5]
     assert score.shares["first"][0] == 0.75 and score.shares["last"][0] == 0.5 and score.shares[ALL][0] == 0.625
     assert all(low <= mean <= high for mean, low, high in score.shares.values())
     assert score.shares[ALL][1:] == (0.0, 1.0)  # two videos say next to nothing
-    assert "| r | 11 | 75.0 (" in as_markdown([score])
+    assert score.chances == pytest.approx({"first": 0.1, "last": 0.3, ALL: 0.2})
+    assert score.asked == {"first": 2, "last": 2, ALL: 4} and score.gain is None
+    assert "| first | 2 | 10 | 75.0 (" in as_markdown([score])
+
+
+def test_rows_are_compared_with_the_first_on_the_same_seeds_and_videos() -> None:
+    easy, hard = [True, True], [False, False]
+    first = [Run("r", seed, 1.0, answers(*easy * 20, *hard * 20)) for seed in (0, 1)]
+    better = [Run("b", seed, 1.0, answers(*easy * 20, *[True, False] * 20)) for seed in (0, 1)]
+    swept = [Run("s", 0, 1.0, answers(*easy * 20, *hard * 20))]
+    scores = score_rows([(Row("r", seeds=2), first), (Row("b", seeds=2), better), (Row("s", group="sweep"), swept)])
+    assert [(score.row.name, score.row.group, len(score.share_by_seed)) for score in scores] == [
+        ("r", "main", 2),
+        ("b", "main", 2),
+        ("r", "sweep", 1),
+        ("s", "sweep", 1),
+    ]
+    gain, low, high = scores[1].gain
+    assert gain == 0.25 and 0.15 < low < gain < high < 0.35  # half a point each in half of the videos
+    assert scores[0].shares[ALL][2] - scores[0].shares[ALL][1] > 1.5 * (high - low)
+    assert scores[3].gain == (0.0, 0.0, 0.0)
+    assert "| all, less r |  |  |  | +25.0 (" in as_markdown(scores)
 
 
 def test_a_document_gets_no_table_of_some_rows(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -156,12 +238,15 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
     first = json.loads(run(*command).stdout)
     assert [(row["row"], row["seeds"], row["group"]) for row in first["rows"]] == [
         ("both", 2, "main"),
+        ("both", 1, "others"),
         ("pooled", 1, "others"),
     ]
     assert set(first["rows"][0]["scores"]) <= {*KINDS, ALL}
+    assert first["settings"]["encoder"] == LongVLM.from_pretrained().encoder.fingerprint
+    assert not [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]  # no checkpoint is left
     assert json.loads((tmp_path / "out/study.json").read_text()) == first
     assert (tmp_path / "out/study.png").stat().st_size > 10_000
-    assert "| both |" in document.read_text() and "| pooled |" in document.read_text()
+    assert "| question | n | guessing | both | pooled |" in document.read_text()
     image = "![All questions, with 95 % intervals](out/study.png)"
     assert document.read_text().endswith(f" |\n\n{image}\n\n<!-- end of table -->\n")
 
@@ -178,8 +263,8 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
 
 
 def test_a_row_that_is_always_wrong_has_an_interval_all_the_same() -> None:
-    runs = [Run("r", seed, 1.0, [(video, "first", False) for video in range(50)]) for seed in (0, 1)]
-    share, low, high = score_row(Row("r", seeds=2), runs).shares["first"]
+    runs = [Run("r", seed, 1.0, [Answer(video, "first", False, 0.1) for video in range(50)]) for seed in (0, 1)]
+    share, low, high = score_rows([(Row("r", seeds=2), runs)])[0].shares["first"]
     assert (share, low) == (0.0, 0.0) and high == pytest.approx(0.071, abs=0.002)
 
 

@@ -24,24 +24,27 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     chosen = choose_rows(settings, rows)
     require_matplotlib()
     from longvlm import LongVLM
-    from longvlm.report.tables import put_table
+    from longvlm.report.tables import put_table, require_place
     from longvlm.study import report
     from longvlm.study.course import Study
     from longvlm.training.checkpointing import naming_what_is_not_written
     from longvlm.whole_files import holding, make_folder
 
+    if document is not None:
+        require_place(document, "study")
     make_folder(runs)
     make_folder(output)
     with holding(runs), naming_what_is_not_written(runs):
         work = Study(settings, LongVLM.from_pretrained().encoder, runs)
-        scores = []
+        finished = []
         for row in chosen:
-            finished = []
+            runs_of_row = []
             for seed in range(row.seeds):
                 console.note(f"{row.name}, seed {seed}")
-                finished.append(work.run(row, seed))
-            scores.append(report.score_row(row, finished))
-    found = {"rows": report.as_json(scores)}
+                runs_of_row.append(work.run(row, seed))
+            finished.append((row, runs_of_row))
+    scores = report.score_rows(finished)
+    found = {"settings": json.loads((runs / "settings.json").read_text()), "rows": report.as_json(scores)}
     with naming_what_is_not_written(output):
         (output / "study.json").write_text(json.dumps(found, indent=1) + "\n")
         plot = output / "study.png"
@@ -49,4 +52,10 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
         if document is not None:
             image = Path(os.path.relpath(plot, document.parent)).as_posix()
             put_table(document, "study", f"{report.as_markdown(scores)}\n\n![{report.PLOT_TITLE}]({image})")
-    print(json.dumps(found) if as_json else report.as_markdown(scores))
+    if as_json:
+        print(json.dumps(found))
+        return
+    from rich.console import Console
+
+    for table in report.tabulate(scores):
+        Console().print(table.as_rich())

@@ -9,11 +9,25 @@ from longvlm.errors import LongVLMError
 from longvlm.whole_files import write_whole
 
 
+def require_place(document: Path, name: str) -> None:
+    """Raise LongVLMError where the document has no place for a table of this name."""
+    _find_place(_read(document), document, name)
+
+
 def put_table(document: Path, name: str, table: str) -> None:
     """Put a table, in markdown, in the place of the one of this name. Raises LongVLMError where there is no place."""
-    text = document.read_text(encoding="utf-8") if document.is_file() else ""
+    text = _read(document)
+    start, end = _find_place(text, document, name).span()
+    write_whole(document, f"{text[:start]}{table}\n\n{text[end:]}".encode())
+
+
+def _read(document: Path) -> str:
+    return document.read_text(encoding="utf-8") if document.is_file() else ""
+
+
+def _find_place(text: str, document: Path, name: str) -> re.Match[str]:
     begin, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
-    place = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
-    if not place.search(text):
+    place = re.search(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", text, re.DOTALL)
+    if place is None:
         raise LongVLMError(f"{document} has no place for the table; write {begin.strip()} and, below it, {end} there.")
-    write_whole(document, place.sub(lambda _: f"{table}\n\n", text).encode())
+    return place

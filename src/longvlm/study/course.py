@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -40,14 +42,23 @@ _WARM_UP_SHARE = 1 / 3  # of the steps, on videos of one block
 _READ = ("input_ids", "position_ids", "attention_mask", "visual_tokens")
 
 
+class Answer(NamedTuple):
+    """To one question about a scored video; `chance`: how likely the best guess is right."""
+
+    video: int
+    kind: str
+    is_right: bool
+    chance: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A row as one seed trained it: mean visual tokens of a video, and (video, kind, right) of every question."""
+    """A row as one seed trained it: mean visual tokens of a video, and what it answered."""
 
     row: str
     seed: int
     tokens_per_video: float
-    answers: list[tuple[int, str, bool]]
+    answers: list[Answer]
 
 
 class Study:
@@ -58,7 +69,14 @@ class Study:
 
     def __init__(self, settings: StudySettings, encoder: VisionEncoder, folder: Path) -> None:
         self.settings, self.folder = settings, folder
-        self._latest_bank: tuple[Row, SegmentBank] | None = None  # the seeds of a row follow one another
+        self._shape = dataclasses.replace(
+            default_model.load_recipe(default_model.RECIPE).model,
+            text_width=settings.text_width,
+            text_layers=settings.text_layers,
+            text_heads=settings.text_heads,
+            timestamps=False,
+        )
+        self._latest_banks: dict[tuple[Row, str], SegmentBank] = {}  # the seeds of a row follow one another
         self._claim(encoder.fingerprint)
         torch.set_num_threads(settings.threads)
         self._encode_blocks(encoder)
@@ -70,7 +88,12 @@ class Study:
         rows = {row.pop("name"): row for row in content.pop("rows")}
         for row in rows.values():
             del row["group"], row["seeds"]  # no single run depends on them
-        wanted = {"encoder": encoder_fingerprint, "kind_weights": KINDS, **content}
+        wanted = {
+            "encoder": encoder_fingerprint,
+            "kind_weights": KINDS,
+            **content,
+            "model": json.loads(json.dumps(dataclasses.asdict(self._shape))),
+        }
         path = self.folder / "settings.json"
         found = json.loads(path.read_text()) if path.is_file() else {**wanted, "rows": {}}
         known_rows = found.pop("rows")
@@ -101,31 +124,18 @@ class Study:
         finished = folder.with_suffix(".json")
         if finished.is_file():
             content = json.loads(finished.read_text())
-            return Run(**{**content, "answers": [tuple(answer) for answer in content["answers"]]})
+            return Run(**{**content, "answers": [Answer(*answer) for answer in content["answers"]]})
         tokenizer = build_tokenizer()
         set_seed(seed)
-        model = self._build_model(tokenizer)
+        model = build_model(self._shape, tokenizer)
         self._train(model, tokenizer, row, folder, seed)
         run = self._score(model, tokenizer, row, seed)
         write_whole(finished, json.dumps(dataclasses.asdict(run)).encode())
+        shutil.rmtree(folder)  # its checkpoint
         return run
 
     def _blocks_path(self, part: str) -> Path:
         return self.folder / f"{part}-blocks.safetensors"
-
-    def _build_model(self, tokenizer: PreTrainedTokenizerBase) -> LongVLMForConditionalGeneration:
-        shape = default_model.load_recipe(default_model.RECIPE).model
-        settings = self.settings
-        return build_model(
-            dataclasses.replace(
-                shape,
-                text_width=settings.text_width,
-                text_layers=settings.text_layers,
-                text_heads=settings.text_heads,
-                timestamps=False,
-            ),
-            tokenizer,
-        )
 
     def _train(
         self,
@@ -135,17 +145,19 @@ class Study:
         folder: Path,
         seed: int,
     ) -> None:
-        shape = default_model.load_recipe(default_model.RECIPE).model
+        shape = self._shape
         school = WatchingSchool(model, state_layer=shape.state_layer, recall_layer=shape.recall_layer)
         model.model.vision_tower.requires_grad_(False)
-        lessons = StudyLessons(StudyVideos(self._training_bank(row), tokenizer), self.settings, seed)
+        lessons = StudyLessons(self._videos(row, "training", tokenizer), self.settings, seed)
         run_stage(school, lessons, default_model.take_only, self.settings.training, folder, seed=seed)
 
-    def _training_bank(self, row: Row) -> SegmentBank:
-        if self._latest_bank is None or self._latest_bank[0] != row:
-            self._latest_bank = None  # two of them need not be in memory
-            self._latest_bank = row, make_bank(BlockFeatures.load(self._blocks_path("training")), row)
-        return self._latest_bank[1]
+    def _videos(self, row: Row, part: str, tokenizer: PreTrainedTokenizerBase) -> StudyVideos:
+        """Those of one part of the blocks."""
+        if (row, part) not in self._latest_banks:
+            for other in [key for key in self._latest_banks if key[0] != row]:
+                del self._latest_banks[other]  # banks of two rows need not be in memory
+            self._latest_banks[row, part] = make_bank(BlockFeatures.load(self._blocks_path(part)), row)
+        return StudyVideos(self._latest_banks[row, part], tokenizer, globals_last=row.method == "pool")
 
     @torch.no_grad()
     def _score(
@@ -153,8 +165,8 @@ class Study:
     ) -> Run:
         """Whether greedy decoding would say each answer word for word, which one pass over the answers tells."""
         model.eval()
-        videos = StudyVideos(make_bank(BlockFeatures.load(self._blocks_path("held-out")), row), tokenizer)
-        answers: list[tuple[int, str, bool]] = []
+        videos = self._videos(row, "held-out", tokenizer)
+        answers: list[Answer] = []
         num_tokens = 0
         for number in range(self.settings.scored_videos):
             video = videos.compose(random.Random(f"exam {number}"), self.settings.blocks_per_video)
@@ -165,16 +177,21 @@ class Study:
             answer = batch["labels"][0, 1:]
             is_wrong = (guesses != answer) & (answer != IGNORED)
             for branch, question in enumerate(questions, start=1):
-                answers.append((number, question.kind, not is_wrong[example["branches"][1:] == branch].any()))
+                is_right = not is_wrong[example["branches"][1:] == branch].any()
+                answers.append(Answer(number, question.kind, is_right, question.chance))
             num_tokens += len(video.visual_tokens)
         return Run(row.name, seed, num_tokens / self.settings.scored_videos, answers)
 
 
 class StudyVideos:
-    """Videos joined from a row's blocks. The same numbers give every row the same scenes and the same questions."""
+    """Videos joined from a row's blocks. The same numbers give every row the same scenes and the same questions.
 
-    def __init__(self, bank: SegmentBank, tokenizer: PreTrainedTokenizerBase) -> None:
+    `globals_last`: what was averaged over the whole video stands after what was not, as Video-ChatGPT has it.
+    """
+
+    def __init__(self, bank: SegmentBank, tokenizer: PreTrainedTokenizerBase, *, globals_last: bool = False) -> None:
         self.bank = bank
+        self.globals_last = globals_last
         self._names = NameFinder(tokenizer)
         # Rows differ in what a segment is; to the prompt each visual token is one.
         each_a_segment = {"frames_per_segment": 1, "tokens_per_segment": 1, "global_layers": 0}
@@ -186,11 +203,20 @@ class StudyVideos:
         while True:
             video = self.bank.compose(per_block * rng.randint(*blocks), rng)
             if video.scene.events:
-                return video
+                return _put_globals_last(video) if self.globals_last else video
 
     def make_example(self, video: ComposedVideo, conversations: list[list[tuple[str, str]]]) -> Example:
         example = make_side_by_side(self._processor, conversations, video.visual_tokens, len(video.visual_tokens))
         return {**example, **describe_example(example["input_ids"], video, self._names)}
+
+
+def _put_globals_last(video: ComposedVideo) -> ComposedVideo:
+    """There they have all of the video before them, and can be asked about it as any token of its last segment."""
+    num_globals = int((video.token_segments == 0).sum())
+    names = ("visual_tokens", "token_events", "token_poses", "token_frames", "token_segments")
+    moved = {name: getattr(video, name).roll(-num_globals, 0) for name in names}
+    moved["token_segments"][-num_globals:] = video.token_segments.max()
+    return dataclasses.replace(video, **moved)
 
 
 class StudyLessons(Dataset):

@@ -1,7 +1,8 @@
-"""What the study found: mean and interval of every row, as a table, as JSON and as a plot."""
+"""What the study found: mean and interval of every row, as tables, as JSON and as a plot."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,72 +12,152 @@ import numpy as np
 
 from longvlm.study.course import KINDS, Run
 from longvlm.study.rows import Row
+from longvlm.text_table import TextTable
 from longvlm.world.evaluate import interval_of_share
 
 ALL = "all"
 PLOT_TITLE = "All questions, with 95 % intervals"
 _RESAMPLES = 2000
+_TICKS = (5, 10, 20, 50, 100, 200, 400)
+Estimate = tuple[float, float, float]  # a mean, and its 95 % interval
+Finished = tuple[Row, Sequence[Run]]
 
 
 @dataclass(frozen=True)
 class RowScore:
-    """Shares of 1 right, by kind of question and over `all`: (mean, low, high), with the 95 % interval."""
+    """A row in its group, by kind of question and over `all`, shares of 1.
+
+    Args:
+        shares: right answers.
+        chances: what the best guess without a video would reach.
+        asked: how many questions each run was asked.
+        share_by_seed: of all questions.
+        gain: right answers of all questions, less those of the row it is compared with; none for that row itself.
+    """
 
     row: Row
-    seeds: int
     tokens_per_video: float
-    shares: dict[str, tuple[float, float, float]]
+    shares: dict[str, Estimate]
+    chances: dict[str, float]
+    asked: dict[str, int]
+    share_by_seed: list[float]
+    gain: Estimate | None
 
 
-def score_row(row: Row, runs: Sequence[Run]) -> RowScore:
-    """The row's score over its runs, which were asked the same questions."""
-    kinds = [*[kind for kind in KINDS if any(kind == asked for _, asked, _ in runs[0].answers)], ALL]
-    shares = {kind: _mean_and_interval(runs, kind) for kind in kinds}
-    return RowScore(row, len(runs), float(np.mean([run.tokens_per_video for run in runs])), shares)
-
-
-def _mean_and_interval(runs: Sequence[Run], kind: str) -> tuple[float, float, float]:
-    """A percentile bootstrap that draws runs, and whole videos: both would be others another time.
-
-    Where all answers are alike, Wilson's interval for as many videos.
+def score_rows(finished: Sequence[Finished]) -> list[RowScore]:
+    """Every row's score, group by group. All rows were asked the same questions, and are compared with the first row:
+    with as many of its runs, so that a sweep of one seed shows that seed of it, too.
     """
-    videos = sorted({video for video, _, _ in runs[0].answers})
+    (reference, reference_runs), *_ = finished
+    scores = []
+    for group in dict.fromkeys(row.group for row, _ in finished):
+        members = [(row, runs) for row, runs in finished if row.group == group and row != reference]
+        num_runs = max((len(runs) for _, runs in members), default=len(reference_runs))
+        compared = reference_runs if group == reference.group else reference_runs[:num_runs]
+        scores.append(_score_row(dataclasses.replace(reference, group=group), compared))
+        scores += [_score_row(row, runs, compared) for row, runs in members]
+    return scores
+
+
+def _score_row(row: Row, runs: Sequence[Run], compared: Sequence[Run] | None = None) -> RowScore:
+    answers = runs[0].answers
+    kinds = [*[kind for kind in KINDS if any(kind == answer.kind for answer in answers)], ALL]
+    chances = {kind: [answer.chance for answer in answers if kind in (answer.kind, ALL)] for kind in kinds}
+    _, asked = _tally(runs, ALL)
+    right = [sum(answer.is_right for answer in run.answers) for run in runs]
+    return RowScore(
+        row,
+        float(np.mean([run.tokens_per_video for run in runs])),
+        {kind: _estimate_share(runs, kind) for kind in kinds},
+        {kind: float(np.mean(values)) for kind, values in chances.items()},
+        {kind: len(values) for kind, values in chances.items()},
+        [float(count / total) for count, total in zip(right, asked.sum(1), strict=True)],
+        None if compared is None else _estimate_gain(runs, compared),
+    )
+
+
+def _tally(runs: Sequence[Run], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Right answers and questions asked, (runs, videos)."""
+    videos = sorted({answer.video for answer in runs[0].answers})
+    places = {video: place for place, video in enumerate(videos)}
     right, asked = np.zeros((2, len(runs), len(videos)))
-    for i, run in enumerate(runs):
-        for video, its_kind, is_right in run.answers:
-            if kind in (its_kind, ALL):
-                right[i, videos.index(video)] += is_right
-                asked[i, videos.index(video)] += 1
+    for number, run in enumerate(runs):
+        for answer in run.answers:
+            if kind in (answer.kind, ALL):
+                right[number, places[answer.video]] += answer.is_right
+                asked[number, places[answer.video]] += 1
+    return right, asked
+
+
+def _estimate_share(runs: Sequence[Run], kind: str) -> Estimate:
+    """Where all answers are alike, with Wilson's interval for as many videos."""
+    right, asked = _tally(runs, kind)
     share = float(right.sum() / asked.sum())
     if share in (0.0, 1.0):
         num_asked = int((asked.sum(0) > 0).sum())
         return share, *interval_of_share(np.full(num_asked, share), np.arange(num_asked))
+    return share, *_bootstrap(right, asked)
+
+
+def _estimate_gain(runs: Sequence[Run], compared: Sequence[Run]) -> Estimate:
+    """Paired: seeds and videos are the same in both, so what is hard for all rows does not widen the interval."""
+    (right, asked), (compared_right, _) = _tally(runs, ALL), _tally(compared, ALL)
+    more = right - compared_right
+    return float(more.sum() / asked.sum()), *_bootstrap(more, asked)
+
+
+def _bootstrap(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """95 % interval of sum(values) / sum(counts), (runs, videos) each: percentiles over draws of runs, and of whole
+    videos, both of which would be others another time."""
+    num_runs, num_videos = values.shape
     rng = np.random.RandomState(0)
     means = []
     for _ in range(_RESAMPLES):
-        drawn = np.ix_(rng.randint(0, len(runs), len(runs)), rng.randint(0, len(videos), len(videos)))
-        means.append(right[drawn].sum() / max(1, asked[drawn].sum()))
+        runs, videos = rng.randint(0, num_runs, (num_runs, 1)), rng.randint(0, num_videos, num_videos)
+        means.append(values[runs, videos].sum() / max(1, counts[runs, videos].sum()))
     low, high = np.percentile(means, [2.5, 97.5])
-    return share, float(low), float(high)
+    return float(low), float(high)
+
+
+def tabulate(scores: Sequence[RowScore]) -> list[TextTable]:
+    """A table for each group: kinds of questions down, rows of the study across; in percent."""
+    return [_tabulate_group(members) for members in _by_group(scores).values()]
+
+
+def _by_group(scores: Sequence[RowScore]) -> dict[str, list[RowScore]]:
+    groups: dict[str, list[RowScore]] = {}
+    for score in scores:
+        groups.setdefault(score.row.group, []).append(score)
+    return groups
+
+
+def _tabulate_group(members: Sequence[RowScore]) -> TextTable:
+    first, *others = members
+    rows = [
+        (
+            kind,
+            f"{first.asked[kind]:,}",
+            f"{100 * first.chances[kind]:.0f}",
+            *(_in_percent(score.shares[kind], ".1f") for score in members),
+        )
+        for kind in first.shares
+    ]
+    gains = [_in_percent(score.gain, "+.1f") if score.gain else "" for score in others]
+    rows.append((f"{ALL}, less {first.row.name}", "", "", "", *gains))
+    rows.append(("visual tokens a video", "", "", *(f"{score.tokens_per_video:.0f}" for score in members)))
+    seeds = len(first.share_by_seed)
+    title = f"{first.row.group}: {seeds} seed{'s' if seeds > 1 else ''} each"
+    return TextTable(title, ("question", "n", "guessing", *(score.row.name for score in members)), rows)
+
+
+def _in_percent(estimate: Estimate, form: str) -> str:
+    mean, low, high = (f"{100 * number:{form}}" for number in estimate)
+    return f"{mean} ({low} to {high})"
 
 
 def as_markdown(scores: Sequence[RowScore]) -> str:
-    """A table for each group of rows, in percent."""
-    kinds = list(scores[0].shares)
-    parts = []
-    for group in dict.fromkeys(score.row.group for score in scores):
-        lines = [
-            f"| {group} | tokens | {' | '.join(kinds)} |",
-            "|---|--:|" + "--:|" * len(kinds),
-        ]
-        for score in scores:
-            if score.row.group == group:
-                cells = [
-                    f"{100 * mean:.1f} ({100 * low:.0f}–{100 * high:.0f})" for mean, low, high in score.shares.values()
-                ]
-                lines.append(f"| {score.row.name} | {score.tokens_per_video:.0f} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    """The tables for a document, each under its title."""
+    return "\n\n".join(f"**{table.title}**\n\n{table.as_markdown()}" for table in tabulate(scores))
 
 
 def as_json(scores: Sequence[RowScore]) -> list[dict[str, Any]]:
@@ -84,33 +165,61 @@ def as_json(scores: Sequence[RowScore]) -> list[dict[str, Any]]:
         {
             "row": score.row.name,
             "group": score.row.group,
-            "seeds": score.seeds,
+            "seeds": len(score.share_by_seed),
             "tokens_per_video": round(score.tokens_per_video, 1),
+            "accuracy_by_seed": [round(share, 4) for share in score.share_by_seed],
+            "gain": score.gain and _named(score.gain),
             "scores": {
-                kind: {"accuracy": round(mean, 4), "interval_95": [round(low, 4), round(high, 4)]}
-                for kind, (mean, low, high) in score.shares.items()
+                kind: {"n": score.asked[kind], **_named(share), "chance": round(score.chances[kind], 4)}
+                for kind, share in score.shares.items()
             },
         }
         for score in scores
     ]
 
 
+def _named(estimate: Estimate) -> dict[str, Any]:
+    mean, *interval = (round(number, 4) for number in estimate)
+    return {"accuracy": mean, "interval_95": interval}
+
+
 def plot(scores: Sequence[RowScore], path: Path) -> None:
-    """Tokens of a video against right answers; rows of one sweep share a colour."""
+    """Tokens of a video against right answers, a panel for each group; small dots are single seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for colour, group in enumerate(dict.fromkeys(score.row.group for score in scores)):
-        members = [score for score in scores if score.row.group == group]
-        tokens = [score.tokens_per_video for score in members]
-        means, lows, highs = (100 * np.array(column) for column in zip(*(s.shares[ALL] for s in members), strict=True))
-        spread = np.stack([means - lows, highs - means])
-        axes.errorbar(tokens, means, yerr=spread, fmt="o", capsize=3, color=f"C{colour}", label=group)
-        for x, y, score in zip(tokens, means, members, strict=True):
-            axes.annotate(score.row.name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel="visual tokens a video (mean)", ylabel="right answers, %")
-    axes.set(title=PLOT_TITLE)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    groups = _by_group(scores)
+    figure = Figure(figsize=(11, 3.8 * ((len(groups) + 1) // 2)), layout="constrained")
+    panels = figure.subplots((len(groups) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False).flat
+    for axes, (group, members) in zip(panels, groups.items(), strict=False):
+        places = _spread_equal([score.tokens_per_video for score in members])
+        for number, (place, score) in enumerate(zip(places, members, strict=True)):
+            mean, low, high = (100 * value for value in score.shares[ALL])
+            colour = f"C{number}"
+            axes.errorbar(place, mean, yerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=colour)
+            axes.plot([place] * len(score.share_by_seed), 100 * np.array(score.share_by_seed), ".", color=colour, ms=4)
+            axes.plot([], [], "o", color=colour, label=f"{score.row.name}, {score.tokens_per_video:.0f}")
+        axes.axhline(100 * members[0].chances[ALL], color="grey", linestyle=":", label="guessing")
+        axes.set(
+            title=group,
+            xscale="log",
+            xlabel="visual tokens a video (equal numbers side by side)",
+            ylabel="right answers, %",
+        )
+        axes.set_xticks(_TICKS, [str(tick) for tick in _TICKS], minor=False)
+        axes.tick_params(labelbottom=True, labelleft=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    for unused in panels:
+        unused.set_visible(False)
+    figure.suptitle(PLOT_TITLE)
     figure.savefig(path, dpi=110)
+
+
+def _spread_equal(tokens: Sequence[float]) -> list[float]:
+    """Numbers of tokens that (nearly) coincide, drawn a little apart."""
+    places: list[float] = []
+    for value in tokens:
+        while any(abs(value / place - 1) < 0.06 for place in places):
+            value *= 1.08
+        places.append(value)
+    return places

@@ -27,7 +27,7 @@ class Row:
     """One row of the study: how visual tokens are made. Unless said otherwise, as the paper makes them.
 
     Args:
-        group: "main" or the sweep it belongs to.
+        group: the rows it is shown with: "main", or a sweep.
         method: "merge", the segments' patches; "pool", Video-ChatGPT's tokens: the mean of every frame, and of every
             position over the video; "subsample", all patches of the middle frame of each segment.
         merged_share: of the tokens left, that one level of merging removes; None halves.

@@ -106,12 +106,16 @@ class WatchingSchool(nn.Module):
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _spread(token_events, is_visual, NO_EVENT)
         named_events = _spread(name_events, is_name, NO_EVENT)
+        # A video none of whose tokens shows an object by itself (averages of all of it) is asked by its names alone:
+        # its tokens know what they know of no time.
+        shows_some = (shown >= 0).any(1, keepdim=True)
+        is_asked = is_visual & shows_some
         losses = [
-            self._know_states(is_visual, states),
+            self._know_states(is_asked, states[is_asked[is_visual]]),
             self._know_motions(shown >= 0, motions[token_events >= 0]),
-            self._follow_objects(is_visual, shown, _spread(token_frames, is_visual, 0.0)),
+            self._follow_objects(is_asked, shown, _spread(token_frames, is_visual, 0.0)),
             self._know_names(is_name, named, recalls),
-            self._look_up(is_name, shown, named_events),
+            self._look_up(is_name & shows_some, shown, named_events),
         ]
         if labels is not None:
             losses += [self._answer(hidden, labels), self._mind_the_topic(is_visual, is_name, labels)]
@@ -132,10 +136,11 @@ class WatchingSchool(nn.Module):
     def _know_states(self, is_visual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         known, recounted = (self._hidden[layer][is_visual] for layer in (self.state_layer, self.state_layer + 1))
         counts = (states[:, STATE_COUNT].to(known) - MAX_EVENTS / 2) / _COUNT_PER_UNIT
-        errors = [
-            mse_loss(rms_norm(hidden, hidden.shape[-1:])[:, _COUNT_COORDINATE], counts) for hidden in (known, recounted)
-        ]
-        return _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS) + _COUNT_WEIGHT * sum(errors)
+        error = sum(
+            mse_loss(rms_norm(hidden, hidden.shape[-1:])[:, _COUNT_COORDINATE], counts, reduction="sum")
+            for hidden in (known, recounted)
+        ) / max(1, len(states))
+        return _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS) + _COUNT_WEIGHT * error
 
     def _know_motions(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
         known = self._hidden[self.state_layer - 1][shows_object]
