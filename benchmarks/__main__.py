@@ -33,7 +33,8 @@ def main() -> None:
     bench = Bench(arguments.folder.absolute(), arguments.repeats, arguments.device)
     for name in arguments.rows or (SHARED_ROWS if arguments.device == "cpu" else ROWS):
         keep(name, list(ROWS[name](bench)), arguments.device)
-        write_tables(arguments.device)
+        if arguments.device == "cpu":
+            write_tables()
     Console().print(Markdown("\n".join(table(arguments.device))))
 
 

@@ -70,6 +70,7 @@ def _show(name: str, values: Sequence[float]) -> str:
     return f"{median / 2**30:.2f} GiB" if name.endswith("(bytes)") else f"{median:.3g} s"
 
 
-def write_tables(device: str) -> None:
+def write_tables() -> None:
+    """Into the documents, which tell of processors alone."""
     for document in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
-        put_table(document, "benchmarks", "\n".join(table(device)))
+        put_table(document, "benchmarks", "\n".join(table("cpu")))

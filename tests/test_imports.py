@@ -18,7 +18,7 @@ FLOORS = [
     {"errors"},
     {"whole_files"},
     {"types"},
-    {"clock", "heap", "text_table", "working_ahead"},
+    {"clock", "heap", "intervals", "text_table", "working_ahead"},
     {"video_index"},
     {"index_builder"},
     {"stages"},
@@ -28,7 +28,7 @@ FLOORS = [
     {"world"},
     {"training"},
     {"evaluation", "study"},
-    {"report", "serving"},
+    {"report"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -37,25 +37,19 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Optional libraries, and the rooms that may import them.
 OPTIONAL = {
-    "ray": {"index"},
     "peft": {"training"},
-    "datasets": {"training"},
     "tensorboard": {"training"},
-    "fastapi": {"serving"},
-    "uvicorn": {"serving"},
-    "gradio": {"serving"},
     "openai": {"evaluation"},
-    "scipy": {"evaluation"},
-    "lmms_eval": {"evaluation"},
     "bitsandbytes": {"model"},
-    "torchcodec": {"stages"},
     "matplotlib": {"evaluation", "report", "study", "world"},
 }
-NEVER = {"decord", "torchvision", "cv2", "skvideo"}
+NEVER = {"decord", "torchvision", "torchcodec", "cv2", "skvideo"}
 
 
 def room_of(file: Path) -> str:
     place = file.relative_to(PACKAGE)
+    if place.name == "__main__.py":  # the front door of a room is a command
+        return "__main__"
     return place.parts[0] if len(place.parts) > 1 else place.stem
 
 

@@ -45,7 +45,7 @@ def longvlm(
 ) -> None:
     """Ask questions about long videos.
 
-    Answers go to stdout; notes, warnings and progress go to stderr. Start with `longvlm demo`;
+    Answers and results go to stdout; notes, warnings and progress go to stderr. Start with `longvlm demo`;
     each command explains itself: `longvlm ask --help`.
     """
     if version:
@@ -329,7 +329,12 @@ def evaluate(
         ),
     ] = Path("results"),
     batch_size: Annotated[
-        int, typer.Option(min=1, help="How many questions are answered at a time. Default: 8.", show_default=False)
+        int,
+        typer.Option(
+            min=1,
+            help="How many rows are answered at a time. Default: 8.",
+            show_default=False,
+        ),
     ] = 8,
     *,
     judge_options: JudgeOptions,

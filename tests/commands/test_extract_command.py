@@ -79,6 +79,19 @@ class TestExtract:
         assert all(failure["reason"] in ended.stderr for failure in failures)
         assert sorted(path.name for path in output.glob("*.longvlm")) == ["v_0.longvlm", "v_1.longvlm"]
 
+    def test_secrets_in_addresses_are_neither_said_nor_kept(self, run: Run, model: Path, tmp_path: Path) -> None:
+        """Two signed addresses of one file clash, and one stands there twice."""
+        addresses = [f"http://me:hunter2@127.0.0.1:9/v_0.mp4?key=s3cret{number}" for number in (1, 2, 2)]
+        (tmp_path / "list.txt").write_text("\n".join([*addresses, addresses[0]]))
+        ended = run("extract", tmp_path / "list.txt", "-o", tmp_path / "out", "--model", model).must_end_with(1)
+        told = ended.stderr + (tmp_path / "out" / "failures.json").read_text()
+        assert "listed more than once" in told and "same file as those of http://127.0.0.1:9/v_0.mp4" in told
+        assert "s3cret" not in told and "hunter2" not in told
+        (tmp_path / "bad.txt").write_text("http://[::1/v.mp4?key=s3cret")
+        bad = run("extract", tmp_path / "bad.txt", "-o", tmp_path / "out", "--model", model)
+        bad.must_complain("is malformed")
+        assert "s3cret" not in bad.stderr
+
     def test_mistakes_are_one_line(self, run: Run, model: Path, videos: Path, tmp_path: Path) -> None:
         run("extract", tmp_path / "none", "-o", tmp_path / "out").must_complain("No such folder or list file")
         run("extract", videos, "--model", model).must_complain("nowhere to write")

@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from longvlm.evaluation.metrics import estimate, estimate_mean_of_means, exact_match, normalise, token_f1
+from longvlm.evaluation.metrics import (
+    estimate,
+    estimate_mean_of_means,
+    estimate_share,
+    exact_match,
+    normalise,
+    token_f1,
+)
 
 
 def test_words_that_count() -> None:
@@ -39,6 +46,14 @@ def test_an_estimate_is_the_mean_with_the_spread_between_videos() -> None:
     assert (same.low, same.mean, same.high) == (3.0, 3.0, 3.0)
     none = estimate([], [])
     assert none.n == 0 and math.isnan(none.mean)
+
+
+def test_a_share_is_in_percent_and_has_a_width_where_all_are_right() -> None:
+    one = estimate_share([True, True, False, False], ["a", "a", "b", "b"])
+    assert (one.n, one.mean, one.low, one.high) == (4, 50.0, 0.0, 100.0)
+    all_right = estimate_share([True] * 100, [str(video) for video in range(100)])
+    assert (all_right.mean, all_right.high) == (100.0, 100.0) and all_right.low == pytest.approx(96.3, abs=0.05)
+    assert estimate_share([], []).n == 0
 
 
 def test_the_mean_of_means_weighs_axes_alike() -> None:

@@ -222,6 +222,25 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("lesson", "segments", [4], r"segments is \[4\]; 2 values are expected"),
+        ("lesson", "segments", 4, r"segments is 4; a list is expected"),
+        ("bank", "segments_per_block", [], r"segments_per_block is \[\]; some values are expected"),
+        ("bank", "segments_per_block", [1, "2"], r"segments_per_block.1 is '2'; a whole number is expected"),
+    ],
+)
+def test_lists_of_another_length_or_kind_are_refused(
+    tmp_path: Path, part: str, key: str, value: object, message: str
+) -> None:
+    recipe = yaml.safe_load(RECIPE.read_text())
+    {"lesson": recipe["lessons"][0]["lesson"], "bank": recipe["bank"]}[part][key] = value
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(LongVLMError, match=message):
+        load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"recall_layer": 7}, "state_layer is 3 and recall_layer 7 of 7 text layers; choose 2 <= state_layer"),
@@ -270,13 +289,14 @@ def test_a_stage_begun_by_another_recipe_is_not_gone_on_with(
     def stop(self: Course) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(sys, "argv", ["default_model", str(path), "--runs", str(folder), "--output", str(folder)])
+    with monkeypatch.context() as patch:
         patch.setattr(Course, "train_encoder", stop)
-        Course(load_recipe(path), folder).run()
+        assert main() == 130
+    assert capsys.readouterr().err == "Interrupted; the same command goes on from the last checkpoint.\n"
     recipe = yaml.safe_load(path.read_text())
     recipe["encoder"]["steps"] += 1
     path.write_text(yaml.safe_dump(recipe))
-    monkeypatch.setattr(sys, "argv", ["default_model", str(path), "--runs", str(folder)])
     assert main() == 2
     assert capsys.readouterr().err == (
         f"Error: {folder} holds the stage 'encoder' of another recipe; choose another folder with --runs, or remove "

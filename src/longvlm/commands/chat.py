@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from longvlm.commands import console
@@ -46,7 +47,8 @@ def chat(
 def read_questions(interactive: bool) -> Iterator[str]:
     """Yield the lines of stdin that are not empty, until /quit or the end."""
     if interactive:
-        import readline  # noqa: F401  (importing it gives input() line editing and a history)
+        with suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401  (importing it gives input() line editing and a history)
     while True:
         try:
             question = input("> " if interactive else "").strip()

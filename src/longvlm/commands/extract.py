@@ -10,9 +10,10 @@ import typer
 from longvlm.commands import console
 from longvlm.commands.batch_progress import BatchProgress, describe_pace
 from longvlm.commands.ending import LEFT_SOMETHING_OUT
-from longvlm.commands.loading import load_model, plan_sampling
+from longvlm.commands.loading import load_model, loading_libraries, plan_sampling
 from longvlm.commands.options import EncoderOptions, VideoOptions
 from longvlm.index.video_folders import VideoList, find_videos
+from longvlm.stages.video_access import display_source
 
 if TYPE_CHECKING:
     from longvlm.index.extraction import Failure, FeatureFolders, Progress, Report
@@ -31,12 +32,11 @@ def extract(
     """Extract, tell what came of it, and end with status 1 where a video failed."""
     found = find_videos(source, video_folder)
     for repeated in found.repeated:
-        console.note(f"{console.printable(repeated)} is listed more than once; it is extracted once.")
+        console.note(f"{console.printable(display_source(repeated))} is listed more than once; it is extracted once.")
     with BatchProgress("Loading the model, and looking at what is done") as progress:
-        if not model_options.verbose:
-            console.silence_libraries()
-        from longvlm.index.extraction import FeatureFolders
-        from longvlm.index.extraction import extract as extract_all
+        with loading_libraries(model_options.verbose):
+            from longvlm.index.extraction import FeatureFolders
+            from longvlm.index.extraction import extract as extract_all
 
         folders = FeatureFolders(output, *(reference_folders or ()))
         extractor = open_extractor(model_options, video_options, all_layers=reference_folders is not None)
@@ -65,9 +65,8 @@ def extract(
 def open_extractor(model_options: EncoderOptions, video_options: VideoOptions, *, all_layers: bool) -> Extractor:
     """The encoder that the options name: a model's, or a vision tower alone, read as in the paper."""
     if model_options.model is None and model_options.vision_tower is not None and model_options.base is None:
-        if not model_options.verbose:
-            console.silence_libraries()
-        from longvlm.index.extractor import extractor_of_tower, plan_paper_sampling
+        with loading_libraries(model_options.verbose):
+            from longvlm.index.extractor import extractor_of_tower, plan_paper_sampling
 
         sampling = plan_paper_sampling(
             video_options.num_frames,
@@ -91,7 +90,10 @@ def _clashes(found: VideoList) -> list[Failure]:
     from longvlm.index.extraction import Failure
 
     return [
-        Failure(video.source, f"its features would go to the same file as those of {earlier.source}; rename one.")
+        Failure(
+            display_source(video.source),
+            f"its features would go to the same file as those of {display_source(earlier.source)}; rename one.",
+        )
         for earlier, video in found.clashing
     ]
 

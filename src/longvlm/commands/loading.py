@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ def require_source(source: str) -> None:
         return
     name = shorten(source)
     try:
-        Path(source).stat()
+        local_path(source).stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LongVLMError(
             f"No such video: {name}. Give the path of a file or folder, or an http(s) or rtsp address."
@@ -36,6 +38,16 @@ def require_source(source: str) -> None:
         raise LongVLMError(
             f"Can't open the video {name}: {error.strerror}. The video comes first, then the question."
         ) from error
+
+
+@contextmanager
+def loading_libraries(verbose: bool) -> Iterator[None]:
+    """For the import of what brings torch and transformers, before a model is run."""
+    keep_one_heap()
+    with console.collecting_no_garbage():
+        if not verbose:
+            console.silence_libraries()
+        yield
 
 
 def load_model(options: EncoderOptions) -> LongVLM:
@@ -50,10 +62,7 @@ def load_model(options: EncoderOptions) -> LongVLM:
         )
     elif re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", options.model) and not Path(options.model).exists():
         console.note(f"{options.model} is loaded from the Hugging Face hub, or from its cache; -v shows progress.")
-    keep_one_heap()
-    with console.collecting_no_garbage():
-        if not options.verbose:
-            console.silence_libraries()
+    with loading_libraries(options.verbose):
         from longvlm.pipeline import LongVLM
 
     return LongVLM.from_pretrained(

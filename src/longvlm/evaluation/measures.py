@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from longvlm.evaluation.benchmark import Axis, Benchmark
 from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
 from longvlm.evaluation.judging import Judgement
-from longvlm.evaluation.metrics import Estimate, estimate, estimate_mean_of_means, exact_match, token_f1
+from longvlm.evaluation.metrics import (
+    Estimate,
+    estimate,
+    estimate_mean_of_means,
+    estimate_share,
+    exact_match,
+    token_f1,
+)
 from longvlm.evaluation.rows import Row
 
 OFFLINE, LETTERS = "offline", "letters"
@@ -63,8 +70,8 @@ def measure_letters(rows: Sequence[Row], predictions: Predictions) -> list[Measu
     letters = {row.key: parse_letter(predictions[row.key][0], row.options) for row in answered}
 
     def accuracy(some: Sequence[Row], group: str | None) -> Measure:
-        right = [100.0 * (letters[row.key] == row.answer) for row in some]
-        return Measure(LETTERS, "accuracy", "%", estimate(right, _videos(some)), group=group)
+        right = [letters[row.key] == row.answer for row in some]
+        return Measure(LETTERS, "accuracy", "%", estimate_share(right, _videos(some)), group=group)
 
     chance = [100.0 / len(row.options) for row in answered]
     measures = [accuracy(answered, None)]
@@ -78,15 +85,15 @@ def measure_offline(benchmark: Benchmark, rows: Sequence[Row], predictions: Pred
     for axis, asked in _by_axis(benchmark, rows):
         answered = [row for row in asked if row.key in predictions]
         prefix = f"{axis.name}: " if len(benchmark.axes) > 1 else ""
-        for name, metric in (("exact match", exact_match), ("token F1", token_f1)):
-            values = [100.0 * min(metric(text, row.answer) for text in predictions[row.key]) for row in answered]
-            measures.append(Measure(OFFLINE, f"{prefix}{name}", "%", estimate(values, _videos(answered))))
-            if name == "token F1":
-                by_key = {row.key: value for row, value in zip(answered, values, strict=True)}
-                measures += [
-                    Measure(OFFLINE, name, "%", estimate([by_key[row.key] for row in some], _videos(some)), group=group)
-                    for group, some in _groups(answered)
-                ]
+        videos = _videos(answered)
+        exact = [all(exact_match(text, row.answer) for text in predictions[row.key]) for row in answered]
+        measures.append(Measure(OFFLINE, f"{prefix}exact match", "%", estimate_share(exact, videos)))
+        f1 = {row.key: 100.0 * min(token_f1(text, row.answer) for text in predictions[row.key]) for row in answered}
+        measures.append(Measure(OFFLINE, f"{prefix}token F1", "%", estimate([f1[row.key] for row in answered], videos)))
+        measures += [
+            Measure(OFFLINE, "token F1", "%", estimate([f1[row.key] for row in some], _videos(some)), group=group)
+            for group, some in _groups(answered)
+        ]
     return measures
 
 
@@ -109,14 +116,13 @@ def measure_judged(
         videos, scores = _videos(judged), [one.score for _, one in found]
         scored.append((scores, videos))
         if axis.kind == "verdict":
-            right = {row.key: 100.0 * bool(one.right) for row, one in found}
-            value = estimate([right[row.key] for row in judged], videos)
+            right = {row.key: bool(one.right) for row, one in found}
+            value = estimate_share([right[row.key] for row in judged], videos)
             measures.append(_measure(benchmark, judge, "accuracy", "%", value, missing))
             measures.append(_measure(benchmark, judge, "score", "of 5", estimate(scores, videos), missing))
-            measures += [
-                Measure(judge, "accuracy", "%", estimate([right[row.key] for row in some], _videos(some)), group=group)
-                for group, some in _groups(judged)
-            ]
+            for group, some in _groups(judged):
+                value = estimate_share([right[row.key] for row in some], _videos(some))
+                measures.append(Measure(judge, "accuracy", "%", value, group=group))
         else:
             measures.append(_measure(benchmark, judge, axis.name, "of 5", estimate(scores, videos), missing))
     if len(scored) == len(benchmark.axes) > 1 and all(scores for scores, _ in scored):

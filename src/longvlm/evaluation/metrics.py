@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvlm.world.evaluate import RESAMPLES, clustered_interval
+from longvlm.intervals import RESAMPLES, clustered_interval, interval_of_share
 
 _ARTICLES = {"a", "an", "the"}
 _SMALL_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -56,6 +56,14 @@ def estimate(values: Sequence[float], videos: Sequence[str]) -> Estimate:
         return Estimate(0, *[float("nan")] * 3)
     low, high = clustered_interval(np.array(values, dtype=float), np.array(videos))
     return Estimate(len(values), float(np.mean(values)), low, high)
+
+
+def estimate_share(is_right: Sequence[bool], videos: Sequence[str]) -> Estimate:
+    """The share of right answers, in percent; where all are, or none, with Wilson's interval for as many videos."""
+    if not is_right:
+        return estimate([], [])
+    low, high = interval_of_share(np.array(is_right, dtype=float), np.array(videos))
+    return Estimate(len(is_right), 100.0 * float(np.mean(is_right)), 100.0 * low, 100.0 * high)
 
 
 def estimate_mean_of_means(parts: Sequence[tuple[Sequence[float], Sequence[str]]]) -> Estimate:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from longvlm.errors import LongVLMError
+from longvlm.stages.video_access import split_address
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
 FEATURE_SUFFIXES = (".longvlm", ".pkl")
@@ -44,10 +45,7 @@ def video_id(name: str) -> str:
 
     Raises LongVLMError for what names no file.
     """
-    try:
-        last = PurePath(unquote(urlsplit(name).path) if "://" in name else name).name
-    except ValueError as error:
-        raise LongVLMError(f"The address {name} is malformed: {error}. Check its host.") from error
+    last = PurePath(unquote(split_address(name).path) if "://" in name else name).name
     if not last:
         raise LongVLMError(f"{name!r} names no file; a list has one file name or address a line.")
     suffix = PurePath(last).suffix

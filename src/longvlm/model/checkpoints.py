@@ -55,7 +55,7 @@ from longvlm.model.trained_part import (
 from longvlm.model.weight_files import StoredTensor, open_tensors, read_tower_weights, tensor_names, weight_files
 from longvlm.model.weight_names import is_recomputed, is_tower, module_name
 from longvlm.stages.video_access import kind_of_path, local_path
-from longvlm.stages.vision import VisionEncoder, count_patches, digest_weights
+from longvlm.stages.vision import VisionEncoder, count_patches, digest_weights, image_side
 from longvlm.types import Compression
 
 DEFAULT_MODEL_FOLDER = Path(__file__).parents[1] / "assets" / "default_model"
@@ -278,7 +278,7 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
         if config.vision_tower is not None:  # in place of the one that the processor was saved with
             images = read_image_settings(_tower_folder(folder, config))
             processor.image_mean, processor.image_std = list(images.mean), list(images.std)
-            processor.image_size = config.vision_config.image_size
+            processor.image_size = image_side(config.vision_config)
         if config.projector is not None and ReferenceProjector.open(config.projector).adapt_tokenizer(
             processor.tokenizer
         ):
@@ -301,7 +301,7 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
         video_end_token=end,
         image_mean=images.mean,
         image_std=images.std,
-        image_size=config.vision_config.image_size,
+        image_size=image_side(config.vision_config),
         compression=config.compression,
         chat_template=_read_chat_template(folder, settings),
     )

@@ -217,7 +217,7 @@ class LongVLMProcessor(ProcessorMixin):
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The template's text, with `video_token` once where a video stands."""
-        conversation, reserved = [], self._reserved_words()
+        conversation, reserved = [], self.reserved_words
         end_mark = self._missing_end_mark() if any(m["role"] == "assistant" for m in messages) else ""
         for message in messages:
             parts = _parts(message)
@@ -258,14 +258,18 @@ class LongVLMProcessor(ProcessorMixin):
 
     def break_up_reserved(self, text: str) -> str:
         """The text with a blank in each word that would be read as a control token: "< s>"."""
-        for token in sorted(self._reserved_words(), key=len, reverse=True):
+        for token in sorted(self.reserved_words, key=len, reverse=True):
             text = text.replace(token, f"{token[:1]} {token[1:]}")
         return text
 
-    def _reserved_words(self) -> list[str]:
-        """Texts that the tokenizer would read as control tokens wherever they stand, a user's words included."""
+    @property
+    def reserved_words(self) -> list[str]:
+        """Texts that the tokenizer would read as control tokens wherever they stand, a user's words included: "</s>" in
+        a question could forge a turn.
+        """
         video_tokens = (self.video_token, self.video_start_token, self.video_end_token)
-        return sorted({token for token in (*video_tokens, *self.tokenizer.all_special_tokens) if token})
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return sorted({token for token in (*video_tokens, *self.tokenizer.all_special_tokens, *added) if token})
 
 
 def _refuse_words(parts: list[dict[str, str]], reserved: list[str]) -> None:

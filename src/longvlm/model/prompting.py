@@ -48,7 +48,7 @@ def build_prompt(
     in which a token of the model's own is written out.
     """
     question: str = messages[-1]["content"][-1]["text"]
-    _refuse_control_tokens(processor, question)
+    _refuse_reserved_words(processor, question)
     token_ids = _token_ids(processor, config, messages, index)
     limit = context_length(config)
     if limit is not None and len(token_ids) >= limit:
@@ -87,11 +87,8 @@ def _token_ids(
     return processor.encode(text)
 
 
-def _refuse_control_tokens(processor: LongVLMProcessor, question: str) -> None:
-    """A tokenizer reads "</s>" as the end of the text wherever it stands, so that a question could forge turns."""
-    tokenizer = processor.tokenizer
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    for token in sorted(added.union(tokenizer.all_special_tokens)):
+def _refuse_reserved_words(processor: LongVLMProcessor, question: str) -> None:
+    for token in processor.reserved_words:
         if token in question:
             raise LongVLMError(f"The question contains {token!r}, which the model reserves; write it in another way.")
 

@@ -24,7 +24,7 @@ from longvlm.pipeline import LongVLM
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import count_visual_tokens
 from longvlm.stages.video import VideoReader
-from longvlm.stages.vision import MLP_WIDENING, count_frames_at_once, count_patches, encode_pixels
+from longvlm.stages.vision import MLP_WIDENING, count_frames_at_once, count_patches, encode_pixels, image_side
 from longvlm.types import Sampling
 
 EXAMPLE_QUESTION = "What happens in this video, from its beginning to its end?"
@@ -210,8 +210,8 @@ def _count_parameters(model: LongVLM) -> tuple[int, int]:
 def _measure_encoder(model: LongVLM, parameters: int) -> tuple[float, float]:
     """Seconds that one segment takes to encode, and to merge."""
     config, settings = model.config.vision_config, model.compression
-    shape = (settings.frames_per_segment, 3, config.image_size, config.image_size)
-    pixels = torch.rand(shape, device=model.device).to(model.dtype)
+    side = image_side(config)
+    pixels = torch.rand((settings.frames_per_segment, 3, side, side), device=model.device).to(model.dtype)
 
     def run_tower(num_layers: int) -> float:
         tower = AutoModel.from_config(_with_layers(config, num_layers), dtype=model.dtype).to(model.device).eval()
@@ -261,7 +261,7 @@ def _measure_decoding(model: LongVLM, reader: VideoReader, sampling: Sampling, n
     for _ in reader.segments(
         sampling,
         frames_per_segment=settings.frames_per_segment,
-        image_size=model.config.vision_config.image_size,
+        image_size=image_side(model.config.vision_config),
         fit=settings.fit,
     ):
         num_read += 1

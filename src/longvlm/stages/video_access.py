@@ -56,7 +56,7 @@ def source_scheme(source: str) -> str:
 
 def local_path(source: str) -> Path:
     """The path of a local source, given plainly or as a file:// address."""
-    path = Path(unquote(_split(source).path) if source.lower().startswith("file://") else source)
+    path = Path(unquote(split_address(source).path) if source.lower().startswith("file://") else source)
     try:
         return path.expanduser()
     except RuntimeError:  # a name that begins with ~ and is no user's
@@ -75,7 +75,7 @@ def display_name(source: str) -> str:
     """
     if "://" not in source:
         return printable(Path(source).name or source)
-    parts = _split(source)
+    parts = split_address(source)
     if parts.scheme.lower() == "file":
         return printable(Path(unquote(parts.path)).name)
     netloc = parts.netloc.rpartition("@")[2]
@@ -87,7 +87,8 @@ def display_source(source: str) -> str:
     return display_name(source) if "://" in source else source
 
 
-def _split(address: str) -> SplitResult:
+def split_address(address: str) -> SplitResult:
+    """Its parts. Raises LongVLMError, without the secrets in it, for a malformed one."""
     try:
         return urlsplit(address)
     except ValueError as error:

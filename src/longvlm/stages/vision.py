@@ -58,7 +58,7 @@ class VisionEncoder:
         self._weight_digests = weight_digests
         self.name = name or tower.config.model_type
         self.global_layers = global_layers
-        self.image_size = _side(tower.config.image_size, "image_size")
+        self.image_size = image_side(tower.config)
         self.patches_per_frame = count_patches(tower.config, select_strategy)
         self._feature_layers = _choose_layers(tower.config, feature_layer, global_layers).features
         self.feature_width = tower.config.hidden_size * len(self._feature_layers)
@@ -151,10 +151,15 @@ def encode_pixels(
     return patches, torch.stack(layer_globals, dim=1)
 
 
+def image_side(vision_config: PretrainedConfig) -> int:
+    """Pixels on each side of what a tower sees. Raises LongVLMError where that is no square."""
+    return _side(vision_config.image_size, "image_size")
+
+
 def count_patches(vision_config: PretrainedConfig, select_strategy: str) -> int:
     """P, the patch features of a frame; one of them is the [CLS] if a CLIP or DINOv2 tower is read "full"."""
     _check_strategy(select_strategy)
-    side = _side(vision_config.image_size, "image_size") // _side(vision_config.patch_size, "patch_size")
+    side = image_side(vision_config) // _side(vision_config.patch_size, "patch_size")
     positions = side**2 + (_family(vision_config).run_cls is not None)
     return positions - (select_strategy == "default")
 

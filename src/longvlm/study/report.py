@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from longvlm.intervals import RESAMPLES, interval_of_share
 from longvlm.study.course import KINDS, Run
 from longvlm.study.rows import Row
 from longvlm.text_table import TextTable
-from longvlm.world.evaluate import interval_of_share
 
 ALL = "all"
 PLOT_TITLE = "All questions, with 95 % intervals"
-_RESAMPLES = 2000
 _TICKS = (5, 10, 20, 50, 100, 200, 400)
 Estimate = tuple[float, float, float]  # a mean, and its 95 % interval
 Finished = tuple[Row, Sequence[Run]]
@@ -112,7 +111,7 @@ def _bootstrap(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     num_runs, num_videos = values.shape
     rng = np.random.RandomState(0)
     means = []
-    for _ in range(_RESAMPLES):
+    for _ in range(RESAMPLES):
         runs, videos = rng.randint(0, num_runs, (num_runs, 1)), rng.randint(0, num_videos, num_videos)
         means.append(values[runs, videos].sum() / max(1, counts[runs, videos].sum()))
     low, high = np.percentile(means, [2.5, 97.5])

@@ -103,7 +103,7 @@ class StudySettings:
             raise LongVLMError(
                 f"block_seconds is {self.block_seconds}; an event and the gap after it take {MIN_SECONDS_PER_EVENT:g}."
             )
-        if len(self.blocks_per_video) != 2 or not 1 <= self.blocks_per_video[0] <= self.blocks_per_video[1]:
+        if not 1 <= self.blocks_per_video[0] <= self.blocks_per_video[1]:
             raise LongVLMError(f"blocks_per_video is {list(self.blocks_per_video)}; give the least and the most.")
 
 

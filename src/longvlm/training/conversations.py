@@ -216,8 +216,7 @@ def count_moved_videos(samples: Sequence[Sample], processor: LongVLMProcessor) -
 
 def require_plain_texts(samples: Sequence[Sample], processor: LongVLMProcessor) -> None:
     """Raise LongVLMError, naming the row, for a text with a token of the model's own, which would forge a turn."""
-    video_tokens = (processor.video_token, processor.video_start_token, processor.video_end_token)
-    reserved = sorted({token for token in (*video_tokens, *processor.tokenizer.all_special_tokens) if token})
+    reserved = processor.reserved_words
     for sample in samples:
         for turn in sample.conversation.turns:
             text = turn.text.replace(VIDEO_PLACEHOLDER, "")

@@ -30,6 +30,7 @@ from longvlm.heap import keep_one_heap
 from longvlm.model.placement import choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
+from longvlm.training.checkpointing import naming_what_is_not_written
 from longvlm.training.drawn_blocks import plan_blocks
 from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure, see_frequencies
 from longvlm.training.examples import ComposedBatches, Lesson
@@ -38,7 +39,7 @@ from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.untrained_model import FPS, ModelShape, build_model, build_tokenizer
 from longvlm.training.watching import WatchingSchool
-from longvlm.whole_files import give_usual_mode, write_whole
+from longvlm.whole_files import give_usual_mode, holding, make_folder, write_whole
 from longvlm.world.wordings import TIMED_KINDS
 
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -69,7 +70,7 @@ KIND_WEIGHTS = {
 @dataclass(frozen=True)
 class BankSettings:
     blocks: int
-    segments_per_block: list[int]
+    segments_per_block: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -250,12 +251,20 @@ def main() -> int:
     arguments = parser.parse_args()
     keep_one_heap()
     try:
-        course = Course(load_recipe(arguments.recipe), arguments.runs)
-        course.run()
+        recipe = load_recipe(arguments.recipe)
+        for folder in (arguments.runs, arguments.output):
+            make_folder(folder)
+        with holding(arguments.runs), naming_what_is_not_written(arguments.runs):
+            course = Course(recipe, arguments.runs)
+            course.run()
+        with naming_what_is_not_written(arguments.output):
+            course.export(arguments.output)
     except LongVLMError as mistake:
         print(f"Error: {mistake}", file=sys.stderr)
         return 2
-    course.export(arguments.output)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
     print(f"wrote {arguments.output}. Its card and scores are those of the model before;")
     print("`python scripts/write_model_card.py --help` tells how to measure it and write them.")
     return 0

@@ -60,7 +60,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise LongVLMError(f"{where} is {value!r}; a list is expected.")
-        return tuple(_convert(choices[0], item, f"{where}.{i}") for i, item in enumerate(value))
+        kinds = choices if choices[-1] is not ... else choices[:1] * len(value)
+        if len(value) != len(kinds) or not value:
+            raise LongVLMError(f"{where} is {value!r}; {len(kinds) or 'some'} values are expected.")
+        return tuple(
+            _convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin is Literal:
         if value not in choices:
             raise LongVLMError(f"{where} is {value!r}; choose one of {', '.join(map(str, choices))}.")

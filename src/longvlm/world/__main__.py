@@ -6,10 +6,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
+from longvlm.commands.ending import run_to_end
 from longvlm.errors import LongVLMError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -31,7 +32,7 @@ def render(
 
     Example: python -m longvlm.world render --seed 7 --duration 180 -o out.mp4 --truth truth.json
     """
-    from longvlm.whole_files import require_writable
+    from longvlm.whole_files import require_writable, write_whole
     from longvlm.world.scene import make_scene
     from longvlm.world.truth import truth_of
     from longvlm.world.video import usual_codec, write_video
@@ -54,7 +55,7 @@ def render(
             "fps": fps,
             **truth_of(scene),
         }
-        truth.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_whole(truth, f"{json.dumps(facts, indent=2)}\n".encode())
 
 
 @app.command()
@@ -181,24 +182,10 @@ def _pair(text: str, separator: str, option: str, form: str) -> tuple[float, flo
     return float(match[1]), float(match[2])
 
 
-def main() -> None:
-    """Run a command: 0 done, 2 a mistake in the input, told in one line, 130 interrupted."""
-    usage_error = cast(type[Exception], typer.BadParameter.__base__)  # typer exports only this child of it
-    try:
-        status = app(standalone_mode=False) or 0
-    except LongVLMError as mistake:
-        status = _complain(str(mistake))
-    except usage_error as mistake:
-        status = _complain(f"{mistake} See `python -m longvlm.world --help`.")
-    except (KeyboardInterrupt, typer.Abort):
-        status = 130
-    sys.exit(status)
-
-
-def _complain(mistake: str) -> int:
-    typer.secho(f"Error: {' '.join(mistake.split())}", err=True, fg="red")
-    return 2
+def main() -> int:
+    """Run a command and return its exit status; see `run_to_end`."""
+    return run_to_end(app, "python -m longvlm.world")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

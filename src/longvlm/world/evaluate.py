@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from longvlm.errors import LongVLMError
+from longvlm.intervals import interval_of_share
 from longvlm.text_table import TextTable
 from longvlm.world.marking import is_correct
 from longvlm.world.questions import KINDS, Question, make_conversation, make_questions
@@ -42,7 +43,6 @@ SIZES = ((320, 240), (384, 216), (256, 256), (240, 320), (216, 384))
 FRAMES_PER_SECOND = (10, 12, 15, 20, 24, 25)
 ENCODED_FPS = 1.0
 MAX_NEW_TOKENS = 128  # the longest right answer, a story of twelve events, has about a hundred
-RESAMPLES = 2000
 FOLLOW_UP = "follow-up"  # later turns of a conversation, whatever they ask for
 ALL_KINDS = (*KINDS, FOLLOW_UP)
 
@@ -295,29 +295,6 @@ def _score(kind: str, records: Sequence[Record]) -> Score:
         without_video=float(np.mean([record.correct_without_video for record in records])),
         another_video=float(np.mean(by_another)) if by_another else float("nan"),
     )
-
-
-def interval_of_share(is_right: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the share of right answers (n,), by whole clusters.
-
-    Where all answers are alike no draw of them differs; then Wilson's interval for as many clusters.
-    """
-    share, squared = float(is_right[0]), 1.96**2
-    if (is_right != share).any():
-        return clustered_interval(is_right, clusters)
-    num_clusters = len(np.unique(clusters))
-    uncertain = squared / (num_clusters + squared)
-    return (1 - uncertain, 1.0) if share else (0.0, uncertain)
-
-
-def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of `values` (n,): a percentile bootstrap that draws whole clusters."""
-    _, member = np.unique(clusters, return_inverse=True)
-    totals, sizes = np.bincount(member, weights=values), np.bincount(member)
-    drawn = np.random.RandomState(0).randint(0, len(sizes), (RESAMPLES, len(sizes)))
-    means = totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def tabulate(scores: Sequence[Score], title: str) -> TextTable:

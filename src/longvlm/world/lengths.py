@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longvlm.errors import LongVLMError
+from longvlm.intervals import interval_of_share
 from longvlm.text_table import TextTable
 from longvlm.whole_files import require_writable
-from longvlm.world.evaluate import Record, evaluate, interval_of_share, plan_videos
+from longvlm.world.evaluate import Record, evaluate, plan_videos
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from longvlm.intervals import clustered_interval
 from longvlm.text_table import TextTable
-from longvlm.world.evaluate import Record, VideoPlan, clustered_interval
+from longvlm.world.evaluate import Record, VideoPlan
 
 
 @dataclass(frozen=True)
