@@ -21,14 +21,15 @@ class TextTable:
     def as_rich(self) -> Table:
         """For a terminal; a row about "all" stands apart."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=self.title)
+        table = Table(title=Text(self.title))
         for number, name in enumerate(self.columns):
             table.add_column(name, justify="right" if number else "left")
         for row in self.rows:
             if row[0] == "all":
                 table.add_section()
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def as_markdown(self) -> str:
@@ -38,4 +39,5 @@ class TextTable:
 
 
 def _line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"

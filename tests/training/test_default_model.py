@@ -226,7 +226,7 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
     [
         ("lesson", "segments", [4], r"segments is \[4\]; 2 values are expected"),
         ("lesson", "segments", 4, r"segments is 4; a list is expected"),
-        ("bank", "segments_per_block", [], r"segments_per_block is \[\]; some values are expected"),
+        ("bank", "segments_per_block", [], r"segments_per_block is \[\]; give some numbers"),
         ("bank", "segments_per_block", [1, "2"], r"segments_per_block.1 is '2'; a whole number is expected"),
     ],
 )

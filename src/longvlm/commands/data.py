@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -154,6 +153,8 @@ def list_command(
     \b
       longvlm data list datasets/anet/v1-2/val -o video_list_v1_2_val.txt
     """
+    if output is not None:
+        require_writable(output)
     names = [path.name for path in list_videos(folder)]
     if not names:
         raise LongVLMError(f"There is no video file right in {folder}; give the folder that holds them.")
@@ -164,7 +165,7 @@ def list_command(
     if output is None:
         sys.stdout.write(console.printable(text))
         return
-    _save(output, lambda: text.encode("utf-8", "surrogateescape"))
+    write_whole(output, text.encode("utf-8", "surrogateescape"))
     console.note(f"wrote {output}: {len(names)} videos.")
 
 
@@ -198,16 +199,12 @@ def convert(
       longvlm data convert VideoInstruct100K.json -o train.json
       longvlm data convert VideoInstruct100K.json -o train.json --drop-missing features
     """
+    require_writable(output)
     available = reduce(set.intersection, map(list_ids, drop_missing)) if drop_missing else None
     converted = convert_instructions(instructions, available=available, pickle_names=pickle_names)
     if not converted.rows and converted.num_dropped:
         where = " and in ".join(map(str, drop_missing or []))
         raise LongVLMError(f"No row of {instructions} has its video in {where}.")
-    _save(output, lambda: json.dumps(converted.rows, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
+    write_whole(output, json.dumps(converted.rows, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
     dropped = f", {converted.num_dropped} were left out since their videos are missing" if available is not None else ""
     console.note(f"wrote {output}: {len(converted.rows)} rows{dropped}.")
-
-
-def _save(path: Path, content: Callable[[], bytes]) -> None:
-    require_writable(path)
-    write_whole(path, content())

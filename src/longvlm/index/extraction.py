@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from longvlm.index.extractor import Extractor
 from longvlm.index.feature_pickles import read_pickled_array
 from longvlm.index.reference_features import write_reference_features
 from longvlm.index.video_folders import ListedVideo
+from longvlm.stages.tokens import count_segments
 from longvlm.stages.video import VideoReader, open_video
 from longvlm.stages.video_access import display_source
 from longvlm.video_index import OtherVersionError, VideoIndex
@@ -123,7 +123,7 @@ def _require_local_rows(path: Path, num_rows: int, extractor: Extractor, *, at_m
     """As many as the frames make, or `at_most` so many; how many those are, only `num_frames` says beforehand."""
     num_frames, compression = extractor.sampling.num_frames, extractor.compression
     each = compression.tokens_per_segment
-    expected = None if num_frames is None else math.ceil(num_frames / compression.frames_per_segment) * each
+    expected = None if num_frames is None else count_segments(num_frames, compression.frames_per_segment) * each
     if expected is not None and num_rows != expected and not (at_most and num_rows < expected):
         raise LongVLMError(
             f"{path} is there already, but has {num_rows} rows, where {num_frames} frames in segments of "

@@ -8,7 +8,6 @@ weights from disk are left out.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.prompting import context_length
 from longvlm.pipeline import LongVLM
 from longvlm.stages.merging import merge_segments
-from longvlm.stages.tokens import count_visual_tokens
+from longvlm.stages.tokens import count_segments, count_visual_tokens
 from longvlm.stages.video import VideoReader
 from longvlm.stages.vision import MLP_WIDENING, count_frames_at_once, count_patches, encode_pixels, image_side
 from longvlm.types import Sampling
@@ -138,7 +137,7 @@ def make_plan(
 def count_tokens(model: LongVLM, reader: VideoReader, sampling: Sampling) -> Counts:
     times = reader.planned_times(sampling)
     compression = model.compression
-    segments = math.ceil(len(times) / compression.frames_per_segment)
+    segments = count_segments(len(times), compression.frames_per_segment)
     starts = times[:: compression.frames_per_segment]
     content = [{"type": "video"}, {"type": "text", "text": EXAMPLE_QUESTION}]
     prompt = model.processor.prompt(

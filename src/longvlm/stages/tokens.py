@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from longvlm.types import Compression, VideoTokens
 from longvlm.video_index import VideoIndex
+
+
+def count_segments(num_frames: int, frames_per_segment: int) -> int:
+    """S; the last one may be short of frames."""
+    return math.ceil(num_frames / frames_per_segment)
 
 
 def count_visual_tokens(num_segments: int, compression: Compression) -> int:

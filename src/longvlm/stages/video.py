@@ -37,7 +37,7 @@ def sample_indices(total_frames: int, num_frames: int) -> list[int]:
     if total_frames < 1 or num_frames < 1:
         raise LongVLMError(f"Can't sample {num_frames} of {total_frames} frames; both must be at least 1.")
     if total_frames < num_frames:
-        return [place * total_frames // num_frames for place in range(num_frames)]
+        return fill_places(total_frames, num_frames)
     width = (total_frames - 1) / num_frames
     return [(round(width * i) + round(width * (i + 1))) // 2 for i in range(num_frames)]
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.processing import LongVLMProcessor
-from longvlm.stages.tokens import assemble, count_visual_tokens
+from longvlm.stages.tokens import assemble, count_segments, count_visual_tokens
 from longvlm.stages.video import open_video
 from longvlm.training.examples import IGNORED, Example
 from longvlm.training.examples import collate as collate_tokens
@@ -135,7 +135,7 @@ class VideoConversations(Dataset):
             return 0
         if isinstance(sample.video, StoredVideo):
             return sample.video.num_tokens
-        num_segments = -(-(self._config.default_num_frames or 0) // self._compression.frames_per_segment)
+        num_segments = count_segments(self._config.default_num_frames or 0, self._compression.frames_per_segment)
         return count_visual_tokens(num_segments, self._compression)
 
     def require_room(self, lengths: Sequence[int]) -> int:

@@ -69,8 +69,14 @@ KIND_WEIGHTS = {
 
 @dataclass(frozen=True)
 class BankSettings:
+    """Of `blocks` blocks, each with one of the numbers of segments, drawn evenly."""
+
     blocks: int
     segments_per_block: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if min(self.segments_per_block, default=0) < 1:
+            raise LongVLMError(f"segments_per_block is {list(self.segments_per_block)}; give some numbers from 1 up.")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from longvlm.index.extraction import FAILURES_FILE, FeatureFolders, Progress, ex
 from longvlm.index.extractor import extractor_of_model
 from longvlm.index.video_folders import VIDEO_SUFFIXES, ListedVideo, video_id
 from longvlm.pipeline import LongVLM
-from longvlm.stages.tokens import count_visual_tokens
+from longvlm.stages.tokens import count_segments, count_visual_tokens
 from longvlm.types import Compression, Sampling
 from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 
@@ -79,7 +79,7 @@ def inspect_features(
         )
     if settings != wanted:
         raise _misfit(path, num_segments, settings, wanted)
-    expected = num_segments if num_frames is None else -(-num_frames // wanted.frames_per_segment)
+    expected = num_segments if num_frames is None else count_segments(num_frames, wanted.frames_per_segment)
     if num_segments != expected and not (lost_its_end and num_segments < expected):
         raise LongVLMError(
             f"{path} has {num_segments} segments of {wanted.frames_per_segment} frames, where {expected} are expected "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,9 +38,7 @@ def claim_output(recipe: Recipe, num_processes: int) -> None:
         )
     with naming_what_is_not_written(path):
         shutil.rmtree(recipe.output / BASE, ignore_errors=True)
-        whole = path.with_suffix(f".{os.getpid()}")
-        whole.write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
-        whole.replace(path)
+        write_whole(path, yaml.safe_dump(wanted, sort_keys=False).encode())
 
 
 def claim_samples(output: Path, places: Iterable[str]) -> None:

@@ -61,8 +61,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise LongVLMError(f"{where} is {value!r}; a list is expected.")
         kinds = choices if choices[-1] is not ... else choices[:1] * len(value)
-        if len(value) != len(kinds) or not value:
-            raise LongVLMError(f"{where} is {value!r}; {len(kinds) or 'some'} values are expected.")
+        if len(value) != len(kinds):
+            raise LongVLMError(f"{where} is {value!r}; {len(kinds)} values are expected.")
         return tuple(
             _convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )

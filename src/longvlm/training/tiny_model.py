@@ -1,13 +1,10 @@
 """An untrained small model behind the bundled encoder: what the recipe tiny.yaml starts from.
 
-    python -m longvlm.training.tiny_model FOLDER [--seed N]
-
 The bundled model's vision tower, tokenizer and settings, with a projector and a language model that know nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 from pathlib import Path
 
@@ -39,15 +36,3 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     load_processor(DEFAULT_MODEL_FOLDER, config).save_pretrained(folder)
     give_usual_mode(folder)
     return folder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write an untrained small model behind the bundled encoder.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print(f"wrote {write_tiny_model(arguments.folder, seed=arguments.seed)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,21 +22,19 @@ NO_EVENT = -1
 NOISE_SHIFT = 61  # places along each axis that the window of noise can take
 
 
-def render_frame(
-    scene: Scene, time_seconds: float, width: int, height: int, *, display_aspect: float | None = None
-) -> np.ndarray:
-    """The picture at `time_seconds`, (H, W, 3) uint8 RGB.
-
-    `display_aspect` is the width over the height that the picture is made for (its own, unless told): with
-    16 / 9 a square frame shows a wide picture squashed, as an encoder that squashes its input would see it.
-    """
-    return _render(scene, time_seconds, width, height, display_aspect, None)
+def render_frame(scene: Scene, time_seconds: float, width: int, height: int) -> np.ndarray:
+    """The picture at `time_seconds`, (H, W, 3) uint8 RGB."""
+    return _render(scene, time_seconds, width, height, None, None)
 
 
 def render_labelled(
     scene: Scene, time_seconds: float, width: int, height: int, *, display_aspect: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, and the index in `scene.events` of the object seen at every pixel, or -1: (H, W) int16."""
+    """The picture, and the index in `scene.events` of the object seen at every pixel, or -1: (H, W) int16.
+
+    `display_aspect` is the width over the height that the picture is made for (its own, unless told): with
+    16 / 9 a square frame shows a wide picture squashed, as an encoder that squashes its input would see it.
+    """
     labels = np.full((height, width), NO_EVENT, dtype=np.int16)
     return _render(scene, time_seconds, width, height, display_aspect, labels), labels
 

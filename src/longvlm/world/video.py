@@ -21,14 +21,12 @@ from longvlm.world.scene import Scene
 QUIET_SECONDS = 2.0  # work shorter than this shows no progress bar
 
 
-def frames(
-    scene: Scene, *, width: int, height: int, fps: float, display_aspect: float | None = None
-) -> Iterator[tuple[float, np.ndarray]]:
+def frames(scene: Scene, *, width: int, height: int, fps: float) -> Iterator[tuple[float, np.ndarray]]:
     """The scene's frames at a constant rate from time 0: pairs of seconds and (H, W, 3) uint8 RGB."""
     rate = _exact_rate(fps)
     for index in range(count_frames(scene, fps)):
         time_seconds = float(index / rate)
-        yield time_seconds, render_frame(scene, time_seconds, width, height, display_aspect=display_aspect)
+        yield time_seconds, render_frame(scene, time_seconds, width, height)
 
 
 def count_frames(scene: Scene, fps: float) -> int:
