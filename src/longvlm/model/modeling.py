@@ -76,7 +76,8 @@ class LongVLMModel(LongVLMPreTrainedModel):
         """Normalised frames (V, T, 3, R, R) -> visual tokens before the projector (V, G + S·M, D).
 
         Every K frames make a segment; a short last one is filled up by repeating its frames. Segments pass
-        one by one, as they do when a file is encoded, so both routes give the same numbers.
+        one by one, as they do when a file is encoded, so both routes give the same numbers where all frames differ
+        (what a file repeats to have `num_frames` of them does not weigh in its global tokens; here nobody can tell).
         """
         return torch.stack([self._encode_video(video) for video in pixel_values_videos])
 

@@ -138,7 +138,7 @@ def count_tokens(model: LongVLM, reader: VideoReader, sampling: Sampling) -> Cou
     times = reader.planned_times(sampling)
     compression = model.compression
     segments = count_segments(len(times), compression.frames_per_segment)
-    starts = times[:: compression.frames_per_segment]
+    starts = [min(times[0], sampling.start_seconds), *times[:: compression.frames_per_segment][1:]]
     content = [{"type": "video"}, {"type": "text", "text": EXAMPLE_QUESTION}]
     prompt = model.processor.prompt(
         [{"role": "user", "content": content}],
