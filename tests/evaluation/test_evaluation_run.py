@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,17 @@ def test_a_folder_belongs_to_one_evaluation(model: LongVLM, films: Path, qa_file
     other = LongVLM.from_pretrained(device="cpu", dtype="bfloat16")
     with pytest.raises(LongVLMError, match='with precision "float32", and now it is "bfloat16"'):
         run(other, [qa_file], films, output, "activitynet-qa")
+    for changes, named in (
+        ({"asking": Asking(answer={"max_new_tokens": 12, "temperature": 1.0})}, "answer"),
+        ({"asking": Asking(answer=SHORT.answer, encode={"fps": 2})}, "encode"),
+    ):
+        with pytest.raises(LongVLMError, match=f"holds an evaluation with {named}"):
+            run(model, [qa_file], films, output, "activitynet-qa", **changes)
+    compressed = LongVLM.from_pretrained(
+        device="cpu", dtype="float32", compression=replace(model.compression, tokens_per_segment=8)
+    )
+    with pytest.raises(LongVLMError, match=r"with compression"):
+        run(compressed, [qa_file], films, output, "activitynet-qa")
     with holding(output), pytest.raises(LongVLMError, match="Another process is at work in"):
         run(model, [qa_file], films, output, "activitynet-qa")
     with pytest.raises(LongVLMError, match="with task"):

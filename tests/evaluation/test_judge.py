@@ -79,6 +79,8 @@ def test_no_judgement_is_lost_and_none_is_asked_for_twice(
     again.complete(asked, None)
     assert len(stub.prompts) == before, "a second run asks nothing"
     assert [again.find(one) for one in asked] == [judge.find(one) for one in asked]
+    for other in (Judge("other", stub.url, JsonLines(path)), Judge("stub", "http://localhost:9/v1", JsonLines(path))):
+        assert not any(map(other.has_reply, asked)), "another judge's replies are not this one's"
     changed = JudgeRequest("row0", "answer", [{"role": "user", "content": "another prompt 0"}], True)
     again.complete([changed, *asked], None)
     assert stub.prompts[before:] == ["another prompt 0"]

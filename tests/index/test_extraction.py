@@ -60,7 +60,7 @@ class TestFeatures:
             frames_per_segment=3,
             tokens_per_segment=5,
             global_layers=1,
-            merge_schedule=(24, 12, 6, 1),
+            merge_schedule=(20, 10, 9, 4),
             merge_heads=2,
             merge_order="temporal",
             frame_code=0.5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from longvlm.errors import LongVLMError
-from longvlm.stages.merging import frame_codes, merge_tokens, plan_reductions
+from longvlm.stages.merging import frame_codes, merge_segments, merge_tokens, plan_reductions
+from longvlm.types import Compression
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN_CASES = json.loads((DATA / "merge.json").read_text())
@@ -138,6 +140,34 @@ def test_temporal_order_sorts_the_same_tokens_by_mean_frame() -> None:
         assert torch.equal(sorted_.features[s], plain.features[s][place])
         assert torch.equal(sorted_.sizes[s], plain.sizes[s][place])
         assert torch.equal(place[sorted_.assignment[s]], plain.assignment[s])
+
+
+def test_segments_are_merged_by_all_of_a_compressions_settings() -> None:
+    settings = Compression(
+        frames_per_segment=3,
+        tokens_per_segment=5,
+        merge_schedule=(20, 10, 9, 4),
+        merge_heads=2,
+        merge_order="temporal",
+        frame_code=0.5,
+    )
+    patches = correlated_patches(2, 3, 16, 8)
+    merged = merge_segments(patches, settings)
+    expected = merge_tokens(
+        patches,
+        tokens_per_segment=5,
+        schedule=(20, 10, 9, 4),
+        heads=2,
+        order="temporal",
+        frames_per_segment=3,
+        frame_code=0.5,
+    )
+    assert torch.equal(merged.assignment, expected.assignment)
+    assert torch.equal(merged.features, expected.features)
+    defaults = {"merge_schedule": None, "merge_heads": 4, "merge_order": "merge", "frame_code": 0.0}
+    for name, value in defaults.items():
+        other = merge_segments(patches, dataclasses.replace(settings, **{name: value}))
+        assert not torch.equal(other.assignment, merged.assignment), name
 
 
 def test_frame_codes_are_added_before_the_matching() -> None:

@@ -57,10 +57,14 @@ def test_pad_keeps_the_whole_picture_between_bars_of_the_mean_colour():
 
 
 def test_pixels_that_are_not_square_fit_like_the_stretched_picture():
-    picture = np.full((40, 20, 3), 200, dtype=np.uint8)
-    stretched = np.full((40, 80, 3), 200, dtype=np.uint8)
+    down, across = np.mgrid[0:40, 0:20]
+    picture = np.stack([6 * down, 12 * across, 3 * down + 6 * across], axis=2).astype(np.uint8)
+    stretched = picture.repeat(4, axis=1)
     for fit in ("squash", "crop", "pad"):
-        torch.testing.assert_close(fit_picture(picture, 40, fit, Fraction(4)), fit_picture(stretched, 40, fit))
+        fitted, expected = fit_picture(picture, 40, fit, Fraction(4)), fit_picture(stretched, 40, fit)
+        torch.testing.assert_close(fitted.float(), expected.float(), atol=7, rtol=0)
+    unequal = fit_picture(picture, 40, "crop").float() - fit_picture(stretched, 40, "crop").float()
+    assert unequal.abs().mean() > 20  # the ratio matters
 
 
 def test_antialiasing_makes_fine_stripes_grey_and_nearest_does_not():

@@ -133,6 +133,25 @@ def test_keyframe_mode_stays_in_its_span_and_is_exact_where_that_has_no_keyframe
     assert numbers(read(video_path, between, 4)[1]) == [14 + index for index in sample_indices(9, 4)]
 
 
+def test_frames_that_are_not_evenly_apart_are_taken_by_their_true_times(tmp_path):
+    times = [0.0, 0.04, 0.05, 0.2] + [0.3 + number * number / 1000 for number in range(56)]
+    path = write_video(tmp_path / "uneven.mp4", pts_milliseconds=[round(1000 * time) for time in times])
+    by_rate = Sampling(num_frames=None, fps=4, end_seconds=2.9)
+    shown = [max(i for i, time in enumerate(times) if time <= k / 4 + 1e-9) for k in range(12)]
+    assert len(set(shown)) == 12
+    planned, segments = read(path, by_rate, frames_per_segment=12)
+    assert (numbers(segments), planned) == (shown, pytest.approx([times[i] for i in shown]))
+
+    within = [i for i, time in enumerate(times) if 0.5 < time < 2]
+    _, segments = read(path, Sampling(num_frames=5, start_seconds=0.5, end_seconds=2), frames_per_segment=5)
+    assert numbers(segments) == [within[index] for index in sample_indices(len(within), 5)]
+
+    _, segments = read(path, Sampling(num_frames=8, mode="keyframe"), frames_per_segment=8)
+    nearest = [min(range(0, 60, 12), key=lambda k, i=i: abs(times[k] - times[i])) for i in sample_indices(60, 8)]
+    by_number = [min(range(0, 60, 12), key=lambda k, i=i: abs(k - i)) for i in sample_indices(60, 8)]
+    assert numbers(segments) == nearest != by_number
+
+
 def test_start_after_the_end_is_an_error_that_names_both(video_path):
     with pytest.raises(LongVLMError, match=r"start \(9 s\) is after the end of short.mp4, which lasts 2.4 s"):
         read(video_path, Sampling(start_seconds=9))
