@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
+import torch
 from command_line import Ended, RunCommand
 
 from longvlm.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _own_number_of_threads() -> Iterator[None]:
+    """What trains sets it for the process; the next test is to find what it would alone."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -14,15 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src/longvlm"
 ASSETS = [
-    "py.typed",
-    "assets/sample.mp4",
-    "assets/sample.json",
-    *(f"assets/default_model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
-    *(f"assets/default_model/{name}" for name in ("processor_config.json", "chat_template.jinja")),
-    "training/recipes/default_model.yaml",
-    "evaluation/prompts/qa.txt",
-    "report/inspect.html",
+    path.relative_to(PACKAGE).as_posix()
+    for path in sorted(PACKAGE.rglob("*"))
+    if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith(".")
 ]
 BUILD = "import sys, setuptools.build_meta as b; out = sys.argv[1]; b.build_wheel(out); b.build_sdist(out)"
 

@@ -30,6 +30,7 @@ from transformers import (
 from longvlm import LongVLM, LongVLMError, VideoIndex
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.placement import choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.pipeline import DamageWarning
 from longvlm.stages.tokens import count_visual_tokens
@@ -508,7 +509,8 @@ class TestChat:
     def test_without_a_video(self, model: LongVLM) -> None:
         chat = model.chat(None)
         chat.ask("Why?", max_new_tokens=4)
-        assert chat.ask("hm", max_new_tokens=4).prompt_tokens > 0
+        first = {"role": "user", "content": [{"type": "text", "text": "Why?"}]}
+        assert chat.ask("hm", max_new_tokens=4).prompt_tokens > len(model.processor.prompt([first]))
 
     def test_a_reserved_word_in_an_answer_ends_no_chat(
         self, model: LongVLM, index: VideoIndex, monkeypatch: pytest.MonkeyPatch
@@ -605,6 +607,22 @@ class TestMistakes:
             model.encode(video, num_frames=3, fps=1.0)
 
 
+def test_a_checkpoints_own_sampling_is_taken_unless_another_is_asked_for(
+    model: LongVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"default_num_frames": None, "default_fps": 2.0, "default_max_frames": 5}.items():
+        monkeypatch.setattr(model.config, name, value)
+
+    def plan(num_frames: int | None = None, fps: float | None = None, max_frames: int | None = None) -> tuple:
+        sampling = model.plan_sampling(num_frames, fps, max_frames, None, None, "exact")
+        return sampling.num_frames, sampling.fps, sampling.max_frames
+
+    assert plan() == (None, 2.0, 5)
+    assert plan(max_frames=7) == (None, 2.0, 7)
+    assert plan(fps=1.0) == (None, 1.0, None)
+    assert plan(num_frames=3) == (3, None, None)
+
+
 def test_compression_replaces_or_changes_the_checkpoints(checkpoint: Path, model: LongVLM) -> None:
     changed = LongVLM.from_pretrained(checkpoint, compression={"tokens_per_segment": 2})
     assert changed.compression == dataclasses.replace(model.compression, tokens_per_segment=2)
@@ -612,9 +630,20 @@ def test_compression_replaces_or_changes_the_checkpoints(checkpoint: Path, model
     assert replaced.compression == model.compression
 
 
-def test_dtype_follows_the_machine(checkpoint: Path) -> None:
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    expected = torch.bfloat16 if fast else torch.float32
+@pytest.mark.parametrize(
+    ("tiles", "vectors", "expected"),
+    [
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ],
+)
+def test_dtype_follows_the_machine(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tiles: bool, vectors: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
+    assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
     for dtype in (None, "auto"):
         assert LongVLM.from_pretrained(checkpoint, device="cpu", dtype=dtype).dtype == expected
     assert "tiny-longvlm" in repr(LongVLM.from_pretrained(checkpoint, dtype=torch.float32))

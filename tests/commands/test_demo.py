@@ -15,8 +15,9 @@ from longvlm.commands.options import ModelOptions
 MODEL = Path(longvlm.__file__).parent / "assets" / "default_model"
 
 
-def test_the_bundled_model_answers_all_of_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
-    demo(None, ModelOptions())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bundled_model_answers_all_of_the_sample(capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+    demo(None, ModelOptions(dtype=dtype))
     said = capsys.readouterr().out
     assert "6 of 6 right. Encoding 180 s of video took" in said
     assert "wrong" not in said

@@ -36,6 +36,8 @@ from longvlm.model.checkpoints import (
 )
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.conversion import import_llava
+from longvlm.model.layouts import REFUSED_FAMILIES
+from longvlm.model.llava_config import read_image_settings
 from longvlm.model.placement import choose_device
 from longvlm.types import Compression, Frames
 
@@ -165,6 +167,32 @@ def test_llava_settings_follow_the_checkpoint(make_llava, tower):
     assert processor.prompt(question, num_segments=2) == "USER: " + "<image>" * 60 + "\nwhat happens? ASSISTANT:"
 
 
+@pytest.mark.parametrize("place", ["chat_template.jinja", "chat_template.json", "processor_config.json"])
+def test_a_processors_template_is_found_wherever_it_is_kept(make_llava, place):
+    folder, _ = make_llava()
+    written = folder / "chat_template.json"
+    template = "Answer briefly. " + json.loads(written.read_text())["chat_template"]
+    written.unlink()
+    if place.endswith(".jinja"):
+        (folder / place).write_text(template)
+    else:
+        kept = json.loads((folder / place).read_text()) if (folder / place).is_file() else {}
+        (folder / place).write_text(json.dumps({**kept, "chat_template": template}))
+    question = [{"role": "user", "content": [{"type": "text", "text": "what happens?"}]}]
+    assert load_processor(folder, load_config(folder)).prompt(question).startswith("Answer briefly. USER: what happens?")
+
+
+@pytest.mark.parametrize(
+    ("settings", "fit"),
+    [({"do_pad": True, "do_center_crop": True}, "pad"), ({"do_center_crop": True}, "crop"), ({}, "squash")],
+)
+def test_how_pictures_are_fitted_is_read_from_the_checkpoint(tmp_path, settings, fit):
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.2] * 3, **settings})
+    )
+    assert read_image_settings(tmp_path).fit == fit
+
+
 def test_encoder_and_model_see_a_video_alike(make_llava):
     folder, _ = make_llava()
     config = load_config(folder)
@@ -222,6 +250,7 @@ def test_means_that_are_no_three_numbers_are_refused(make_llava, wrong):
 
 def test_another_vision_tower_replaces_the_checkpoints_own(make_llava, tower_folder, tmp_path):
     folder, _ = make_llava()
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     other, tower = tower_folder
     config = load_config(folder, vision_tower=str(other))
     encoder = load_encoder(folder, config, compression=config.compression_settings, **FLOAT)
@@ -230,6 +259,7 @@ def test_another_vision_tower_replaces_the_checkpoints_own(make_llava, tower_fol
     model = load_model(folder, config, **FLOAT)
     assert_same_weights(encoder.tower, tower)
     assert_same_weights(model.model.vision_tower, tower)
+    assert model.generation_config.eos_token_id == [2, 7]
     model.save_pretrained(tmp_path / "whole")
     load_processor(folder, config).save_pretrained(tmp_path / "whole")
     assert_same_weights(load_model(tmp_path / "whole", load_config(tmp_path / "whole"), **FLOAT), model)
@@ -343,7 +373,7 @@ def test_original_llava_layout(tmp_path, make_tokenizer, tower_folder, num_layer
     assert_same_weights(converted, model)
 
 
-@pytest.mark.parametrize("model_type", ["llava_next", "llava_onevision", "video_llava", "vipllava", "llava_next_video"])
+@pytest.mark.parametrize("model_type", REFUSED_FAMILIES)
 def test_other_llava_families_are_refused_by_name(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(LongVLMError, match=rf"'{model_type}'.*llava-hf/llava-1.5-7b-hf"):

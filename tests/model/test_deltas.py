@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from tiny_llava import (
 )
 
 from longvlm.errors import LongVLMError
-from longvlm.model import weight_writing
+from longvlm.model import deltas, weight_writing
 from longvlm.model.deltas import apply_delta, make_delta
 
 LAYER = "model.layers.1.mlp.up_proj.weight"
@@ -168,6 +169,18 @@ def test_a_base_of_other_words_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LongVLMError, match=r"row 3 of its model.embed_tokens.weight stands for 'mot0'.*'word0'"):
         apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "sum")
     assert not (tmp_path / "sum").exists()
+
+
+def test_a_hundredth_of_the_words_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Special tokens are written in several ways."""
+    for differing, fits in ((10, True), (11, False)):
+        words = {
+            "base": {row: f"word{row}" for row in range(1000)},
+            "delta": {row: f"{'other' if row < differing else 'word'}{row}" for row in range(1000)},
+        }
+        monkeypatch.setattr(deltas, "_read_words", lambda folder, num_rows, words=words: words[folder.name])
+        with nullcontext() if fits else pytest.raises(LongVLMError, match="row 0 of its"):
+            deltas._require_same_words(tmp_path / "base", tmp_path / "delta", 1000)
 
 
 def test_other_settings_of_a_base_that_fits_are_told_in_one_line(tmp_path: Path) -> None:

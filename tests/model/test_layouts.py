@@ -30,7 +30,7 @@ def open_model(folder: Path, tower: Path | None = None) -> LongVLM:
 
 
 @pytest.mark.parametrize("files", [{"files": "safetensors"}, {"files": "bin"}, {"files": "bin", "num_shards": 3}])
-@pytest.mark.parametrize("model_type", ["llava", "llama"])
+@pytest.mark.parametrize("model_type", ["llava", "llava_llama", "llama"])
 def test_a_config_without_a_tower_is_read_with_one(tmp_path: Path, model_type: str, files: dict[str, Any]) -> None:
     tower = save_tower(tmp_path / "tower")
     bare = save_llava(tmp_path / "bare", {"model_type": model_type}, **files)

@@ -121,7 +121,8 @@ def test_names_that_no_system_takes(tmp_path, suffix):
     long_name = "a" * 300 + suffix
     assert refusal(tmp_path / long_name).startswith(f"{tmp_path / long_name} can't be read: file name too long.")
     assert refusal([long_name]).startswith(f"{long_name} can't be read: file name too long.")
-    assert refusal(f"nul\0l{suffix}") == f"No such video: nul�l{suffix}. Check the path." or suffix == ".png"
+    kind = "image" if suffix == ".png" else "video"
+    assert refusal(f"nul\0l{suffix}") == f"No such {kind}: nul�l{suffix}. Check the path."
     assert refusal(f"~nobody-at-all/film{suffix}").startswith("No such ")
 
 

@@ -10,8 +10,9 @@ from tiny_checkpoint import FRAMES_PER_SEGMENT, save_tiny_checkpoint
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import DEFAULT_MODEL_FOLDER, load_config, load_processor
 from longvlm.model.processing import LongVLMProcessor
+from longvlm.model.prompting import build_prompt
 from longvlm.pipeline import LongVLM
-from longvlm.stages.tokens import assemble
+from longvlm.stages.tokens import assemble, count_visual_tokens
 from longvlm.training.conversations import (
     BatchMaker,
     InOrder,
@@ -25,6 +26,7 @@ from longvlm.training.conversations import (
 from longvlm.training.examples import IGNORED
 from longvlm.training.features import inspect_features
 from longvlm.training.instructions import Conversation, Turn, read_instructions
+from longvlm.types import Timings
 from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 
 CHATML = (
@@ -156,7 +158,23 @@ def test_samples_in_a_batch_do_not_see_one_another(small_recipe: Path) -> None:
 def test_estimated_lengths_are_near(small_recipe: Path) -> None:
     dataset, _ = gather(small_recipe)
     excess = [len(dataset[i]["input_ids"]) - length for i, length in enumerate(dataset.estimate_lengths())]
-    assert max(excess) - min(excess) < 60  # the template's own words, which two turns have more of
+    one_turn_and_a_video = [excess[i] for i in (1, 2, 4, 5)]  # the template's own words are left out
+    assert len(set(one_turn_and_a_video)) == 1
+    assert all(abs(excess[i] - excess[1]) < 60 for i in (0, 3, 6))  # two turns have more of them
+    counted = dataset.estimate_lengths()[1] - count_visual_tokens(1, dataset._compression)
+    assert 0 < counted < len(dataset[1]["input_ids"]) - count_visual_tokens(1, dataset._compression)
+
+
+def test_times_are_learned_as_they_are_asked_with(small_recipe: Path) -> None:
+    dataset, model = gather(small_recipe)
+    model.config.timestamps = True
+    index = VideoIndex.load(small_recipe.parent / "features" / "v1.longvlm")
+    question = to_messages(dataset.samples[1].conversation)[:1]
+    prompt = build_prompt(model.processor, model.config, question, index, Timings())
+    learned = dataset[1]["input_ids"].tolist()
+    assert learned[: len(prompt.token_ids)] == prompt.token_ids
+    model.config.timestamps = False
+    assert len(learned) > len(dataset[1]["input_ids"])
 
 
 def test_a_long_sample_loses_its_end(small_recipe: Path) -> None:

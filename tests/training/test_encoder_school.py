@@ -1,9 +1,22 @@
+import math
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from longvlm.training.encoder_school import NO_OBJECT, CrowdedFrames, EncoderSchool, measure, patch_labels
-from longvlm.world.scene import COLOURS, SHAPES
+from longvlm.training.encoder_school import (
+    NO_OBJECT,
+    POSE_NUMBERS,
+    CrowdedFrames,
+    EncoderSchool,
+    describe_pose,
+    measure,
+    patch_labels,
+)
+from longvlm.world.scene import COLOURS, MAX_SIZE, MIN_SIZE, SHAPES, make_scene
+from longvlm.world.shapes import SYMMETRY_FOLDS
 
 
 def test_patch_labels_name_what_covers_most_of_each_patch() -> None:
@@ -37,6 +50,47 @@ def test_colour_and_shape_are_known_of_the_same_patches() -> None:
     assert torch.equal(colours == NO_OBJECT, shapes == NO_OBJECT)
     assert set(colours.unique().tolist()) == {NO_OBJECT, *range(len(COLOURS))}
     assert set(shapes.unique().tolist()) == {NO_OBJECT, *range(len(SHAPES))}
+
+
+def test_a_pose_is_place_size_and_angle() -> None:
+    scene = make_scene(0, 60.0)
+    square = replace(scene.events[0], shape="square", action="stay")
+    turned = 2 * math.pi / SYMMETRY_FOLDS["square"]
+    now = square.start_seconds + 0.5 * square.duration_seconds
+    pose = square.pose(now)
+    x, y, size, cosine, sine = describe_pose(square, now)
+    assert (x, y) == pytest.approx((math.sqrt(12) * (pose.x - 0.5), math.sqrt(12) * (pose.y - 0.5)))
+    assert size == pytest.approx(3 * math.log(pose.size / math.sqrt(MIN_SIZE * MAX_SIZE)))
+    assert cosine**2 + sine**2 == pytest.approx(2)
+    again = describe_pose(replace(square, angle_radians=square.angle_radians + turned), now)
+    assert again == pytest.approx((x, y, size, cosine, sine))
+    assert describe_pose(replace(square, shape="circle"), now)[3:] == (0.0, 0.0)
+
+
+def test_the_loss_counts_kinds_poses_and_presence() -> None:
+    """Against sums by hand, one batch."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    school = EncoderSchool(CLIPVisionModel(config), image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
+    pixels = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    shapes = torch.tensor([[2, NO_OBJECT, NO_OBJECT, 1], [NO_OBJECT, 0, NO_OBJECT, NO_OBJECT]])
+    colours = torch.where(shapes == NO_OBJECT, NO_OBJECT, shapes + 1)
+    poses = torch.randn(2, 4, POSE_NUMBERS)
+    colour, shape, pose, presence = (part.detach() for part in school.predict(pixels))
+    there = [(b, p) for b in range(2) for p in range(4) if shapes[b, p] != NO_OBJECT]
+    empty = [(b, p) for b in range(2) for p in range(4) if shapes[b, p] == NO_OBJECT]
+    expected = 0.5 * sum((pose[place] - poses[place]).square().mean() for place in there) / 3
+    for logits, targets in ((colour, colours), (shape, shapes)):
+        logs = -logits.log_softmax(-1)
+        expected = expected + 0.75 * sum(logs[place][targets[place]] for place in there) / 3
+        expected = expected + 0.25 * sum(logs[place][-1] for place in empty) / 5
+    present = torch.zeros_like(presence)
+    for b, p in there:
+        present[b, colours[b, p] * len(SHAPES) + shapes[b, p]] = 1
+    expected = expected - (present * presence.sigmoid().log() + (1 - present) * (-presence).sigmoid().log()).mean()
+    torch.testing.assert_close(school(pixels, colours, shapes, poses)["loss"], expected)
 
 
 def test_a_tiny_encoder_learns_one_batch_by_heart() -> None:

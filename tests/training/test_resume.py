@@ -175,8 +175,7 @@ def test_a_whole_language_model_goes_on(small_recipe: Path, tmp_path: Path) -> N
     first, *later = complete_checkpoints(tmp_path / "run" / CHECKPOINTS)
     for checkpoint in later:
         remove_checkpoint(checkpoint)
-    answers = LongVLM.from_pretrained(first, device="cpu", dtype="float32").ask(None, "What?", max_new_tokens=2)
-    assert answers.text is not None
+    LongVLM.from_pretrained(first, device="cpu", dtype="float32").ask(None, "What?", max_new_tokens=2)
     said: list[str] = []
     train(recipe, say=said.append)
     assert f"going on from {first}" in said

@@ -15,11 +15,20 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from longvlm import LongVLM, LongVLMConfig, LongVLMError, LongVLMForConditionalGeneration, LongVLMProcessor
+from longvlm import (
+    LongVLM,
+    LongVLMConfig,
+    LongVLMError,
+    LongVLMForConditionalGeneration,
+    LongVLMProcessor,
+    VideoIndex,
+)
 from longvlm.world.__main__ import main
 from longvlm.world.evaluate import (
     ALL_KINDS,
     EVALUATION_SEEDS,
+    FOLLOW_UP,
+    MAX_NEW_TOKENS,
     Record,
     as_json,
     evaluate,
@@ -30,7 +39,7 @@ from longvlm.world.evaluate import (
     score,
 )
 from longvlm.world.losses import measure_losses
-from longvlm.world.questions import Question, make_questions, vocabulary
+from longvlm.world.questions import Question, make_conversation, make_questions, vocabulary
 from longvlm.world.reencode import REENCODINGS
 from longvlm.world.scene import make_scene
 from longvlm.world.wordings import TIMED_KINDS, split_words
@@ -164,6 +173,33 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path, tmp_path: Path) -> None
     summary = as_json(score(records), plans, model=model.name, seed=1, duration_seconds=(10, 12))
     assert summary["scores"]["all"]["n"] == len(records)
     assert (summary["videos"], summary["duration_seconds"]) == (2, [10, 12])
+
+
+def test_follow_ups_are_asked_in_one_conversation_and_scored_without_its_opening(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    model = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    plans = [
+        dataclasses.replace(plan, width=64, height=48, fps=4)
+        for plan in plan_videos(2, seed=1, min_seconds=20, max_seconds=24)
+    ]
+    records = evaluate(model, plans, seed=1, kinds=(FOLLOW_UP,))
+    conversations = [make_conversation(make_scene(plan.seed, plan.duration_seconds), seed=1) for plan in plans]
+    assert all(conversations)
+    assert [record.question for record in records] == [turn for turns in conversations for turn in turns[1:]]
+    films = [model.encode(render_plan(plan, tmp_path / f"{i}.mp4")[0], fps=1.0) for i, plan in enumerate(plans)]
+
+    def talk(index: VideoIndex | None, turns: list[Question]) -> list[str]:
+        chat = model.chat(index)
+        return [chat.ask(turn.text, max_new_tokens=MAX_NEW_TOKENS).text for turn in turns][1:]
+
+    replies = [reply for film, turns in zip(films, conversations, strict=True) for reply in talk(film, turns)]
+    assert [record.reply for record in records] == replies
+    assert [record.reply_without_video for record in records] == [
+        reply for turns in conversations for reply in talk(None, turns)
+    ]
+    to_another = [record.reply_to_another for record in records if record.video == 1]
+    assert to_another == talk(films[0], conversations[1])
 
 
 def test_render_command_writes_the_video_and_its_truth(tmp_path: Path) -> None:

@@ -62,13 +62,18 @@ def _expected(scene: Scene, question: Question) -> str:
             start, end = spans[named[0]]
             return f"{end - start:.0f} seconds"
         case "at":
-            digits = re.search(r"(?:(\d+):)?(\d+):(\d\d)", question.text)
-            assert digits
-            hours, minutes, seconds = (int(part or 0) for part in digits.groups())
-            moment = 3600 * hours + 60 * minutes + seconds
+            moment = _moment(question.text)
             return " ".join(thing for thing, (a, b) in spans.items() if a < moment < b) or "nothing"
     assert question.kind == "describe"
     return " ".join(in_order)
+
+
+def _moment(text: str) -> int:
+    """The seconds of a time such as 1:02:03."""
+    digits = re.search(r"(?:(\d+):)?(\d+):(\d\d)", text)
+    assert digits
+    hours, minutes, seconds = (int(part or 0) for part in digits.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def test_answers_are_true(asked: list[tuple[Scene, list[Question]]]) -> None:
@@ -99,6 +104,11 @@ def test_order_is_asked_only_where_it_can_be_seen(asked: list[tuple[Scene, list[
             if question.kind in ("first", "last", "after", "before", "order", "describe"):
                 for thing in _objects(question.answer):
                     assert all(abs(starts[thing] - s) >= 2 for other, s in starts.items() if other != thing)
+            if question.kind == "at":
+                moment = _moment(question.text)
+                times = [time for event in scene.events for time in (event.start_seconds, event.end_seconds)]
+                assert all(abs(moment - time) >= 1.5 for time in times)
+                assert not any(event.action == "blink" and event.object in question.answer for event in scene.events)
             if question.kind == "exists" and question.answer == "no":
                 colour, shape = _objects(question.text)[0].split()
                 assert any(event.colour == colour or event.shape == shape for event in scene.events)

@@ -182,10 +182,10 @@ def _pair(text: str, separator: str, option: str, form: str) -> tuple[float, flo
     return float(match[1]), float(match[2])
 
 
-def main() -> int:
-    """Run a command and return its exit status; see `run_to_end`."""
-    return run_to_end(app, "python -m longvlm.world")
+def main() -> None:
+    """Run a command and end the process; see `run_to_end` for its exit status."""
+    sys.exit(run_to_end(app, "python -m longvlm.world"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
