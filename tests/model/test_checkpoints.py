@@ -179,7 +179,9 @@ def test_a_processors_template_is_found_wherever_it_is_kept(make_llava, place):
         kept = json.loads((folder / place).read_text()) if (folder / place).is_file() else {}
         (folder / place).write_text(json.dumps({**kept, "chat_template": template}))
     question = [{"role": "user", "content": [{"type": "text", "text": "what happens?"}]}]
-    assert load_processor(folder, load_config(folder)).prompt(question).startswith("Answer briefly. USER: what happens?")
+    assert (
+        load_processor(folder, load_config(folder)).prompt(question).startswith("Answer briefly. USER: what happens?")
+    )
 
 
 @pytest.mark.parametrize(

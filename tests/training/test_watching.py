@@ -69,7 +69,8 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     the_one_before = (recall[1, 6, 0] + recall[1, 8, 0] + recall[1, 10, 0]) / 3
     # The talk is about the video, as its end knows it, until a name is said.
     topic = sum(head[4, 3] + head[6, 6] + head[8, 8] + head[9, 8] for head in (recall[0], naming[1])) / 4
-    named = (naming[0, 4, [1, 3]].logsumexp(0) + naming[0, [8, 9]][:, [1, 3, 6]].logsumexp(1).sum()) / 3
+    # What is to be named is found in the video (what comes at 4), or in the talk where it was named there before.
+    named = (naming[0, 4, [1, 3]].logsumexp(0) + naming[0, [8, 9], 6].sum()) / 3
     looked = followed + begins + itself + the_next + the_newest + the_one_before
     arguments = {
         "states": torch.tensor([[size - 1 for size in STATE_SIZES]] * 3),

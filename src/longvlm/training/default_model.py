@@ -50,20 +50,20 @@ RECIPE = Path(str(files("longvlm.training") / "recipes" / "default_model.yaml"))
 FRAME_SEED, HELD_OUT_FRAME_SEED, BLOCK_SEED = 0, 400_000, 500_000
 
 KIND_WEIGHTS = {
-    "first": 2.0,
-    "last": 2.0,
+    "first": 1.0,
+    "last": 1.0,
     "after": 2.0,
     "before": 3.0,
     "count": 3.0,
-    "exists": 1.0,
+    "exists": 0.7,
     "direction": 1.0,
-    "action": 1.5,
-    "order": 1.5,
+    "action": 2.5,
+    "order": 2.5,
     "when": 1.0,
     "at": 1.0,
     "start": 0.7,
     "duration": 0.7,
-    "describe": 1.5,
+    "describe": 2.0,
 }
 
 

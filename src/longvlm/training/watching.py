@@ -209,14 +209,19 @@ class WatchingSchool(nn.Module):
     def _look_before_naming(
         self, shown: torch.Tensor, is_name: torch.Tensor, named_events: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Where colour and shape of a name are to be spoken: its object in the video, or its name in the question."""
+        """Where colour and shape of a name are to be spoken: that name in the question, or else its object in the video.
+
+        Where both would do, a head that finds the object after the one said last, as in a description, would do the
+        same in an order of some objects, and be right every other time.
+        """
         layer = self.recall_layer + 1
         coming = torch.full_like(named_events, NO_EVENT)
         for words in (2, 1):
             coming[:, :-words] = torch.where(is_name[:, words:], named_events[:, words:], coming[:, :-words])
         coming = coming.masked_fill(~_speaks(labels), NO_EVENT)[:, :, None]
-        is_there = (shown[:, None] == coming) | (named_events[:, None] == coming)
-        return self._look(layer, 0, is_there & (coming >= 0) & self._is_seen(layer, labels))
+        is_seen = (coming >= 0) & self._is_seen(layer, labels)
+        named = (named_events[:, None] == coming) & is_seen
+        return self._look(layer, 0, named | ((shown[:, None] == coming) & is_seen & ~named.any(2, keepdim=True)))
 
     def _is_seen(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
         """What each token (B, T) sees, (B, T, T) bool."""
