@@ -209,7 +209,7 @@ class WatchingSchool(nn.Module):
     def _look_before_naming(
         self, shown: torch.Tensor, is_name: torch.Tensor, named_events: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Where colour and shape of a name are to be spoken: that name in the question, or else its object in the video.
+        """Where colour and shape of a name are to be spoken: that name in the question, else its object in the video.
 
         Where both would do, a head that finds the object after the one said last, as in a description, would do the
         same in an order of some objects, and be right every other time.
