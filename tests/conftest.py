@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -18,6 +21,27 @@ def _own_number_of_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that nobody may look into; root, who may, is refused all the same."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    stat, iterdir = Path.stat, Path.iterdir
+
+    def refuse(path: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def guarded_stat(path: Path, **settings: Any) -> Any:
+        return refuse(path) if folder in path.parents else stat(path, **settings)
+
+    def guarded_iterdir(path: Path) -> Any:
+        return refuse(path) if path == folder else iterdir(path)
+
+    monkeypatch.setattr(Path, "stat", guarded_stat)
+    monkeypatch.setattr(Path, "iterdir", guarded_iterdir)
+    return folder
 
 
 @pytest.fixture

@@ -204,11 +204,8 @@ def test_a_question_in_the_place_of_the_video_is_refused(run: RunCommand, film: 
     run("ask", "Why? " * 100, film, "--model", model).must_complain("Why? Why?", "The video comes first")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_video_in_a_closed_folder_is_refused(run: RunCommand, model: Path, tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0)
-    run("ask", closed / "film.mp4", "What?", "--model", model).must_complain("Permission denied")
+def test_a_video_in_a_closed_folder_is_refused(run: RunCommand, model: Path, closed_folder: Path) -> None:
+    run("ask", closed_folder / "film.mp4", "What?", "--model", model).must_complain("Permission denied")
 
 
 def test_a_tiny_temperature_is_greedy(run: RunCommand, film_index: Path, model: Path) -> None:

@@ -126,18 +126,10 @@ def test_names_that_no_system_takes(tmp_path, suffix):
     assert refusal(f"~nobody-at-all/film{suffix}").startswith("No such ")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable to root")
-def test_what_may_not_be_read_is_named(tmp_path):
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    write_video(folder / "film.mp4", 5)
-    (folder / "frame.png").touch()
-    folder.chmod(0)
-    try:
-        for source in (folder / "film.mp4", folder / "frame.png", [folder / "frame.png"], folder):
-            assert "can't be read: permission denied. Check its name and the permissions" in refusal(source)
-    finally:
-        folder.chmod(0o700)
+def test_what_may_not_be_read_is_named(closed_folder):
+    folder = closed_folder
+    for source in (folder / "film.mp4", folder / "frame.png", [folder / "frame.png"], folder):
+        assert "can't be read: permission denied. Check its name and the permissions" in refusal(source)
 
 
 def test_what_the_system_refuses_to_tell_is_named(tmp_path):
