@@ -329,12 +329,7 @@ def evaluate(
         ),
     ] = Path("results"),
     batch_size: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="How many rows are answered at a time. Default: 8.",
-            show_default=False,
-        ),
+        int, typer.Option(min=1, help="How many rows are answered at a time. Default: 8.", show_default=False)
     ] = 8,
     *,
     judge_options: JudgeOptions,

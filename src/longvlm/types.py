@@ -160,8 +160,8 @@ class Frames(_PrintsShapes):
     """One segment's frames, fitted to the encoder's square.
 
     pixels (K, 3, R, R) uint8 RGB; times_seconds (K,) true presentation times, counted from the first presented frame.
-    A short last segment is filled up by repeating frames (see `fill_places`), so K is
-    always the same; `num_distinct` says how many of the K frames are different ones.
+    A short last segment is filled up by repeating frames (see `fill_places`), so K is always the same; `num_distinct`
+    says how many of the K frames are different ones.
     """
 
     pixels: torch.Tensor

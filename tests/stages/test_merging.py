@@ -143,25 +143,11 @@ def test_temporal_order_sorts_the_same_tokens_by_mean_frame() -> None:
 
 
 def test_segments_are_merged_by_all_of_a_compressions_settings() -> None:
-    settings = Compression(
-        frames_per_segment=3,
-        tokens_per_segment=5,
-        merge_schedule=(20, 10, 9, 4),
-        merge_heads=2,
-        merge_order="temporal",
-        frame_code=0.5,
-    )
+    shared = {"frames_per_segment": 3, "tokens_per_segment": 5, "frame_code": 0.5}
+    settings = Compression(**shared, merge_schedule=(20, 10, 9, 4), merge_heads=2, merge_order="temporal")
     patches = correlated_patches(2, 3, 16, 8)
     merged = merge_segments(patches, settings)
-    expected = merge_tokens(
-        patches,
-        tokens_per_segment=5,
-        schedule=(20, 10, 9, 4),
-        heads=2,
-        order="temporal",
-        frames_per_segment=3,
-        frame_code=0.5,
-    )
+    expected = merge_tokens(patches, **shared, schedule=(20, 10, 9, 4), heads=2, order="temporal")
     assert torch.equal(merged.assignment, expected.assignment)
     assert torch.equal(merged.features, expected.features)
     defaults = {"merge_schedule": None, "merge_heads": 4, "merge_order": "merge", "frame_code": 0.0}

@@ -145,8 +145,7 @@ class Study:
         folder: Path,
         seed: int,
     ) -> None:
-        shape = self._shape
-        school = WatchingSchool(model, state_layer=shape.state_layer, recall_layer=shape.recall_layer)
+        school = WatchingSchool(model, state_layer=self._shape.state_layer, recall_layer=self._shape.recall_layer)
         model.model.vision_tower.requires_grad_(False)
         lessons = StudyLessons(self._videos(row, "training", tokenizer), self.settings, seed)
         run_stage(school, lessons, default_model.take_only, self.settings.training, folder, seed=seed)

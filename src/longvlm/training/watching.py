@@ -133,8 +133,8 @@ class WatchingSchool(nn.Module):
         lengths = torch.bincount(answer)
         return (losses / lengths[answer]).sum() / len(lengths)
 
-    def _know_states(self, is_visual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        known, recounted = (self._hidden[layer][is_visual] for layer in (self.state_layer, self.state_layer + 1))
+    def _know_states(self, is_asked: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        known, recounted = (self._hidden[layer][is_asked] for layer in (self.state_layer, self.state_layer + 1))
         counts = (states[:, STATE_COUNT].to(known) - MAX_EVENTS / 2) / _COUNT_PER_UNIT
         error = sum(
             mse_loss(rms_norm(hidden, hidden.shape[-1:])[:, _COUNT_COORDINATE], counts, reduction="sum")
@@ -155,7 +155,7 @@ class WatchingSchool(nn.Module):
             self.recall_heads, recalled, recalls, RECALL_SIZES, _RECALL_WEIGHTS
         )
 
-    def _follow_objects(self, is_visual: torch.Tensor, shown: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    def _follow_objects(self, is_asked: torch.Tensor, shown: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Where a token's object was before and where it was last (the start of the text: nowhere), and where each
         object so far began; then, knowing how it moved, once more where it was; and the beginnings once more, now that
         a token knows whether an earlier one of its object was taken for one."""
@@ -165,8 +165,8 @@ class WatchingSchool(nn.Module):
         latest = find_latest(same, frames)
         latest[:, :, 0] = shows_object & ~latest.any(2)
         same[:, :, 0] = is_new
-        beginnings = (is_new[:, None] & is_visual[:, :, None]).tril().float()
-        beginnings[:, :, 0] = _START_WEIGHT * is_visual
+        beginnings = (is_new[:, None] & is_asked[:, :, None]).tril().float()
+        beginnings[:, :, 0] = _START_WEIGHT * is_asked
         losses = [
             self._look(self.state_layer - 1, 0, same, evenly=True),
             self._look(self.state_layer - 1, 1, latest),
