@@ -33,6 +33,10 @@ leaving_out() {
     "$@" || { status=$?; [ "$status" -eq 1 ] || exit "$status"; echo "run.sh goes on without them." >&2; }
 }
 
+if [ -n "$BASE" ] && [ -z "$ENCODER" ]; then
+    echo "run.sh: BASE is $BASE, and no ENCODER is named; name the vision tower that it was trained with." >&2
+    exit 2
+fi
 if [ "$DATA" = "$GENERATED" ]; then  # what is there already is kept
     "$PYTHON" -m longvlm.world dataset "$DATA" --videos "$VIDEOS" --test-videos 16
 fi

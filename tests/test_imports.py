@@ -18,7 +18,7 @@ FLOORS = [
     {"errors"},
     {"whole_files"},
     {"types"},
-    {"clock", "heap", "intervals", "text_table", "working_ahead"},
+    {"clock", "heap", "intervals", "pace", "text_table", "working_ahead"},
     {"video_index"},
     {"index_builder"},
     {"stages"},

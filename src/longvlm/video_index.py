@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +26,7 @@ from longvlm.types import (
     VideoInfo,
     _PrintsShapes,
 )
+from longvlm.whole_files import replacing
 
 FORMAT_VERSION = 1
 UNKNOWN_FINGERPRINT = "unknown"  # of an encoder that nobody named when the reference's features were imported
@@ -278,13 +278,8 @@ class VideoIndex(_PrintsShapes):
         if not path.parent.is_dir():
             raise LongVLMError(f"Can't write {path}: the folder {path.parent} does not exist; create it first.")
         try:
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
-                whole = Path(folder) / "index"
-                whole.touch()
-                usual_mode = whole.stat().st_mode  # safetensors lets nobody but the owner read its files
+            with replacing(path) as whole:
                 save_file(tensors, whole, metadata)
-                whole.chmod(usual_mode)
-                whole.replace(path)
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise LongVLMError(

@@ -31,14 +31,27 @@ def write_whole(path: Path, content: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
             return
-        target = path.resolve()
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as folder:
-            whole = Path(folder) / "file"
+        with replacing(path) as whole:
             whole.write_bytes(content)
-            whole.replace(target)
     except OSError as error:
         reason = error.strerror or str(error)
         raise LongVLMError(f"Can't write {path} ({reason}); choose a place with room that you may write to.") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file of the same name to write, which takes the place of `path` when all has gone well. Raises OSError.
+
+    It gets the mode that files usually get here; safetensors would let nobody but the owner read its files.
+    """
+    target = path.resolve()
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as folder:
+        whole = Path(folder) / target.name
+        whole.touch()
+        usual_mode = whole.stat().st_mode
+        yield whole
+        whole.chmod(usual_mode)
+        whole.replace(target)
 
 
 def require_writable(path: Path) -> None:

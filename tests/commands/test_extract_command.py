@@ -18,7 +18,6 @@ from tiny_checkpoint import save_tiny_checkpoint
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from longvlm import LongVLM, VideoIndex
-from longvlm.commands.batch_progress import describe_pace
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "save_features.py"
 
@@ -106,10 +105,6 @@ class TestExtract:
         monkeypatch.setattr("longvlm.commands.batch_progress.SECONDS_BETWEEN_LINES", 0.0)
         shown = run("extract", videos, "-o", tmp_path / "out", "--model", model).must_end_with(0).stderr
         assert "1 of 2 videos, " in shown and " frames/s, 0:00:" in shown and " left" in shown
-
-    def test_pace_in_words(self) -> None:
-        assert describe_pace(12, 100, "8.1 frames/s", 3800.4) == "12 of 100 videos, 8.1 frames/s, 1:03:20 left"
-        assert describe_pace(0, 3, "", None) == "0 of 3 videos"
 
 
 class TestScript:

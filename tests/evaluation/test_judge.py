@@ -158,6 +158,15 @@ def test_a_judge_that_never_works_is_one_clear_line(
     assert len(stub.prompts) == most_requests, "not a request more than needed to know"
 
 
+@pytest.mark.parametrize(
+    ("attempt", "retry_after", "seconds"),
+    [(1, None, 1), (3, None, 4), (20, None, 60), (1, "7", 7), (3, "0", 4), (2, "0.5", 2), (1, "3600", 60), (1, "?", 1)],
+)
+def test_delays_grow_whatever_the_judge_asks_for(attempt: int, retry_after: str | None, seconds: float) -> None:
+    delays = [judge_module._delay(attempt, retry_after) for _ in range(20)]
+    assert all(seconds <= delay <= 1.25 * seconds for delay in delays) and len(set(delays)) > 1
+
+
 def test_a_judge_that_dies_is_given_up_and_what_it_said_kept(stub: StubJudge, tmp_path: Path) -> None:
     stub.script = lambda prompt, attempt: good_reply(prompt) if len(stub.prompts) <= 10 else BROKEN
     asked = requests(60)

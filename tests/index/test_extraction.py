@@ -20,7 +20,8 @@ from longvlm import LongVLM, VideoIndex
 from longvlm.errors import LongVLMError
 from longvlm.index import extraction
 from longvlm.index.decoding_ahead import SEGMENTS_AHEAD, decode_ahead
-from longvlm.index.extraction import FeatureFolders, Progress, Report, extract
+from longvlm.index.extraction import FeatureFolders, extract
+from longvlm.index.extraction_report import Progress, Report
 from longvlm.index.extractor import Extractor, extractor_of_model, extractor_of_tower
 from longvlm.index.video_folders import ListedVideo, find_videos
 from longvlm.stages.video import open_video
@@ -313,9 +314,9 @@ def test_progress_counts_videos_and_frames_and_foretells_the_end(videos: Path, r
     told: list[Progress] = []
     run(videos, on_progress=told.append)
     assert (told[-1].videos_done, told[-1].videos_total, told[-1].frames_encoded) == (3, 3, 8 + 5)
-    assert told[0].seconds_left is None and told[-1].seconds_left == 0
-    half = Progress(videos_done=2, videos_total=8, frames_encoded=200, elapsed_seconds=10)
-    assert half.frames_per_second == 20 and half.seconds_left == 30
+    assert "left" not in told[0].describe() and told[-1].describe().endswith("0:00:00 left")
+    quarter = Progress(videos_done=2, videos_total=8, frames_encoded=200, elapsed_seconds=10)
+    assert quarter.describe() == "2 of 8 videos, 20.0 frames/s, 0:00:30 left"
 
 
 class TestDecodingAhead:

@@ -118,8 +118,9 @@ class TestRefusal:
             b"cnumpy\ndtype\n}(S'__init__'\nNsb.",
             b"Vpersistent\nQ.",
             b"\x80\x02\x82\x01.",
+            b"\x80\x02Nr\xff\xff\xff\xff.",
         ],
-        ids=["empty", "text", "cut off", "dotted", "attribute", "built upon a type", "persistent", "extension"],
+        ids=["empty", "text", "cut off", "dotted", "attribute", "built upon a type", "persistent", "extension", "memo"],
     )
     def test_damage_and_tricks(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "v.pkl").write_bytes(content)

@@ -14,7 +14,8 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from longvlm import LongVLM, VideoIndex
 from longvlm.errors import LongVLMError
-from longvlm.index.extraction import FeatureFolders, Report, extract
+from longvlm.index.extraction import FeatureFolders, extract
+from longvlm.index.extraction_report import Report
 from longvlm.index.extractor import extractor_of_model, extractor_of_tower
 from longvlm.index.reference_features import ImportSettings, import_reference_features, read_reference_index
 from longvlm.index.video_folders import find_videos

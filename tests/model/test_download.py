@@ -13,6 +13,7 @@ import pytest
 
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import resolve_model
+from longvlm.model.download import name_of_checkpoint
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORIES = {
@@ -95,6 +96,8 @@ def test_only_the_top_folder_s_safetensors_are_fetched(cache: Path) -> None:
     folder = resolve_model("own/tensors")
     assert files_in(folder) == {"config.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_text() == "model.safetensors"
+    assert folder.name == SHA and name_of_checkpoint(folder) == "own/tensors"
+    assert name_of_checkpoint(cache) == "hub"
 
 
 def test_pickled_weights_are_fetched_where_there_are_no_others(cache: Path) -> None:

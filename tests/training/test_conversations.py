@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -200,6 +201,25 @@ def test_samples_of_many_turns_have_more_of_the_templates_words(small_recipe: Pa
     lengths, whole = dataset.estimate_lengths(), [len(dataset[i]["input_ids"]) for i in range(2)]
     assert lengths[0] > lengths[1] and whole[0] < whole[1]
     dataset.max_tokens = whole[1] - 1
+    assert dataset.require_room(lengths) == 1
+
+
+def test_around_a_video_stand_more_of_the_templates_words(small_recipe: Path) -> None:
+    dataset, model = gather(small_recipe)
+    model.config.timestamps = True
+    with_video = next(sample for sample in dataset.samples if len(sample.conversation.turns) == 2)
+
+    def measure(num_words: int) -> list[int]:
+        turns = (Turn("human", "so " * num_words), Turn("gpt", "red"))
+        text = dataclasses.replace(with_video, conversation=Conversation("text", None, turns), video=None)
+        dataset.samples = [with_video, text]
+        return dataset.estimate_lengths()
+
+    lengths = next(both for both in map(measure, itertools.count(1)) if both[1] > both[0])
+    dataset.max_tokens = 10_000
+    whole = [len(dataset[position]["input_ids"]) for position in range(2)]
+    assert whole[1] < whole[0]
+    dataset.max_tokens = whole[0] - 1
     assert dataset.require_room(lengths) == 1
 
 

@@ -197,6 +197,12 @@ def test_the_encoder_learns_from_videos(small_recipe: Path, tmp_path: Path) -> N
     # A frozen encoder reads the same videos once, and keeps their features.
     run(small_recipe, tmp_path / "frozen", *SHORT, *source)
     assert len(list((tmp_path / "frozen" / "features").glob("*.longvlm"))) == 6
+    cut.write_bytes(b"")
+    frozen = [*SHORT, f"data.0.videos={damaged}", "model.num_frames=8"]
+    with pytest.raises(LongVLMError, match=r"1 of 6 videos can't be encoded, .*v3\.mp4.* set missing: drop for"):
+        run(small_recipe, tmp_path / "unread", *frozen)
+    _, said = run(small_recipe, tmp_path / "unread", *frozen, "data.0.missing=drop")
+    assert any("can't be encoded" in line for line in said) and any("1 of 7 rows dropped" in line for line in said)
 
 
 def save_llava(folder: Path, small_recipe: Path) -> Path:

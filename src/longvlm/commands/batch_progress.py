@@ -7,11 +7,11 @@ from types import TracebackType
 
 import typer
 
-SECONDS_BETWEEN_LINES = 30.0  # where stderr is a file or a pipe
+from longvlm.pace import SECONDS_BETWEEN_LINES, describe_pace
 
 
 class BatchProgress:
-    """Shows how far a batch is, on stderr; `update` at any rate. Use it in a `with` block."""
+    """Shows how far a batch is, on stderr; `count` or `update` at any rate. Use it in a `with` block."""
 
     def __init__(self, task: str) -> None:
         from rich.console import Console
@@ -23,7 +23,11 @@ class BatchProgress:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
         self._bar = Bar(*columns, console=screen, transient=True)
         self._task = self._bar.add_task(task, total=None)
-        self._last_line_seconds = time.monotonic()
+        self._began_seconds = self._last_line_seconds = time.monotonic()
+
+    def count(self, done: int, total: int) -> None:
+        """Show how many videos are done since the beginning, and how long the others will take."""
+        self.update(done, total, describe_pace(done, total, time.monotonic() - self._began_seconds))
 
     def update(self, done: int, total: int, text: str) -> None:
         self._bar.update(self._task, completed=done, total=total, description=text)
@@ -42,12 +46,3 @@ class BatchProgress:
     ) -> None:
         if self._is_terminal:
             self._bar.stop()
-
-
-def describe_pace(done: int, total: int, rate: str, seconds_left: float | None) -> str:
-    """Words for a bar: "12 of 100 videos, 8.1 frames/s, 0:03:20 left"."""
-    parts = [f"{done} of {total} videos", rate]
-    if seconds_left is not None:
-        minutes, seconds = divmod(round(seconds_left), 60)
-        parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
-    return ", ".join(part for part in parts if part)

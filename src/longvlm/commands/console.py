@@ -13,6 +13,8 @@ from types import TracebackType
 
 import typer
 
+from longvlm.stages.video_access import printable
+
 PROGRESS_AFTER_SECONDS = 2.0
 
 
@@ -26,11 +28,6 @@ def warn(text: str) -> None:
 
 def error(text: str) -> None:
     typer.secho(f"Error: {_one_line(text)}", err=True, fg="red")
-
-
-def printable(text: str) -> str:
-    """A file's name as text that can be encoded; bytes of it that are no UTF-8 become the replacement character."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def tell_failure(video: str, reason: str) -> None:

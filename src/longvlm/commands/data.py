@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from longvlm.commands import console
-from longvlm.commands.batch_progress import BatchProgress, describe_pace
+from longvlm.commands.batch_progress import BatchProgress
 from longvlm.commands.ending import LEFT_SOMETHING_OUT
 from longvlm.commands.loading import require_writable
 from longvlm.errors import LongVLMError
@@ -54,12 +53,8 @@ def check(
     with BatchProgress("Looking for videos") as progress:
         if not names_only:
             console.silence_libraries()
-
-        def show(done: int, total: int) -> None:
-            progress.update(done, total, describe_pace(done, total, "", None))
-
         num_threads = min(8, os.cpu_count() or 1)
-        checks = check_dataset(root, names_only=names_only, num_threads=num_threads, on_progress=show)
+        checks = check_dataset(root, names_only=names_only, num_threads=num_threads, on_progress=progress.count)
     if as_json:
         print(json.dumps(_describe(root, checks)))
     else:
@@ -161,11 +156,11 @@ def list_command(
     for name in names:
         if name != name.strip() or len(name.splitlines()) != 1:
             raise LongVLMError(f"The file name {name!r} can't stand in a list: rename it, without blanks at its ends.")
-    text = "".join(f"{name}\n" for name in names)
+    content = "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
     if output is None:
-        sys.stdout.write(console.printable(text))
+        typer.echo(content, nl=False)
         return
-    write_whole(output, text.encode("utf-8", "surrogateescape"))
+    write_whole(output, content)
     console.note(f"wrote {output}: {len(names)} videos.")
 
 

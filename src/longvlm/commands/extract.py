@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from longvlm.commands import console
-from longvlm.commands.batch_progress import BatchProgress, describe_pace
+from longvlm.commands.batch_progress import BatchProgress
 from longvlm.commands.ending import LEFT_SOMETHING_OUT
 from longvlm.commands.loading import load_model, loading_libraries, plan_sampling
 from longvlm.commands.options import EncoderOptions, VideoOptions
@@ -16,7 +16,8 @@ from longvlm.index.video_folders import VideoList, find_videos
 from longvlm.stages.video_access import display_source
 
 if TYPE_CHECKING:
-    from longvlm.index.extraction import Failure, FeatureFolders, Progress, Report
+    from longvlm.index.extraction import FeatureFolders
+    from longvlm.index.extraction_report import Failure, Progress, Report
     from longvlm.index.extractor import Extractor
 
 
@@ -42,10 +43,7 @@ def extract(
         extractor = open_extractor(model_options, video_options, all_layers=reference_folders is not None)
 
         def show(state: Progress) -> None:
-            text = describe_pace(
-                state.videos_done, state.videos_total, f"{state.frames_per_second:.1f} frames/s", state.seconds_left
-            )
-            progress.update(state.videos_done, state.videos_total, text)
+            progress.update(state.videos_done, state.videos_total, state.describe())
 
         report = extract_all(
             found.videos,
@@ -87,7 +85,7 @@ def open_extractor(model_options: EncoderOptions, video_options: VideoOptions, *
 
 
 def _clashes(found: VideoList) -> list[Failure]:
-    from longvlm.index.extraction import Failure
+    from longvlm.index.extraction_report import Failure
 
     return [
         Failure(
@@ -99,7 +97,7 @@ def _clashes(found: VideoList) -> list[Failure]:
 
 
 def _tell(report: Report, folders: FeatureFolders) -> None:
-    from longvlm.index.extraction import FAILURES_FILE
+    from longvlm.index.extraction_report import FAILURES_FILE
 
     for source, seconds in report.lost_seconds.items():
         console.warn(

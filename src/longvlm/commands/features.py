@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longvlm.commands import console
-from longvlm.commands.batch_progress import BatchProgress, describe_pace
+from longvlm.commands.batch_progress import BatchProgress
 from longvlm.commands.extract import open_extractor
 from longvlm.commands.options import EncoderOptions, VideoOptions, spread_options
 
@@ -61,7 +61,7 @@ def import_command(
         settings = _settings(tokens_per_segment, segments, videos, model_options)
         total = 0
         for done, total in import_reference_features(local, memory, output, settings):
-            progress.update(done, total, describe_pace(done, total, "", None))
+            progress.count(done, total)
     unknown = [
         *(["the encoder (--model or --vision-tower names it)"] if settings.encoder is None else []),
         *(["the times of frames (--videos finds them)"] if videos is None else []),

@@ -28,7 +28,7 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     from longvlm.study import report
     from longvlm.study.course import Study
     from longvlm.training.checkpointing import naming_what_is_not_written
-    from longvlm.whole_files import holding, make_folder
+    from longvlm.whole_files import holding, make_folder, write_whole
 
     if document is not None:
         require_place(document, "study")
@@ -46,7 +46,7 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     scores = report.score_rows(finished)
     found = {"settings": json.loads((runs / "settings.json").read_text()), "rows": report.as_json(scores)}
     with naming_what_is_not_written(output):
-        (output / "study.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_whole(output / "study.json", f"{json.dumps(found, indent=1)}\n".encode())
         plot = output / "study.png"
         report.plot(scores, plot)
         if document is not None:

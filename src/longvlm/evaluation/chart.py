@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from longvlm.evaluation.measures import Measure
 from longvlm.evaluation.results import Results
+from longvlm.whole_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -41,7 +42,8 @@ def draw_chart(results: Results, path: Path) -> None:
         handles |= {text: handle for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     if handles:
         figure.legend(handles.values(), list(handles), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=130, format="png")
+    with replacing(path) as whole:
+        figure.savefig(whole, dpi=130, format="png")
 
 
 def _draw_panel(panel: Axes, shown: Sequence[Measure], limit: float, colours: dict[str, str]) -> None:

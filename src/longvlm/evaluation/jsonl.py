@@ -22,7 +22,10 @@ class JsonLines:
         self.path = path
         self.lines: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
-        content = path.read_bytes() if path.exists() else b""
+        try:
+            content = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise LongVLMError(f"Can't read {path}: {error.strerror or error}; choose another output.") from error
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
             try:

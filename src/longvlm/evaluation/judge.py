@@ -31,7 +31,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 TIMEOUT_SECONDS = 120.0  # for a reply, from a server that is there
 CONNECT_TIMEOUT_SECONDS = 10.0
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 1.0, 60.0
-TRIES = 8  # of one request, before the judge counts as failing: four minutes of delays
+TRIES = 8  # of one request, before the judge counts as failing: two minutes of delays and more
 TRIES_TO_CONNECT = 3  # while nothing has been judged yet: the address is wrong, rather than the line bad
 REPLIES = 3  # that can't be read, before a question counts as unjudged
 FAILURES_IN_A_ROW = 3  # of requests, all their tries used up, before the rest is given up
@@ -277,10 +277,11 @@ def _version(answer: Any) -> str:
 
 
 def _delay(attempt: int, retry_after: str | None) -> float:
-    """Seconds to wait: as long as the judge asks for, else twice as long each time, a little at random."""
-    if retry_after is not None and retry_after.replace(".", "", 1).isdecimal():
-        return min(float(retry_after), LONGEST_DELAY_SECONDS)
-    return min(FIRST_DELAY_SECONDS * 2 ** (attempt - 1), LONGEST_DELAY_SECONDS) * random.uniform(0.75, 1.0)
+    """Seconds to wait: twice as long each time, or longer if the judge asks for it; a little more at random."""
+    is_number = retry_after is not None and retry_after.replace(".", "", 1).isdecimal()
+    asked_for = float(retry_after or 0) if is_number else 0.0
+    wait = max(FIRST_DELAY_SECONDS * 2 ** (attempt - 1), asked_for)
+    return min(wait, LONGEST_DELAY_SECONDS) * random.uniform(1.0, 1.25)
 
 
 def _status_reason(error: openai.APIStatusError) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -348,14 +347,11 @@ def _write(output: Path, results: Results, *, with_chart: bool = True) -> None:
         write_whole(output / "results.md", results.as_markdown().encode("utf-8", "replace"))
         if not with_chart:
             return
-        with tempfile.TemporaryDirectory(dir=output, prefix=".drawing-") as folder:
-            drawn = Path(folder) / "results.png"
-            draw_chart(results, drawn)
-            drawn.replace(output / drawn.name)
-    except OSError as error:
+        draw_chart(results, output / "results.png")
+    except (OSError, LongVLMError) as error:
         raise LongVLMError(
-            f"Can't write the results into {output}: {error.strerror or error}. Make room and run the same command "
-            "again; predictions and judgements are kept."
+            f"The results can't be written into {output} ({error}). Make room and run the same command again; "
+            "predictions and judgements are kept."
         ) from error
 
 

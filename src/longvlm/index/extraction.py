@@ -8,15 +8,25 @@ are the features the very ones that `LongVLM.encode` gives, to the last bit.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from longvlm.errors import LongVLMError
 from longvlm.index.decoding_ahead import DecodingVideo, VideoFailed, decode_ahead
+from longvlm.index.extraction_report import (
+    DAMAGED_FILE,
+    FAILURES_FILE,
+    Failure,
+    Progress,
+    Report,
+    read_damaged,
+    read_failures,
+    write_damaged,
+    write_failures,
+)
 from longvlm.index.extractor import Extractor
 from longvlm.index.feature_pickles import read_pickled_array
 from longvlm.index.reference_features import write_reference_features
@@ -25,9 +35,8 @@ from longvlm.stages.tokens import count_segments
 from longvlm.stages.video import VideoReader, open_video
 from longvlm.stages.video_access import display_source
 from longvlm.video_index import OtherVersionError, VideoIndex
-from longvlm.whole_files import make_folder, write_whole
+from longvlm.whole_files import make_folder
 
-FAILURES_FILE, DAMAGED_FILE = "failures.json", "damaged.json"
 DEFAULT_DECODERS = 2
 _REMEDY = "Write to another folder, or remove that file."
 
@@ -167,45 +176,6 @@ def narrow_globals(index: VideoIndex, global_layers: int) -> VideoIndex:
     )
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A video that gave no features, and why."""
-
-    video: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an extraction is; videos that were done before don't count."""
-
-    videos_done: int
-    videos_total: int
-    frames_encoded: int
-    elapsed_seconds: float
-
-    @property
-    def frames_per_second(self) -> float:
-        return self.frames_encoded / self.elapsed_seconds if self.elapsed_seconds > 0 else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """By the mean time of a video so far; None before the first one is done."""
-        if self.videos_done == 0:
-            return None
-        return self.elapsed_seconds / self.videos_done * (self.videos_total - self.videos_done)
-
-
-@dataclass
-class Report:
-    """What came of an extraction: counts, failures in order, and seconds lost at damaged ends by video."""
-
-    num_written: int = 0
-    num_skipped: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    lost_seconds: dict[str, float] = field(default_factory=dict)
-
-
 def extract(
     videos: Sequence[ListedVideo],
     extractor: Extractor,
@@ -276,40 +246,6 @@ def _encode(decoding: DecodingVideo, extractor: Extractor, pace: _Pace) -> Video
         building.add(frames)
         pace.count_frames(frames.num_distinct)
     return building.finish(decoding.info, decoding.lost_seconds)
-
-
-def read_failures(path: Path) -> list[Failure]:
-    """What `write_failures` wrote; nothing where there is no such file, or a damaged one."""
-    try:
-        return [Failure(str(row["video"]), str(row["reason"])) for row in json.loads(path.read_bytes())]
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return []
-
-
-def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """Write the list of failures; where there are none, there is no file."""
-    if failures:
-        rows = [dataclasses.asdict(failure) for failure in failures]
-        text = json.dumps(rows, indent=1, ensure_ascii=False)
-        write_whole(path, text.encode("utf-8", "replace"))
-    else:
-        path.unlink(missing_ok=True)
-
-
-def read_damaged(path: Path) -> dict[str, float]:
-    """Seconds lost at the ends of videos, by id, that `write_damaged` wrote; none where there is no such file."""
-    try:
-        return {str(video): float(seconds) for video, seconds in json.loads(path.read_bytes()).items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def write_damaged(path: Path, lost_seconds: dict[str, float]) -> None:
-    """Write what was lost at the ends of videos; where nothing was, there is no file."""
-    if damaged := {video: seconds for video, seconds in lost_seconds.items() if seconds > 0}:
-        write_whole(path, json.dumps(damaged, indent=1).encode())
-    else:
-        path.unlink(missing_ok=True)
 
 
 class _Pace:

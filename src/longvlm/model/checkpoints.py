@@ -7,16 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
@@ -28,6 +19,7 @@ from transformers import (
 
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
+from longvlm.model.download import download, name_of_checkpoint
 from longvlm.model.layouts import is_original_layout, name_tower, refuse_unknown_family
 from longvlm.model.llava_config import (
     VIDEO_TOKENS,
@@ -60,8 +52,6 @@ from longvlm.types import Compression
 
 DEFAULT_MODEL_FOLDER = Path(__file__).parents[1] / "assets" / "default_model"
 
-_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-
 # Left in full precision in 4-bit loads: small, and read with features that were never quantised. transformers takes
 # these for the beginnings of names.
 NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
@@ -84,42 +74,7 @@ def resolve_model(model: str | Path | None) -> Path:
         raise LongVLMError(f"The model {model} is a file; give its folder, which has config.json and the weights.")
     if isinstance(model, Path) or folder.is_absolute() or str(model).startswith((".", "~")):
         raise LongVLMError(f"There is no model folder {model}; check the path, or give a Hugging Face hub id.")
-    return _download(str(model))
-
-
-def _download(hub_id: str) -> Path:
-    """Snapshot of a hub repository's top folder: safetensors, or .bin files where it has no others."""
-    try:
-        folder = Path(_snapshot(hub_id, "*.safetensors"))
-        if not any(folder.glob("*.safetensors")):
-            _snapshot(hub_id, "pytorch_model*.bin")
-        return folder
-    except HFValidationError as error:
-        reason = "no folder has this name, and it is no valid hub id (OWNER/NAME)"
-        raise LongVLMError(f"Unknown model {hub_id!r}: {reason}.") from error
-    except GatedRepoError as error:
-        reason = f"accept its terms on https://huggingface.co/{hub_id} and log in with `hf auth login`"
-        raise LongVLMError(f"The model {hub_id!r} is gated: {reason}.") from error
-    except LocalEntryNotFoundError as error:
-        reason = "no folder has this name, it is not in the local cache, and the Hugging Face hub can't be reached"
-        raise LongVLMError(f"Unknown model {hub_id!r}: {reason}; check the name and the network.") from error
-    except RepositoryNotFoundError as error:
-        reason = "no folder has this name, and the Hugging Face hub has no such model that you may read"
-        raise LongVLMError(f"Unknown model {hub_id!r}: {reason}; check the name.") from error
-    except HfHubHTTPError as error:
-        reason = f"the Hugging Face hub answered with status {error.response.status_code}"
-        raise LongVLMError(f"The model {hub_id!r} can't be downloaded: {reason}; try again later.") from error
-    except (HTTPError, OSError, RuntimeError) as error:  # the network's, the disk's, the hub's own transfer library's
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise LongVLMError(
-            f"The download of model {hub_id!r} broke off ({reason}); check the network and the space on the disk, "
-            "and try again: it resumes."
-        ) from error
-
-
-def _snapshot(hub_id: str, weights: str) -> str:
-    # The hub's * matches / too: sub-folders often hold the same weights again, in other forms.
-    return snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, weights], ignore_patterns="*/*")
+    return download(str(model))
 
 
 def load_config(
@@ -215,7 +170,7 @@ def load_encoder(
         global_layers=compression.global_layers,
         image_mean=images.mean,
         image_std=images.std,
-        name=f"{config.vision_config.model_type} of {config.vision_tower or folder.name}",
+        name=f"{config.vision_config.model_type} of {config.vision_tower or name_of_checkpoint(folder)}",
         weight_digests=digests,
     )
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.drawn_blocks import BlockPlan, DrawnBlocks, DrawnSegment, encode_blocks
+from longvlm.whole_files import replacing
 from longvlm.world.scene import max_events
 
 _EVERY_EMPTY = 7
@@ -54,9 +55,8 @@ class BlockFeatures:
     def save(self, path: Path) -> None:
         tensors = {name: getattr(self, name) for name in _TENSORS}
         metadata = {"plans": json.dumps([dataclasses.astuple(plan) for plan in self.plans])}
-        partial = path.with_suffix(".partial")
-        save_file(tensors, str(partial), metadata)
-        partial.replace(path)
+        with replacing(path) as whole:
+            save_file(tensors, whole, metadata)
 
     @classmethod
     def load(cls, path: Path) -> BlockFeatures:

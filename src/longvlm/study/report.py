@@ -14,6 +14,7 @@ from longvlm.intervals import RESAMPLES, interval_of_share
 from longvlm.study.course import KINDS, Run
 from longvlm.study.rows import Row
 from longvlm.text_table import TextTable
+from longvlm.whole_files import replacing
 
 ALL = "all"
 PLOT_TITLE = "All questions, with 95 % intervals"
@@ -211,7 +212,8 @@ def plot(scores: Sequence[RowScore], path: Path) -> None:
     for unused in panels:
         unused.set_visible(False)
     figure.suptitle(PLOT_TITLE)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as whole:
+        figure.savefig(whole, dpi=110)
 
 
 def _spread_equal(tokens: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ so that a run killed at any moment leaves either a whole checkpoint or one that 
 from __future__ import annotations
 
 import copy
+import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,11 @@ from longvlm.whole_files import give_usual_mode
 
 COMPLETE = "complete"
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"  # transformers' names
+# A full disk, one that may not be written to, or a file in a folder's place.
+_UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
 
@@ -186,6 +192,8 @@ def naming_what_is_not_written(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         # torch.save has no exception of its own
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno not in _UNWRITABLE:  # a defect, not the disk
             raise
         reason = " ".join(str(error).split())
         raise LongVLMError(

@@ -145,11 +145,11 @@ class VideoConversations(Dataset):
         """
         if not lengths:
             return 0
-        turns = [len(sample.conversation.turns) for sample in self.samples]
-        longest = {turns[p]: p for p in sorted(range(len(lengths)), key=lambda position: lengths[position])}
-        # The template's own words, of which every turn has some.
-        overhead = {count: len(self._write_out(p)["input_ids"]) - lengths[p] for count, p in longest.items()}
-        too_long = [p for p, length in enumerate(lengths) if length + overhead[turns[p]] > self.max_tokens]
+        # The template's own words, of which every turn has some, and what stands around visual tokens.
+        kinds = [(len(sample.conversation.turns), self._count_visual(sample)) for sample in self.samples]
+        longest = {kinds[p]: p for p in sorted(range(len(lengths)), key=lambda position: lengths[position])}
+        overhead = {kind: len(self._write_out(p)["input_ids"]) - lengths[p] for kind, p in longest.items()}
+        too_long = [p for p, length in enumerate(lengths) if length + overhead[kinds[p]] > self.max_tokens]
         for position in too_long:
             self[position]
         return len(too_long)

@@ -136,6 +136,7 @@ class Course:
         recipe = self.recipe
         self._stage("encoder", self.train_encoder, recipe.encoder)
         self._stage("bank", self.make_bank, recipe.bank)
+        shutil.rmtree(self.folder / "bank", ignore_errors=True)  # its parts, which a stop would have needed
         for stage in recipe.lessons:
             self._stage(stage.name, partial(self.train_language, stage), stage, kind_weights=self.kind_weights)
 
@@ -214,7 +215,6 @@ class Course:
                 write_whole(log, json.dumps(asdict(Spent.now() - began)).encode())
             banks.append(SegmentBank.load(part))
         SegmentBank.join(banks).save(self.folder / "bank.safetensors")
-        shutil.rmtree(parts)
 
     def train_language(self, stage: LessonStage) -> None:
         """Train projector and language model; the encoder, whose features the bank holds, stays as it is."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from longvlm.errors import LongVLMError
-from longvlm.index.extraction import FAILURES_FILE, FeatureFolders, Progress, extract
+from longvlm.index.extraction import FeatureFolders, extract
+from longvlm.index.extraction_report import FAILURES_FILE, Progress
 from longvlm.index.extractor import extractor_of_model
 from longvlm.index.video_folders import VIDEO_SUFFIXES, ListedVideo, video_id
+from longvlm.pace import SECONDS_BETWEEN_LINES
 from longvlm.pipeline import LongVLM
 from longvlm.stages.tokens import count_segments, count_visual_tokens
+from longvlm.training.curves import Say
 from longvlm.types import Compression, Sampling
 from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 
@@ -67,7 +71,7 @@ def inspect_features(
             settings = Compression.from_dict(json.loads(metadata["compression"]))
             found_name, found_fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
             lost_its_end = float(metadata["lost_seconds"]) > 0
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, LongVLMError) as error:
         raise LongVLMError(f"{path} can't be read ({' '.join(str(error).split())}); extract it again.") from error
     if found_fingerprint != encoder_fingerprint:
         remedy = "extract the features with this model, or train the model that made them"
@@ -109,20 +113,31 @@ def encode_videos(
     videos: dict[str, Path],
     folder: Path,
     sampling: Sampling,
-    on_progress: Callable[[Progress], None] | None = None,
+    *,
+    may_drop: bool,
+    say: Say,
 ) -> None:
     """Write the features of every video into `folder`; what lies there already is kept.
 
-    Raises LongVLMError in the end for the videos that can't be encoded, when the others are done.
+    Raises LongVLMError in the end for the videos that can't be encoded, when the others are done, unless such videos
+    `may_drop` out.
     """
+    told_seconds = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told_seconds
+        if time.monotonic() - told_seconds >= SECONDS_BETWEEN_LINES:
+            told_seconds = time.monotonic()
+            say(progress.describe())
+
     listed = [ListedVideo(video, str(path)) for video, path in sorted(videos.items())]
-    report = extract(
-        listed, extractor_of_model(model, sampling), FeatureFolders(indexes=folder), on_progress=on_progress
-    )
+    report = extract(listed, extractor_of_model(model, sampling), FeatureFolders(indexes=folder), on_progress=tell)
     if report.failures:
-        first = report.failures[0]
-        raise LongVLMError(
+        first, others = report.failures[0], folder / FAILURES_FILE
+        told = (
             f"{len(report.failures)} of {len(listed)} videos can't be encoded, first of them {first.video}: "
-            f"{first.reason} All are in {folder / FAILURES_FILE}; mend or remove them, the features of the others "
-            "are kept."
+            f"{first.reason} All are in {others}."
         )
+        if not may_drop:
+            raise LongVLMError(f"{told} Mend or remove them, or set missing: drop for these data; the others are kept.")
+        say(told)

@@ -11,22 +11,27 @@ from typing import Any
 import yaml
 
 from longvlm.errors import LongVLMError
-from longvlm.training.checkpointing import complete_checkpoints, naming_what_is_not_written
+from longvlm.training.checkpointing import complete_checkpoints
 from longvlm.training.instructions import digest_file
 from longvlm.training.recipe import Recipe
 from longvlm.whole_files import first_difference, write_whole
 
 CHECKPOINTS, MODEL, BASE, FEATURES, CURVES = "checkpoints", "model", "base", "features", "tensorboard"
-RECIPE_FILE, SAMPLES_FILE, HISTORY_FILE = "recipe.yaml", "samples.sha256", "history.json"
+RECIPE_FILE, SAMPLES_FILE, HISTORY_FILE = "longvlm-recipe.yaml", "samples.sha256", "history.json"
 
 
 def claim_output(recipe: Recipe, num_processes: int) -> None:
-    """Note the recipe in the output folder; raise LongVLMError where something that another one has trained lies there.
+    """Note the recipe in the output folder; raise LongVLMError where something else lies there in the run's places.
 
     A run that had not come to its first checkpoint leaves nothing that depends on the recipe, but the start it drew.
     """
     path, wanted = recipe.output / RECIPE_FILE, _what_decides(recipe, num_processes)
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    found = _read_note(path)
+    taken = next((name for name in (BASE, CHECKPOINTS, MODEL) if (recipe.output / name).exists()), None)
+    if found is None and taken is not None:
+        raise LongVLMError(
+            f"{recipe.output / taken} is there, but was not made by a training; choose another output, or move it away."
+        )
     differing = first_difference(found, wanted)
     if differing is None:
         return
@@ -36,9 +41,15 @@ def claim_output(recipe: Recipe, num_processes: int) -> None:
             f"{recipe.output} holds a run of another recipe: {key} is {theirs} there and {ours} here. Choose "
             "another output, or remove that folder."
         )
-    with naming_what_is_not_written(path):
-        shutil.rmtree(recipe.output / BASE, ignore_errors=True)
-        write_whole(path, yaml.safe_dump(wanted, sort_keys=False).encode())
+    shutil.rmtree(recipe.output / BASE, ignore_errors=True)
+    write_whole(path, yaml.safe_dump(wanted, sort_keys=False).encode())
+
+
+def _read_note(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LongVLMError(f"{path} is damaged; remove its folder, or choose another output.") from error
 
 
 def claim_samples(output: Path, places: Iterable[str]) -> None:

@@ -89,7 +89,7 @@ def _find_stored(
     with arguments.main_process_first(local=False):
         if arguments.process_index == 0:
             say(f"encoding {len(videos)} videos of {source.videos} into {folder}, those that are not there yet")
-            encode_videos(opened, videos, folder, sampling)
+            encode_videos(opened, videos, folder, sampling, may_drop=source.missing == "drop", say=say)
     return find_features(folder, videos)
 
 

@@ -25,6 +25,7 @@ from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.drawn_blocks import BlockPlan, DrawnBlocks, DrawnSegment, describe_tokens, encode_blocks
 from longvlm.types import Compression
+from longvlm.whole_files import replacing
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import Background, Event, Scene, max_events
 
@@ -163,9 +164,8 @@ class SegmentBank:
             "segment_seconds": repr(self.segment_seconds),
             "frames_per_segment": str(self.frames_per_segment),
         }
-        partial = path.with_suffix(".partial")
-        save_file({name: getattr(self, name) for name in self._TENSORS}, str(partial), metadata)
-        partial.replace(path)
+        with replacing(path) as whole:
+            save_file({name: getattr(self, name) for name in self._TENSORS}, whole, metadata)
 
     @classmethod
     def load(cls, path: Path) -> SegmentBank:

@@ -139,9 +139,7 @@ def _write_videos(folder: Path, scenes: dict[str, Scene], on_done: Callable[[], 
     for name, scene in scenes.items():
         path = folder / f"{name}.mp4"
         if not path.is_file():
-            unfinished = path.with_suffix(".unfinished.mp4")
-            write_video(scene, unfinished, width=WIDTH, height=HEIGHT, fps=FPS, threads=1, show_progress=False)
-            unfinished.replace(path)
+            write_video(scene, path, width=WIDTH, height=HEIGHT, fps=FPS, threads=1, show_progress=False)
         on_done()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from longvlm.errors import LongVLMError
 from longvlm.intervals import interval_of_share
 from longvlm.text_table import TextTable
-from longvlm.whole_files import require_writable
+from longvlm.whole_files import replacing, require_writable
 from longvlm.world.evaluate import Record, evaluate, plan_videos
 
 if TYPE_CHECKING:
@@ -160,4 +160,5 @@ def plot(scores: Sequence[LengthScore], path: Path) -> None:
         title="Questions about one object",
     )
     figure.colorbar(image, ax=heat, label="right answers, %")
-    figure.savefig(path, dpi=110)
+    with replacing(path) as whole:
+        figure.savefig(whole, dpi=110)

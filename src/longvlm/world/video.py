@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from longvlm.errors import LongVLMError
+from longvlm.whole_files import replacing
 from longvlm.world.render import render_frame
 from longvlm.world.scene import Scene
 
@@ -44,7 +45,7 @@ def write_video(
     threads: int = 0,
     show_progress: bool = True,
 ) -> None:
-    """Write the scene as a video file, frame by frame; the name's ending chooses the container.
+    """Write the scene as a video file, whole or not at all; the name's ending chooses the container.
 
     `threads` are the codec's own (0: as many as it likes). Progress goes to stderr. Raises LongVLMError for a
     size, rate, codec or path that cannot be written.
@@ -58,7 +59,7 @@ def write_video(
         stream_of_frames = _with_progress(stream_of_frames, count_frames(scene, fps), Path(path).name)
     to_yuv = VideoReformatter()  # one for all frames: setting a converter up takes longer than converting
     try:
-        with av.open(str(path), mode="w") as container:
+        with replacing(Path(path)) as whole, av.open(str(whole), mode="w") as container:
             stream = container.add_stream(codec, rate=rate)
             assert isinstance(stream, av.VideoStream)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -70,7 +71,7 @@ def write_video(
                 frame.pts, frame.time_base = index, 1 / rate
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-    except (av.error.FFmpegError, ValueError) as error:
+    except (OSError, av.error.FFmpegError, ValueError) as error:
         raise LongVLMError(f"Cannot write {path} with codec {codec}: {error}.") from error
 
 

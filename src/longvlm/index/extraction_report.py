@@ -1,0 +1,85 @@
+"""What an extraction tells: how far it is, what failed and what was damaged, also as files beside the features."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from longvlm.pace import describe_pace
+from longvlm.whole_files import write_whole
+
+FAILURES_FILE, DAMAGED_FILE = "failures.json", "damaged.json"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that gave no features, and why."""
+
+    video: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an extraction is; videos that were done before don't count."""
+
+    videos_done: int
+    videos_total: int
+    frames_encoded: int
+    elapsed_seconds: float
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames_encoded / self.elapsed_seconds if self.elapsed_seconds > 0 else 0.0
+
+    def describe(self) -> str:
+        """Videos, frames a second, and the time left."""
+        rate = f"{self.frames_per_second:.1f} frames/s"
+        return describe_pace(self.videos_done, self.videos_total, self.elapsed_seconds, rate)
+
+
+@dataclass
+class Report:
+    """What came of an extraction: counts, failures in order, and seconds lost at damaged ends by video."""
+
+    num_written: int = 0
+    num_skipped: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    lost_seconds: dict[str, float] = field(default_factory=dict)
+
+
+def read_failures(path: Path) -> list[Failure]:
+    """What `write_failures` wrote; nothing where there is no such file, or a damaged one."""
+    try:
+        return [Failure(str(row["video"]), str(row["reason"])) for row in json.loads(path.read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return []
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Write the list of failures; where there are none, there is no file."""
+    if failures:
+        rows = [dataclasses.asdict(failure) for failure in failures]
+        text = json.dumps(rows, indent=1, ensure_ascii=False)
+        write_whole(path, text.encode("utf-8", "replace"))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_damaged(path: Path) -> dict[str, float]:
+    """Seconds lost at the ends of videos, by id, that `write_damaged` wrote; none where there is no such file."""
+    try:
+        return {str(video): float(seconds) for video, seconds in json.loads(path.read_bytes()).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def write_damaged(path: Path, lost_seconds: dict[str, float]) -> None:
+    """Write what was lost at the ends of videos; where nothing was, there is no file."""
+    if damaged := {video: seconds for video, seconds in lost_seconds.items() if seconds > 0}:
+        write_whole(path, json.dumps(damaged, indent=1).encode())
+    else:
+        path.unlink(missing_ok=True)
