@@ -125,6 +125,19 @@ class TestScript:
             array = pickle.loads((folder / "v_1.pkl").read_bytes())
             assert isinstance(array, np.ndarray) and (array.dtype, array.shape) == (np.float16, shape)
 
+    def test_options_of_extract_may_follow(
+        self, model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arguments = ["--video_dir_path", videos, "--clip_feat_path_local", tmp_path / "l"]
+        arguments += ["--clip_feat_path_mem", tmp_path / "m", "--model", model, "-o", tmp_path / "indexes"]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert end.value.code == 0
+        index = VideoIndex.load(tmp_path / "indexes" / "v_1.longvlm")
+        opened = LongVLM.from_pretrained(model)
+        index.require_same_encoding(opened.encoder.name, opened.encoder.fingerprint, opened.compression)
+
 
 class Evil:
     def __init__(self, trace: Path) -> None:

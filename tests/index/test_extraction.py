@@ -304,6 +304,16 @@ def test_the_list_keeps_what_failed_among_other_videos(videos: Path, run: Run, t
     assert [Path(row["video"]).name for row in listed] == ["v_0.mp4", "v_8.mp4"]
 
 
+@pytest.mark.parametrize("name", ["failures.json", "damaged.json"])
+def test_lists_that_are_not_its_own_are_refused_and_kept(videos: Path, run: Run, tmp_path: Path, name: str) -> None:
+    other = tmp_path / "features" / name
+    other.parent.mkdir()
+    other.write_text('{"mine": "yes"}')
+    with pytest.raises(LongVLMError, match=rf"{name} is none that an extraction wrote; remove it"):
+        run(videos)
+    assert [path.name for path in other.parent.iterdir()] == [name] and "mine" in other.read_text()
+
+
 def test_no_decoder_at_all_is_refused(films: Path, run: Run) -> None:
     with pytest.raises(LongVLMError, match="num_decoders is 0"):
         run(films, num_decoders=0)

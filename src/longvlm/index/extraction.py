@@ -202,7 +202,8 @@ def extract(
     for folder in folders.folders:
         make_folder(folder)
     report = Report(failures=list(known_failures))
-    damaged_path = folders.folders[0] / DAMAGED_FILE
+    failures_path, damaged_path = (folders.folders[0] / name for name in (FAILURES_FILE, DAMAGED_FILE))
+    read_failures(failures_path)  # another's file is refused, not replaced
     damaged = read_damaged(damaged_path)
     waiting = [v for v in videos if not folders.hold(v.id, extractor, lost_its_end=v.id in damaged)]
     report.num_skipped = len(videos) - len(waiting)
@@ -233,10 +234,10 @@ def extract(
             pace.count_video()
     finally:
         decoding_videos.close()
-        path = folders.folders[0] / FAILURES_FILE
         named = {display_source(video.source) for video in videos}
         tried = named - not_reached | {one.video for one in report.failures}
-        write_failures(path, [*(one for one in read_failures(path) if one.video not in tried), *report.failures])
+        earlier = [one for one in read_failures(failures_path) if one.video not in tried]
+        write_failures(failures_path, [*earlier, *report.failures])
     return report
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from longvlm.errors import LongVLMError
 from longvlm.pace import describe_pace
 from longvlm.whole_files import write_whole
 
@@ -52,11 +53,13 @@ class Report:
 
 
 def read_failures(path: Path) -> list[Failure]:
-    """What `write_failures` wrote; nothing where there is no such file, or a damaged one."""
+    """What `write_failures` wrote; nothing where there is no such file. Raises LongVLMError for any other's."""
     try:
         return [Failure(str(row["video"]), str(row["reason"])) for row in json.loads(path.read_bytes())]
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except FileNotFoundError:
         return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise _not_ours(path) from error
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
@@ -70,11 +73,17 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 
 
 def read_damaged(path: Path) -> dict[str, float]:
-    """Seconds lost at the ends of videos, by id, that `write_damaged` wrote; none where there is no such file."""
+    """Seconds lost at the ends of videos, by id, that `write_damaged` wrote, in the same way."""
     try:
         return {str(video): float(seconds) for video, seconds in json.loads(path.read_bytes()).items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+    except FileNotFoundError:
         return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _not_ours(path) from error
+
+
+def _not_ours(path: Path) -> LongVLMError:
+    return LongVLMError(f"{path} is none that an extraction wrote; remove it, or write to another folder.")
 
 
 def write_damaged(path: Path, lost_seconds: dict[str, float]) -> None:
