@@ -50,7 +50,7 @@ def keep(group: str, rows: Sequence[Row], device: str) -> None:
 
 def table(device: str) -> list[str]:
     """All rows that were ever kept for this kind of device, as lines of markdown."""
-    lines = ["| what | against | reached | asked | n |", "|---|---|---:|---:|---:|"]
+    lines = ["| what | against | reached | target | n |", "|---|---|---:|---:|---:|"]
     results = json.loads(_read(RESULTS / f"{torch.device(device).type}.json") or "{}")
     for group in results.values():
         for kept in group["rows"]:

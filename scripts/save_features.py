@@ -1,4 +1,4 @@
-"""The reference's features of many videos, two pickles a video: the original code's command, carried out by `longvlm extract`.
+"""The reference's features of many videos, two pickles a video: its own command, carried out by `longvlm extract`.
 
     python scripts/save_features.py --video_dir_path DIR --list_file FILE \
         --clip_feat_path_local DIR --clip_feat_path_mem DIR

@@ -55,7 +55,7 @@ def describe_losses(scores: dict[str, Any]) -> str:
     names = [field.name for field in dataclasses.fields(Loss)]
     losses = [Loss(**{name: one[name] for name in names}) for one in scores["reencoded"]]
     return (
-        "The same questions about the same videos, passed on in one of four ways (`evaluate --reencoded`):\n\n"
+        "The same questions about the same videos, re-encoded in one of four ways (`evaluate --reencoded`):\n\n"
         + tabulate_losses(losses).as_markdown()
     )
 

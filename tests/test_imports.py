@@ -1,4 +1,4 @@
-"""The order of the house: who may import whom, and where the heavy libraries may appear."""
+"""The order of the packages: who may import whom, and where the heavy libraries may appear."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "longvlm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Lowest first; a room imports from itself and from the floors below it.
-FLOORS = [
+# Lowest first; a package (or module) imports from itself and from the layers below it.
+LAYERS = [
     {"errors"},
     {"whole_files"},
     {"types"},
@@ -33,9 +33,9 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
-# Optional libraries, and the rooms that may import them.
+# Optional libraries, and the packages that may import them.
 OPTIONAL = {
     "peft": {"training"},
     "tensorboard": {"training"},
@@ -46,9 +46,9 @@ OPTIONAL = {
 NEVER = {"decord", "torchvision", "torchcodec", "cv2", "skvideo"}
 
 
-def room_of(file: Path) -> str:
+def package_of(file: Path) -> str:
     place = file.relative_to(PACKAGE)
-    if place.name == "__main__.py":  # the front door of a room is a command
+    if place.name == "__main__.py":  # what `python -m` of a package runs is a command
         return "__main__"
     return place.parts[0] if len(place.parts) > 1 else place.stem
 
@@ -76,17 +76,19 @@ def imported_modules(file: Path) -> Iterator[str]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_go_downwards(file: Path) -> None:
     if file == PACKAGE / "__init__.py":
-        pytest.skip("names the public classes of all rooms, lazily; the test below sees to it")
-    room = room_of(file)
-    assert room in FLOOR_OF, f"{room} has no floor yet: give it one in FLOORS, and in the architecture's description"
+        pytest.skip("names the public classes of all packages, lazily; the test below sees to it")
+    package = package_of(file)
+    assert package in LAYER_OF, f"{package} has no layer yet: give it one in LAYERS"
     for module in imported_modules(file):
         if not module.startswith("longvlm."):
             continue
         other = module.split(".")[1]
         if other.startswith("__"):
             continue
-        assert other == room or FLOOR_OF[other] < FLOOR_OF[room], f"{room} imports {module}, which is not below it"
-        if room == other == "stages" and file.stem != "__init__":
+        assert other == package or LAYER_OF[other] < LAYER_OF[package], (
+            f"{package} imports {module}, which is not below it"
+        )
+        if package == other == "stages" and file.stem != "__init__":
             own = f"longvlm.stages.{file.stem}"
             assert stage_of(module) == stage_of(own), f"stage {file.stem} imports another stage, {module}"
 
@@ -97,7 +99,7 @@ def test_optional_libraries_stay_where_they_are_needed(file: Path) -> None:
         library = module.split(".")[0]
         assert library not in NEVER, f"{file.name} imports {library}"
         if library in OPTIONAL:
-            assert room_of(file) in OPTIONAL[library], f"{room_of(file)} imports {library}"
+            assert package_of(file) in OPTIONAL[library], f"{package_of(file)} imports {library}"
 
 
 @pytest.mark.parametrize("module", ["longvlm", "longvlm.cli"])

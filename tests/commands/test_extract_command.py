@@ -1,4 +1,4 @@
-"""`longvlm extract`, `longvlm features import` and the seed's script, on a tiny model and real videos."""
+"""`longvlm extract`, `longvlm features import` and the original code's script, on a tiny model and real videos."""
 
 from __future__ import annotations
 
