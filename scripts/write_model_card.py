@@ -23,7 +23,7 @@ from longvlm.errors import LongVLMError
 from longvlm.report.tables import put_table
 from longvlm.text_table import TextTable
 from longvlm.training.default_model import Recipe, load_recipe
-from longvlm.training.untrained_model import plan_gently
+from longvlm.training.untrained_model import plan_by_share
 from longvlm.world.evaluate import Score
 from longvlm.world.evaluate import tabulate as tabulate_scores
 from longvlm.world.lengths import LengthScore
@@ -153,7 +153,7 @@ def gather_numbers(recipe: Recipe) -> dict[str, Any]:
         "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "words": len(vocabulary()),
         "patches": patches,
-        "levels": len(plan_gently(patches, shape.tokens_per_segment, shape.merged_share)),
+        "levels": len(plan_by_share(patches, shape.tokens_per_segment, shape.merged_share)),
     }
 
 

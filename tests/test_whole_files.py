@@ -11,7 +11,7 @@ from longvlm.whole_files import (
     first_difference,
     give_usual_mode,
     hidden_beside,
-    holding,
+    locked,
     make_folder,
     require_writable,
     write_whole,
@@ -39,14 +39,14 @@ def test_files_get_the_mode_that_files_get_here(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
-    with holding(tmp_path), pytest.raises(LongVLMError, match="Another process is at work in"), holding(tmp_path):
+    with locked(tmp_path), pytest.raises(LongVLMError, match="Another process is at work in"), locked(tmp_path):
         pass
     (tmp_path / "lock").unlink()
     (tmp_path / "lock").mkdir()
-    with pytest.raises(LongVLMError, match=r"Can't write to .* choose another folder"), holding(tmp_path):
+    with pytest.raises(LongVLMError, match=r"Can't write to .* choose another folder"), locked(tmp_path):
         pass
     (tmp_path / "lock").rmdir()
-    with holding(tmp_path):
+    with locked(tmp_path):
         pass
 
 
@@ -91,5 +91,5 @@ def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with holding(tmp_path), hidden_beside(tmp_path / "target") as hidden, hidden_beside(tmp_path / "target"):
+    with locked(tmp_path), hidden_beside(tmp_path / "target") as hidden, hidden_beside(tmp_path / "target"):
         assert hidden.is_dir(), "whether another process writes there can't be told"

@@ -93,7 +93,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Within it no other process can hold `folder`; the system lets go of it for a process that is killed.
 
     Raises LongVLMError where one does, or where nothing can be written there.
@@ -129,12 +129,12 @@ def hidden_beside(target: Path) -> Iterator[Path]:
     for earlier in target.parent.iterdir():
         if earlier.name.startswith(prefix) and _is_abandoned(earlier):
             shutil.rmtree(earlier)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder, holding(Path(folder)):
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder, locked(Path(folder)):
         yield Path(folder)
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether the process that was `holding` it is gone; without such locks that can't be told."""
+    """Whether the process that was `locked` it is gone; without such locks that can't be told."""
     path = folder / _LOCK
     if fcntl is None or not path.is_file():
         return False

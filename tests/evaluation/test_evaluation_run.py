@@ -18,7 +18,7 @@ from longvlm.evaluation.benchmarks import BENCHMARKS
 from longvlm.evaluation.judging import load_prompts
 from longvlm.evaluation.predict import Asking
 from longvlm.evaluation.run import JudgeChoice, Outcome, hash_weights, run_benchmark
-from longvlm.whole_files import holding
+from longvlm.whole_files import locked
 
 WriteJson = Callable[[str, object], str]
 SHORT = Asking(answer={"max_new_tokens": 12}, batch_size=3)
@@ -239,7 +239,7 @@ def test_a_folder_belongs_to_one_evaluation(model: LongVLM, films: Path, qa_file
     )
     with pytest.raises(LongVLMError, match=r"with compression"):
         run(compressed, [qa_file], films, output, "activitynet-qa")
-    with holding(output), pytest.raises(LongVLMError, match="Another process is at work in"):
+    with locked(output), pytest.raises(LongVLMError, match="Another process is at work in"):
         run(model, [qa_file], films, output, "activitynet-qa")
     with pytest.raises(LongVLMError, match="with task"):
         run(model, [qa_file], films, output, "msvd-qa")

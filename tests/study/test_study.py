@@ -17,11 +17,11 @@ from longvlm.study.course import KINDS, Answer, Run, Study, StudyLessons, StudyV
 from longvlm.study.report import ALL, as_markdown, score_rows
 from longvlm.study.rows import Row, choose_rows, load_study, make_bank
 from longvlm.training import default_model
+from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.examples import IGNORED
 from longvlm.training.ground_truth import STATE_COUNT, STATE_SIZES
 from longvlm.training.run import StageSettings
 from longvlm.training.untrained_model import build_model, build_tokenizer
-from longvlm.training.watching import WatchingSchool
 
 RECIPE = Path(course_module.__file__).parent / "study.yaml"
 MERGED = Row("merged", frames_per_segment=5, tokens_per_segment=8)
@@ -158,12 +158,12 @@ def test_what_shows_no_object_is_not_asked_what_it_shows(long_blocks: BlockFeatu
     batch = StudyLessons(StudyVideos(make_bank(long_blocks, row), tokenizer), study, seed=0)[400]
     shape = replace(default_model.load_recipe(default_model.RECIPE).model, text_width=32, text_heads=4)
     torch.manual_seed(0)
-    school = WatchingSchool(build_model(shape, tokenizer), state_layer=3, recall_layer=5)
-    loss = school(**batch)["loss"]
+    learner = ModelWithAuxiliaryLosses(build_model(shape, tokenizer), state_layer=3, recall_layer=5)
+    loss = learner(**batch)["loss"]
     assert torch.isfinite(loss)
     loss.backward()
-    taught = sum(float(p.grad.abs().sum()) for p in (*school.state_heads.parameters(),) if p.grad is not None)
-    others = school(**{**batch, "states": (batch["states"] + 1) % torch.tensor(STATE_SIZES)})["loss"]
+    taught = sum(float(p.grad.abs().sum()) for p in (*learner.state_heads.parameters(),) if p.grad is not None)
+    others = learner(**{**batch, "states": (batch["states"] + 1) % torch.tensor(STATE_SIZES)})["loss"]
     assert taught > 0  # names are read, too
     assert (others == loss).item() == ("with_local" in changes and not changes["with_local"])
 

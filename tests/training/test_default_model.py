@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
+from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.default_model import RECIPE, Course, load_recipe, main
 from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.untrained_model import build_tokenizer
-from longvlm.training.watching import WatchingSchool
 from longvlm.world.questions import make_questions
 from longvlm.world.scene import SHAPES, make_scene
 from longvlm.world.video import write_video
@@ -65,9 +65,9 @@ def test_a_run_stopped_in_the_middle_of_a_stage_ends_with_the_same_weights(
     course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 0
-    forward = WatchingSchool.forward
+    forward = ModelWithAuxiliaryLosses.forward
 
-    def stop_at_the_fourth_step(self: WatchingSchool, *arguments: Any, **named: Any) -> Any:
+    def stop_at_the_fourth_step(self: ModelWithAuxiliaryLosses, *arguments: Any, **named: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 4:
@@ -75,14 +75,14 @@ def test_a_run_stopped_in_the_middle_of_a_stage_ends_with_the_same_weights(
         return forward(self, *arguments, **named)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(WatchingSchool, "forward", stop_at_the_fourth_step)
+        patch.setattr(ModelWithAuxiliaryLosses, "forward", stop_at_the_fourth_step)
         Course(course.recipe, tmp_path).run()
     assert (tmp_path / "videos.pt").is_file() and (tmp_path / "long.begun.json").is_file()
     assert (tmp_path / "long" / "checkpoint-1").is_dir() and not (tmp_path / "long.pt").exists()
     again = Course(course.recipe, tmp_path)
     again.run()
-    expected = course.school.state_dict()
-    for name, weight in again.school.state_dict().items():
+    expected = course.learner.state_dict()
+    for name, weight in again.learner.state_dict().items():
         assert torch.equal(weight, expected[name]), name
 
 

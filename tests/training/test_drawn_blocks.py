@@ -11,7 +11,7 @@ from longvlm.training.drawn_blocks import (
     encode_blocks,
     plan_blocks,
 )
-from longvlm.training.encoder_school import describe_pose
+from longvlm.training.encoder_heads import describe_pose
 from longvlm.world.render import NO_EVENT
 
 

@@ -5,7 +5,14 @@ from transformers import set_seed
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.default_model import RECIPE, load_recipe
-from longvlm.training.examples import IGNORED, collate, keep_places, make_example, make_side_by_side, see_own_branch
+from longvlm.training.examples import (
+    IGNORED,
+    branch_attention_mask,
+    collate,
+    make_example,
+    pack_conversations,
+    restore_positions,
+)
 from longvlm.training.segment_bank import ComposedVideo
 from longvlm.training.untrained_model import build_model, build_tokenizer
 from longvlm.world.scene import make_scene
@@ -36,7 +43,7 @@ def draw_tokens(processor: LongVLMProcessor, num_segments: int) -> torch.Tensor:
 
 
 def test_a_token_sees_the_video_and_its_own_branch_so_far() -> None:
-    sees = see_own_branch(torch.tensor([[0, 0, 1, 1, 2, -1]]))
+    sees = branch_attention_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))
     assert sees[0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -53,7 +60,7 @@ def test_side_by_side_a_model_reads_each_conversation_as_if_it_were_alone(
 ) -> None:
     videos = [draw_tokens(processor, 2), draw_tokens(processor, 3)]
     plans = [[QUESTION, CONVERSATION, NAMES], [CONVERSATION]]
-    together = [make_side_by_side(processor, plan, v, n) for plan, v, n in zip(plans, videos, (2, 3), strict=True)]
+    together = [pack_conversations(processor, plan, v, n) for plan, v, n in zip(plans, videos, (2, 3), strict=True)]
     batch = collate(together)
     labels, branches = batch.pop("labels"), [example["branches"] for example in together]
     logits = model(**batch).logits
@@ -83,9 +90,9 @@ def test_what_is_left_out_of_a_video_keeps_its_place(processor: LongVLMProcessor
         num_places=5 + 48,
     )
     plan = [QUESTION, CONVERSATION]
-    example = make_side_by_side(processor, plan, video.visual_tokens, video.num_segments)
-    placed = keep_places(example, video, processor.video_token_id)
-    whole = make_side_by_side(processor, plan, draw_tokens(processor, 3), 3)
+    example = pack_conversations(processor, plan, video.visual_tokens, video.num_segments)
+    placed = restore_positions(example, video, processor.video_token_id)
+    whole = pack_conversations(processor, plan, draw_tokens(processor, 3), 3)
     first = int((whole["input_ids"] == processor.video_token_id).nonzero()[0])
     rows = torch.cat(
         [torch.arange(first), first + torch.tensor(kept), torch.arange(first + 53, len(whole["input_ids"]))]

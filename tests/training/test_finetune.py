@@ -20,7 +20,7 @@ from transformers import (
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import load_processor
 from longvlm.model.modeling import LongVLMForConditionalGeneration
-from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart, lay_over
+from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart, apply_part
 from longvlm.pipeline import LongVLM
 from longvlm.training import finetune
 from longvlm.training.checkpointing import complete_checkpoints, config_of_part
@@ -408,7 +408,7 @@ def test_a_tied_head_speaks_the_new_rows_as_it_will_when_loaded(small_recipe: Pa
 
     state = {name: tensor for name, tensor in model.state_dict().items() if is_trained(name, rates)}
     loaded = open_model(tmp_path / "tied").language_model
-    lay_over(loaded, collect_part(state, model, Base("", "")), config.text_config.vocab_size)
+    apply_part(loaded, collect_part(state, model, Base("", "")), config.text_config.vocab_size)
     torch.testing.assert_close(loaded(input_ids=token_ids).logits, in_training)
 
 
@@ -426,7 +426,7 @@ def test_low_rank_changes_weigh_when_loaded_as_they_did_in_training(small_recipe
     assert not torch.allclose(in_training, before, atol=0.1)
     state = {name: tensor for name, tensor in model.state_dict().items() if is_trained(name, rates)}
     loaded = open_model(small_recipe.parent / "base").language_model
-    lay_over(loaded, collect_part(state, model, Base("", "")), base.config.text_config.vocab_size)
+    apply_part(loaded, collect_part(state, model, Base("", "")), base.config.text_config.vocab_size)
     torch.testing.assert_close(loaded(input_ids=token_ids).logits, in_training, rtol=1e-4, atol=1e-4)
 
 

@@ -25,7 +25,7 @@ from longvlm.training.checkpointing import (
 )
 from longvlm.training.finetune import train
 from longvlm.training.run_folder import CHECKPOINTS
-from longvlm.whole_files import holding
+from longvlm.whole_files import locked
 
 # Dropout makes the random state count, too; two epochs make the order of the second one count.
 CHANGES = ["learning_rates.lora=1e-2", "lora.dropout=0.2", "schedule.epochs=4", "schedule.accumulation=2"]
@@ -185,7 +185,7 @@ def test_a_whole_language_model_goes_on(small_recipe: Path, tmp_path: Path) -> N
 
 
 def test_two_runs_in_one_folder_are_refused(small_recipe: Path, tmp_path: Path) -> None:
-    with holding(tmp_path), pytest.raises(LongVLMError, match="Another process is at work in"):
+    with locked(tmp_path), pytest.raises(LongVLMError, match="Another process is at work in"):
         train(read_recipe(small_recipe, f"output={tmp_path}"), say=lambda text: None)
 
 

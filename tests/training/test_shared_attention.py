@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel, set_seed
 
-from longvlm.training.examples import see_own_branch
+from longvlm.training.examples import branch_attention_mask
 from longvlm.training.shared_attention import SHARED_ATTENTION
 
 
@@ -22,7 +22,7 @@ def test_it_attends_as_with_a_mask_alone(num_shared: int, key_value_heads: int) 
     )
     # The second row has more in common than the first, and the first is padded.
     branches = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 2, -1], [0, 0, 0, 0, 0, 0, 1, 2, 2]])
-    named = {"attention_mask": see_own_branch(branches)[:, None], "inputs_embeds": torch.randn(2, 9, 16)}
+    named = {"attention_mask": branch_attention_mask(branches)[:, None], "inputs_embeds": torch.randn(2, 9, 16)}
     expected, weight = model(**named).last_hidden_state, torch.randn(2, 9, 16)
     slopes = torch.autograd.grad((expected * weight).sum(), list(model.parameters())[1:])
     model.set_attn_implementation(SHARED_ATTENTION)

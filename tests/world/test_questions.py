@@ -9,9 +9,9 @@ import re
 import pytest
 
 from longvlm.errors import LongVLMError
-from longvlm.world.marking import is_correct
 from longvlm.world.questions import KINDS, Question, make_conversation, make_questions, vocabulary
 from longvlm.world.scene import COLOURS, SHAPES, Scene, make_scene
+from longvlm.world.scoring import is_correct
 from longvlm.world.wordings import NUMBERS, TIMES_OF_VIDEO, split_words
 
 OBJECT = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")

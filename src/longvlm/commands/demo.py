@@ -49,7 +49,7 @@ def demo(seed: int | None, model_options: ModelOptions) -> None:
         progress.begin("Loading the model")
         model = load_model(model_options)
         from longvlm.stages.tokens import count_visual_tokens
-        from longvlm.world.marking import is_correct
+        from longvlm.world.scoring import is_correct
 
         questions = choose_questions(truth)
         began = time.perf_counter()

@@ -28,13 +28,13 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     from longvlm.study import report
     from longvlm.study.course import Study
     from longvlm.training.checkpointing import naming_what_is_not_written
-    from longvlm.whole_files import holding, make_folder, write_whole
+    from longvlm.whole_files import locked, make_folder, write_whole
 
     if document is not None:
         require_place(document, "study")
     make_folder(runs)
     make_folder(output)
-    with holding(runs), naming_what_is_not_written(runs):
+    with locked(runs), naming_what_is_not_written(runs):
         work = Study(settings, LongVLM.from_pretrained().encoder, runs)
         finished = []
         for row in chosen:

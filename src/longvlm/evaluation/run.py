@@ -39,7 +39,7 @@ from longvlm.evaluation.predict import (
 )
 from longvlm.evaluation.results import Results, judge_name
 from longvlm.evaluation.rows import Row, content_hash
-from longvlm.whole_files import first_difference, holding, make_folder, write_whole
+from longvlm.whole_files import first_difference, locked, make_folder, write_whole
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -111,7 +111,7 @@ def run_benchmark(
     settings = _settings(benchmark, model, weights, videos, asking)
     make_folder(output)
     with ExitStack() as stack:
-        stack.enter_context(holding(output))
+        stack.enter_context(locked(output))
         _claim(output, settings)
         files = {
             part: stack.enter_context(JsonLines(output / f"predictions-{part}.jsonl"))

@@ -36,10 +36,10 @@ from longvlm.model.projector import ReferenceProjector
 from longvlm.model.trained_part import (
     Base,
     TrainedPart,
+    apply_part,
     base_config,
     base_of,
     explain_missing_base,
-    lay_over,
     require_part,
     require_same_base,
     tower_weights,
@@ -289,7 +289,7 @@ def load_model(
         model = load_model(
             base_folder, base_config(config, vocabulary), device=device, dtype=dtype, load_in_4bit=load_in_4bit
         )
-        lay_over(model, TrainedPart.load(folder), config.text_config.vocab_size)
+        apply_part(model, TrainedPart.load(folder), config.text_config.vocab_size)
         return model
     for path in weight_files(folder):
         tensor_names(path)  # names a missing or cut-off file before gigabytes are read
@@ -323,7 +323,7 @@ def stored_weights(
     weights = {name: one for name, one in open_tensors(folder).items() if not is_tower(name)}
     if config.projector is not None:
         projector = ReferenceProjector.open(config.projector)
-        weights = projector.lay_over(weights, tied=config.tie_word_embeddings)
+        weights = projector.merge_into(weights, tied=config.tie_word_embeddings)
     tower = _load_tower(_tower_folder(folder, config), config.vision_config, tower_dtype)
     of_tower = {f"model.vision_tower.{name}": StoredTensor.held(one) for name, one in tower.state_dict().items()}
     return {module_name(name): one for name, one in weights.items() if not is_recomputed(name)} | of_tower

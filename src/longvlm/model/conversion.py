@@ -23,7 +23,7 @@ from longvlm.model.llava_config import load_tokenizer, read_json
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.projector import FILE_NAME, ReferenceProjector
 from longvlm.model.settings_files import change_config, copy_settings
-from longvlm.model.trained_part import TrainedPart, base_of, lay_over_stored, require_part
+from longvlm.model.trained_part import TrainedPart, base_of, merge_stored_part, require_part
 from longvlm.model.weight_files import StoredTensor, open_tensors
 from longvlm.model.weight_names import saved_name
 from longvlm.model.weight_writing import (
@@ -73,7 +73,7 @@ def _write_own(
     if bases and config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # some files list the embeddings once more under its name
     for part, _ in reversed(bases):  # the one nearest to the untrained base first
-        tensors = lay_over_stored(tensors, TrainedPart.load(part), load_config(part).text_config.vocab_size)
+        tensors = merge_stored_part(tensors, TrainedPart.load(part), load_config(part).text_config.vocab_size)
     _require_all(tensors, config, folder)
     config.vision_tower = config.projector = config.base = None  # they are the checkpoint's own from here on
     config.architectures = [LongVLMForConditionalGeneration.__name__]
@@ -124,7 +124,7 @@ def consolidate(
     original layout. Memory: one shard.
 
     What `longvlm train` saved of a part is merged with its base (`base`, a folder or hub id, where that is not in its
-    old place any more) into a checkpoint in LongVLM's layout, with what `trained_part.lay_over_stored` says about
+    old place any more) into a checkpoint in LongVLM's layout, with what `trained_part.merge_stored_part` says about
     rounding. Memory: the vision tower, the part, and one shard.
     `vision_tower` stands in for one that a part, or a projector's base, names but is not there.
     Raises LongVLMError as `import_llava` does, and for a base that the part was not trained on.
@@ -162,7 +162,7 @@ def _merge_projector(
     max_shard_size: str,
     on_progress: OnProgress | None,
 ) -> None:
-    tensors = projector.lay_over(open_tensors(folder), tied=config.tie_word_embeddings)
+    tensors = projector.merge_into(open_tensors(folder), tied=config.tie_word_embeddings)
     with whole_folder(target) as new:
         write_weights(new, tensors, max_shard_size=max_shard_size, on_progress=on_progress)
         copy_settings(folder, new)

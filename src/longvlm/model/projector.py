@@ -100,7 +100,7 @@ class ReferenceProjector:
                 f"is {width} wide; give the base that it belongs to."
             )
 
-    def lay_over(self, tensors: dict[str, StoredTensor], *, tied: bool) -> dict[str, StoredTensor]:
+    def merge_into(self, tensors: dict[str, StoredTensor], *, tied: bool) -> dict[str, StoredTensor]:
         """A checkpoint's tensors with this file's in the place of theirs, in the checkpoint's own dtype.
 
         The projector has the original layout's names. A tied head is the embeddings; another one gets the mean of

@@ -161,7 +161,7 @@ def base_config(config: LongVLMConfig, vocabulary: int) -> LongVLMConfig:
 
 
 @torch.no_grad()
-def lay_over(model: LongVLMForConditionalGeneration, part: TrainedPart, vocabulary: int) -> None:
+def apply_part(model: LongVLMForConditionalGeneration, part: TrainedPart, vocabulary: int) -> None:
     """Change `model`, the base, in place into the trained model, with an embedding of `vocabulary` rows.
 
     New rows that the part does not hold are the mean of the base's, as they were in the training.
@@ -208,8 +208,8 @@ def _add_low_rank(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: fl
     linear.register_forward_hook(add)
 
 
-def lay_over_stored(base: dict[str, StoredTensor], part: TrainedPart, vocabulary: int) -> dict[str, StoredTensor]:
-    """As `lay_over`, of tensors that are read one by one: those of `base`, by their names here, without a tied head.
+def merge_stored_part(base: dict[str, StoredTensor], part: TrainedPart, vocabulary: int) -> dict[str, StoredTensor]:
+    """As `apply_part`, of tensors that are read one by one: those of `base`, by their names here, without a tied head.
 
     Whole weights are the part's in its dtype; rows and low-rank changes are rounded once to the dtype of the base's
     tensor that they go into, so the result is exact where that is the dtype of the part.

@@ -20,19 +20,19 @@ from longvlm.stages.vision import VisionEncoder
 from longvlm.study.blocks import BlockFeatures, plan_blocks
 from longvlm.study.rows import Row, StudySettings, make_bank
 from longvlm.training import default_model
+from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.examples import (
     IGNORED,
     Example,
     collate,
     describe_example,
     draw_weighted,
-    make_side_by_side,
+    pack_conversations,
 )
 from longvlm.training.ground_truth import NameFinder, list_names
 from longvlm.training.run import run_stage
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
 from longvlm.training.untrained_model import build_model, build_tokenizer
-from longvlm.training.watching import WatchingSchool
 from longvlm.whole_files import first_difference, write_whole
 from longvlm.world.questions import make_questions
 from longvlm.world.wordings import TIMED_KINDS
@@ -145,10 +145,12 @@ class Study:
         folder: Path,
         seed: int,
     ) -> None:
-        school = WatchingSchool(model, state_layer=self._shape.state_layer, recall_layer=self._shape.recall_layer)
+        learner = ModelWithAuxiliaryLosses(
+            model, state_layer=self._shape.state_layer, recall_layer=self._shape.recall_layer
+        )
         model.model.vision_tower.requires_grad_(False)
         lessons = StudyLessons(self._videos(row, "training", tokenizer), self.settings, seed)
-        run_stage(school, lessons, default_model.take_only, self.settings.training, folder, seed=seed)
+        run_stage(learner, lessons, default_model.take_only, self.settings.training, folder, seed=seed)
 
     def _videos(self, row: Row, part: str, tokenizer: PreTrainedTokenizerBase) -> StudyVideos:
         """Those of one part of the blocks."""
@@ -205,7 +207,7 @@ class StudyVideos:
                 return _put_globals_last(video) if self.globals_last else video
 
     def make_example(self, video: ComposedVideo, conversations: list[list[tuple[str, str]]]) -> Example:
-        example = make_side_by_side(self._processor, conversations, video.visual_tokens, len(video.visual_tokens))
+        example = pack_conversations(self._processor, conversations, video.visual_tokens, len(video.visual_tokens))
         return {**example, **describe_example(example["input_ids"], video, self._names)}
 
 

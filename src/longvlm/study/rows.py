@@ -17,7 +17,7 @@ from longvlm.training.drawn_blocks import ShownObjects, describe_tokens
 from longvlm.training.run import StageSettings
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
-from longvlm.training.untrained_model import plan_gently
+from longvlm.training.untrained_model import plan_by_share
 from longvlm.types import MergeOrder
 from longvlm.world.scene import MIN_SECONDS_PER_EVENT
 
@@ -155,7 +155,7 @@ def _tokenize(blocks: BlockFeatures, block: int, start: int, row: Row) -> tuple[
         merged = merge_tokens(
             patches[None],
             tokens_per_segment=num_tokens,
-            schedule=plan_gently(len(patches), num_tokens, share) if share else None,
+            schedule=plan_by_share(len(patches), num_tokens, share) if share else None,
             heads=row.merge_heads,
             order=row.merge_order,
             frames_per_segment=num_frames,

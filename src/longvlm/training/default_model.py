@@ -4,8 +4,8 @@
 
 The encoder learns to see single frames; a bank of encoded blocks is made with it; projector and language model learn
 from videos joined from blocks, the short ones first; single segments teach no order, and so have no stage of their own.
-Model class and collation are those of every model; the loss adds what the world knows (`WatchingSchool`), and weighs
-every answer alike.
+Model class and collation are those of every model; the loss adds what the world knows (`ModelWithAuxiliaryLosses`), and
+weighs every answer alike.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from longvlm.heap import keep_one_heap
 from longvlm.model.placement import choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
+from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.checkpointing import naming_what_is_not_written
 from longvlm.training.drawn_blocks import plan_blocks
-from longvlm.training.encoder_school import CrowdedFrames, EncoderSchool, measure, see_frequencies
+from longvlm.training.encoder_heads import CrowdedFrames, EncoderWithHeads, init_as_cosine_transform, measure
 from longvlm.training.examples import ComposedBatches, Lesson
 from longvlm.training.run import Spent, StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.untrained_model import FPS, ModelShape, build_model, build_tokenizer
-from longvlm.training.watching import WatchingSchool
-from longvlm.whole_files import give_usual_mode, holding, make_folder, write_whole
+from longvlm.whole_files import give_usual_mode, locked, make_folder, write_whole
 from longvlm.world.wordings import TIMED_KINDS
 
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -119,7 +119,7 @@ class Course:
         torch.set_num_threads(recipe.threads)
         self.tokenizer = build_tokenizer()
         self.model = build_model(recipe.model, self.tokenizer)
-        self.school = WatchingSchool(
+        self.learner = ModelWithAuxiliaryLosses(
             self.model, state_layer=recipe.model.state_layer, recall_layer=recipe.model.recall_layer
         )
         self.processor = LongVLMProcessor(
@@ -158,14 +158,14 @@ class Course:
             write_whole(begun, json.dumps(decides).encode())
             began, self._spent_earlier = Spent.now(), Spent()
             report = work() or {}
-            torch.save(self.school.state_dict(), weights)
+            torch.save(self.learner.state_dict(), weights)
             spent = asdict(Spent.now() - began + self._spent_earlier)
             spent = {key: round(value, 1) for key, value in spent.items()}
             self.log[name] = {**report, **spent, "recipe": decides}
             write_whole(self.log_path, json.dumps(self.log, indent=1).encode())
             begun.unlink()
             print(f"{name}: {report | spent}")
-        self.school.load_state_dict(torch.load(weights, weights_only=True))
+        self.learner.load_state_dict(torch.load(weights, weights_only=True))
 
     @property
     def kind_weights(self) -> dict[str, float]:
@@ -176,13 +176,13 @@ class Course:
     def train_encoder(self) -> dict[str, float]:
         settings, shape = self.recipe.encoder, self.recipe.model
         size = {"image_size": shape.image_size, "patch_size": shape.patch_size}
-        see_frequencies(self.model.model.vision_tower.embeddings.patch_embedding)
-        school = EncoderSchool(self.model.model.vision_tower, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
+        init_as_cosine_transform(self.model.model.vision_tower.embeddings.patch_embedding)
+        learner = EncoderWithHeads(self.model.model.vision_tower, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
         frames = CrowdedFrames(settings.steps * settings.batch_size, **size, first_seed=FRAME_SEED)
         folder, seed = self.folder / "encoder", self.recipe.seed
         batch_size = settings.batch_size
-        self._spent_earlier = run_stage(school, frames, _stack, settings, folder, seed=seed, batch_size=batch_size)
-        return measure(school.eval(), CrowdedFrames(512, **size, first_seed=HELD_OUT_FRAME_SEED))
+        self._spent_earlier = run_stage(learner, frames, _stack, settings, folder, seed=seed, batch_size=batch_size)
+        return measure(learner.eval(), CrowdedFrames(512, **size, first_seed=HELD_OUT_FRAME_SEED))
 
     def make_bank(self) -> None:
         settings, config = self.recipe.bank, self.model.config
@@ -229,7 +229,7 @@ class Course:
             seed=f"{self.recipe.seed} {stage.name}",
         )
         folder, seed = self.folder / stage.name, self.recipe.seed
-        self._spent_earlier = run_stage(self.school, batches, take_only, stage, folder, seed=seed)
+        self._spent_earlier = run_stage(self.learner, batches, take_only, stage, folder, seed=seed)
 
     def export(self, output: Path) -> None:
         """Write model and processor, the weights in bfloat16."""
@@ -260,7 +260,7 @@ def main() -> int:
         recipe = load_recipe(arguments.recipe)
         for folder in (arguments.runs, arguments.output):
             make_folder(folder)
-        with holding(arguments.runs), naming_what_is_not_written(arguments.runs):
+        with locked(arguments.runs), naming_what_is_not_written(arguments.runs):
             course = Course(recipe, arguments.runs)
             course.run()
         with naming_what_is_not_written(arguments.output):

@@ -14,8 +14,8 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from longvlm.errors import LongVLMError
-from longvlm.training.encoder_school import ASPECTS, POSE_NUMBERS, describe_pose, patch_labels
-from longvlm.training.wear import Wear, draw_wear
+from longvlm.training.augmentation import Augmentation, draw_augmentation
+from longvlm.training.encoder_heads import ASPECTS, POSE_NUMBERS, describe_pose, patch_labels
 from longvlm.types import Frames, fill_places
 from longvlm.world.render import render_labelled
 from longvlm.world.scene import MIN_SECONDS_PER_EVENT, Scene, make_scene, max_events
@@ -127,16 +127,16 @@ class DrawnBlocks(Dataset):
         plan, size = self.plans[index], self.frames_per_segment
         scene = plan.scene(size / self.fps)
         rng = random.Random(plan.seed)
-        aspect, wear = rng.choice(ASPECTS), draw_wear(rng)
-        return [self._draw(scene, aspect, wear, first) for first in range(0, plan.num_segments * size, size)]
+        aspect, augmentation = rng.choice(ASPECTS), draw_augmentation(rng)
+        return [self._draw(scene, aspect, augmentation, first) for first in range(0, plan.num_segments * size, size)]
 
-    def _draw(self, scene: Scene, aspect: float, wear: Wear, first_frame: int) -> DrawnSegment:
+    def _draw(self, scene: Scene, aspect: float, augmentation: Augmentation, first_frame: int) -> DrawnSegment:
         """A short last segment repeats its frames, as one of a file does."""
         side, size = self.image_size, self.frames_per_segment
         num_distinct = min(size, round(scene.duration_seconds * self.fps) - first_frame)
         different = [(first_frame + i) / self.fps for i in range(num_distinct)]
         drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in different]
-        pixels = torch.from_numpy(np.stack([wear.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack([augmentation.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
         events = np.stack([patch_labels(labels, self.patch_size, len(scene.events)) for _, labels in drawn])
         poses = np.stack([_poses_at(scene, t)[seen] for t, seen in zip(different, events, strict=True)])
         places = fill_places(num_distinct, size)

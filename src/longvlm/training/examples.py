@@ -66,7 +66,7 @@ def make_example(
     return {"input_ids": input_ids, "labels": labels, "visual_tokens": visual_tokens}
 
 
-def make_side_by_side(
+def pack_conversations(
     processor: LongVLMProcessor,
     conversations: Sequence[Sequence[tuple[str, str]]],
     visual_tokens: torch.Tensor,
@@ -92,8 +92,8 @@ def make_side_by_side(
     }
 
 
-def keep_places(example: Example, video: ComposedVideo, video_token_id: int) -> Example:
-    """A `make_side_by_side` example with positions as if the segments that were left out of the video were there."""
+def restore_positions(example: Example, video: ComposedVideo, video_token_id: int) -> Example:
+    """A `pack_conversations` example with positions as if the segments that were left out of the video were there."""
     is_visual = example["input_ids"] == video_token_id
     skipped = torch.zeros_like(example["position_ids"])
     skipped[is_visual] = video.token_places - torch.arange(len(video.token_places))
@@ -106,7 +106,7 @@ def keep_places(example: Example, video: ComposedVideo, video_token_id: int) -> 
 
 
 def describe_example(input_ids: torch.Tensor, video: ComposedVideo, finder: NameFinder) -> Example:
-    """What is known at the visual tokens and at the names of an example, as `WatchingSchool` takes it."""
+    """What is known at the visual tokens and at the names of an example, as `ModelWithAuxiliaryLosses` takes it."""
     is_name, names = finder.find(input_ids)
     return {
         "token_events": video.token_events,
@@ -138,7 +138,7 @@ def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     if branches is None:
         batch["attention_mask"] = is_token.long()
     else:
-        batch["attention_mask"] = see_own_branch(branches)[:, None]
+        batch["attention_mask"] = branch_attention_mask(branches)[:, None]
         batch["num_shared"] = torch.tensor(min(int((example["branches"] == 0).sum()) for example in examples))
     for name in _FLAT:
         if name in examples[0]:
@@ -146,7 +146,7 @@ def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def see_own_branch(branches: torch.Tensor) -> torch.Tensor:
+def branch_attention_mask(branches: torch.Tensor) -> torch.Tensor:
     """What each token sees, (B, T, T) bool from branches (B, T): of what is before it, branch 0 and its own."""
     return ((branches[:, None] == branches[:, :, None]) | (branches[:, None] == 0)).tril()
 
@@ -238,8 +238,8 @@ class ComposedBatches(Dataset):
         if self.timestamps:
             numbers = video.token_segments[video.token_segments > 0].unique().tolist()
             spans = [((number - 1) * seconds, number * seconds) for number in numbers]
-        example = make_side_by_side(self.processor, conversations, video.visual_tokens, video.num_segments, spans)
-        example = keep_places(example, video, self.processor.video_token_id)
+        example = pack_conversations(self.processor, conversations, video.visual_tokens, video.num_segments, spans)
+        example = restore_positions(example, video, self.processor.video_token_id)
         return {**example, **describe_example(example["input_ids"], video, self._names)}
 
     def _ask(self, scene: Scene, rng: random.Random) -> list[list[tuple[str, str]]]:

@@ -49,7 +49,7 @@ from longvlm.training.sample_order import plan_samples
 from longvlm.training.samples import gather_samples
 from longvlm.training.sharding import shard_model
 from longvlm.training.tiny_model import write_tiny_model
-from longvlm.whole_files import holding
+from longvlm.whole_files import locked
 
 _LONGEST_ENCODING_SECONDS = 7 * 24 * 3600  # while the first process encodes videos, the others wait
 _SHAPES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -68,7 +68,7 @@ def train(recipe: Recipe, say: Say = print) -> Path:
     arguments = _make_arguments(recipe)
     with naming_what_is_not_written(recipe.output):
         recipe.output.mkdir(parents=True, exist_ok=True)
-    with holding(recipe.output) if _rank() == 0 else nullcontext():
+    with locked(recipe.output) if _rank() == 0 else nullcontext():
         with arguments.main_process_first(local=False):
             claim_output(recipe, arguments.world_size)
         if (recipe.output / MODEL).is_dir():

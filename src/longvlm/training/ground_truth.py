@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longvlm.training.encoder_school import POSE_NUMBERS
+from longvlm.training.encoder_heads import POSE_NUMBERS
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import ACTIONS, COLOURS, MAX_EVENTS, SHAPES, Event, Scene
 
@@ -34,7 +34,7 @@ MOTION_NUMBERS = 3 * POSE_NUMBERS + 1
 _CHANGE_SCALE = 2.5  # brings changes of a pose to about unit variance, as poses have
 _NO_ACTION, _NO_THIRD = len(ACTIONS), 3
 _LEAST_FRAMES_APART, _MOST_FRAMES_APART = 0.5, 4.0
-_LEAST_NAMES = 12  # a list shorter than the video would waste the watching
+_LEAST_NAMES = 12  # a shorter list would waste what it takes to read the video
 
 
 def describe_states(scene: Scene, token_events: torch.Tensor, token_segments: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
-from longvlm.training.watching import LOOK_UP_HEADS
+from longvlm.training.auxiliary_losses import LOOKUP_HEADS
 from longvlm.world.wordings import vocabulary
 
 FPS = 1.0
@@ -52,8 +52,8 @@ class ModelShape:
                 f"state_layer is {self.state_layer} and recall_layer {self.recall_layer} of {self.text_layers} text "
                 "layers; choose 2 <= state_layer < recall_layer - 1 < text_layers - 1."
             )
-        if self.text_heads < LOOK_UP_HEADS:
-            raise LongVLMError(f"text_heads is {self.text_heads}; {LOOK_UP_HEADS} at least look names up.")
+        if self.text_heads < LOOKUP_HEADS:
+            raise LongVLMError(f"text_heads is {self.text_heads}; {LOOKUP_HEADS} at least look names up.")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -128,7 +128,7 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
             "merge_heads": shape.merge_heads,
             "merge_order": "temporal",
             "frame_code": shape.frame_code,
-            "merge_schedule": plan_gently(
+            "merge_schedule": plan_by_share(
                 shape.frames_per_segment * (shape.image_size // shape.patch_size) ** 2,
                 shape.tokens_per_segment,
                 shape.merged_share,
@@ -141,7 +141,7 @@ def build_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> LongVL
     return LongVLMForConditionalGeneration(config)
 
 
-def plan_gently(num_patches: int, num_tokens: int, merged_share: float) -> list[int]:
+def plan_by_share(num_patches: int, num_tokens: int, merged_share: float) -> list[int]:
     """Reductions that remove a share of the tokens per level; halving would force small objects into background."""
     tokens, reductions = num_patches, []
     while tokens > num_tokens:

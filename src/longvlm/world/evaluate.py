@@ -27,10 +27,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from longvlm.errors import LongVLMError
 from longvlm.intervals import interval_of_share
 from longvlm.text_table import TextTable
-from longvlm.world.marking import is_correct
 from longvlm.world.questions import KINDS, Question, make_conversation, make_questions
 from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
 from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
+from longvlm.world.scoring import is_correct
 from longvlm.world.video import write_video
 from longvlm.world.wordings import TIMED_KINDS
 

@@ -3,9 +3,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
-from longvlm.training.examples import see_own_branch
+from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
+from longvlm.training.examples import branch_attention_mask
 from longvlm.training.ground_truth import MOTION_NUMBERS, RECALL_SIZES, STATE_SIZES
-from longvlm.training.watching import WatchingSchool
 from longvlm.world.render import NO_EVENT
 
 
@@ -39,7 +39,7 @@ def attention_of(model: LongVLMForConditionalGeneration, layer: int, batch: dict
 
 def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks() -> None:
     model = tiny_model()
-    school = WatchingSchool(model, state_layer=2, recall_layer=4)
+    learner = ModelWithAuxiliaryLosses(model, state_layer=2, recall_layer=4)
     place = model.config.video_token_index
     input_ids = torch.tensor([[1, place, place, place, 7, 6, 5, 6, 5, 6, 5]])
     visual, names, said = [1, 2, 3], [6, 8, 10], [5, 7, 9, 10]
@@ -48,14 +48,14 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     labels[0, said] = input_ids[0, said]
     outputs = model(labels=labels, **batch, output_hidden_states=True)
     state_weights, recall_weights = (1.0,) * 8 + (4.0, 2.0, 1.0), (1.0,) * 5 + (2.0, 1.0, 1.0)
-    known = mean_loss(school.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
+    known = mean_loss(learner.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
     for layer in (2, 3):  # one coordinate tells the number of objects, 12 of them, from -3 to 3
         known = known + 2 * (rms(outputs.hidden_states[layer][0, visual])[:, 0] - 3).square().mean()
-    read = mean_loss(school.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
+    read = mean_loss(learner.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
     moved = (
-        (school.motion_heads(rms(outputs.hidden_states[1][0, visual])) - torch.eye(3, MOTION_NUMBERS)).square().mean()
+        (learner.motion_heads(rms(outputs.hidden_states[1][0, visual])) - torch.eye(3, MOTION_NUMBERS)).square().mean()
     )
-    recalled = mean_loss(school.recall_heads, outputs.hidden_states[4][0, names], RECALL_SIZES, recall_weights)
+    recalled = mean_loss(learner.recall_heads, outputs.hidden_states[4][0, names], RECALL_SIZES, recall_weights)
     # Tokens 1 and 3 show the first object, token 2 the second; the first and the last name are the first object's.
     before, begun, look_up, recall, naming = (attention_of(model, layer, batch)[0] for layer in (1, 2, 3, 4, 5))
     followed = sum(head[1, 0] + head[2, 0] + head[3, 1] for head in (before[0], before[1], begun[1])) / 3
@@ -84,20 +84,20 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
         **batch,
     }
     without_answers = known + read + moved + recalled - looked
-    torch.testing.assert_close(school(**arguments)["loss"], without_answers, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(learner(**arguments)["loss"], without_answers, rtol=1e-5, atol=1e-5)
     said_logs = -outputs.logits[0].log_softmax(1)[[4, 6, 8, 9], [6, 6, 6, 5]]
     answers = (said_logs[0] + said_logs[1] + said_logs[2:].mean()) / 3  # the last one has two tokens
     expected = without_answers + answers - topic - named
-    torch.testing.assert_close(school(**arguments, labels=labels)["loss"], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(learner(**arguments, labels=labels)["loss"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:
     """The name in the other conversation is neither its topic nor where the same name is to be found."""
     model = tiny_model()
-    school = WatchingSchool(model, state_layer=2, recall_layer=4)
+    learner = ModelWithAuxiliaryLosses(model, state_layer=2, recall_layer=4)
     place = model.config.video_token_index
     input_ids = torch.tensor([[1, place, place, 5, 6, 7, 6, 5]])
-    mask = see_own_branch(torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]]))[:, None]
+    mask = branch_attention_mask(torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]]))[:, None]
     batch = {"input_ids": input_ids, "visual_tokens": torch.randn(2, model.config.visual_width)}
     batch |= {"attention_mask": mask, "position_ids": torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5]])}
     labels = torch.full_like(input_ids, -100)
@@ -115,6 +115,6 @@ def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:
     }
     added = {**batch, "attention_mask": torch.zeros(mask.shape).masked_fill(~mask, -1e9)}  # as this attention takes it
     topics, (naming, again) = attention_of(model, 4, added)[0, 0], attention_of(model, 5, added)[0, :2]
-    difference = school(**arguments, labels=labels)["loss"] - school(**arguments)["loss"]
+    difference = learner(**arguments, labels=labels)["loss"] - learner(**arguments)["loss"]
     looked = sum(head[5, 2] + head[6, 2] for head in (topics, again, naming)) / 2
     torch.testing.assert_close(difference, model(labels=labels, **batch).loss - looked, rtol=1e-4, atol=1e-4)

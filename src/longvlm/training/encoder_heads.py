@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from longvlm.stages.vision import encode_pixels
-from longvlm.training.wear import draw_wear
+from longvlm.training.augmentation import draw_augmentation
 from longvlm.world.render import render_labelled
 from longvlm.world.scene import (
     COLOURS,
@@ -69,7 +69,7 @@ class CrowdedFrames(Dataset):
         scene = _crowd(_cached_scene(self.first_seed + index // _FRAMES_PER_SCENE), time_seconds, rng)
         aspect = random.Random(scene.seed).choice(ASPECTS)
         pixels, labels = render_labelled(scene, time_seconds, self.image_size, self.image_size, display_aspect=aspect)
-        pixels = draw_wear(rng).apply(pixels)
+        pixels = draw_augmentation(rng).apply(pixels)
         shown = patch_labels(labels, self.patch_size, len(scene.events))
         colours = np.array([_COLOUR_NAMES.index(event.colour) for event in scene.events] + [NO_OBJECT])
         shapes = np.array([SHAPES.index(event.shape) for event in scene.events] + [NO_OBJECT])
@@ -147,7 +147,7 @@ def patch_labels(labels: np.ndarray, patch_size: int, num_events: int) -> np.nda
 
 
 @torch.no_grad()
-def see_frequencies(patch_embedding: nn.Conv2d) -> None:
+def init_as_cosine_transform(patch_embedding: nn.Conv2d) -> None:
     """Start the patch embedding as a cosine transform: brightness and two colour differences, coarse waves first.
 
     Random filters mix what a patch shows into noise, and a small tower needs thousands of steps to undo that.
@@ -182,7 +182,7 @@ class Prediction(NamedTuple):
     presence: torch.Tensor
 
 
-class EncoderSchool(nn.Module):
+class EncoderWithHeads(nn.Module):
     """The tower with heads that are thrown away afterwards: patches tell an object's kind and pose, [CLS] all kinds.
 
     Without the pose, features forget where things are, and what moves or turns can't be told from what stays.
@@ -237,7 +237,7 @@ class EncoderSchool(nn.Module):
 
 
 @torch.no_grad()
-def measure(school: EncoderSchool, frames: CrowdedFrames, batch_size: int = 64) -> dict[str, float]:
+def measure(learner: EncoderWithHeads, frames: CrowdedFrames, batch_size: int = 64) -> dict[str, float]:
     """Shares of patches with an object whose colour and shape are named rightly and of empty ones known as such, and
     the mean squared error of poses."""
     right = {"colour": 0, "shape": 0, "empty": 0}
@@ -246,7 +246,7 @@ def measure(school: EncoderSchool, frames: CrowdedFrames, batch_size: int = 64) 
     for start in range(0, len(frames), batch_size):
         items = [frames[i] for i in range(start, min(start + batch_size, len(frames)))]
         batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
-        colour_logits, shape_logits, predicted_poses, _ = school.predict(batch["pixels"])
+        colour_logits, shape_logits, predicted_poses, _ = learner.predict(batch["pixels"])
         squared_error += (predicted_poses - batch["poses"]).square().mean(-1)[batch["shapes"] != NO_OBJECT].sum().item()
         has_object = batch["shapes"] != NO_OBJECT
         right["colour"] += int((colour_logits.argmax(-1) == batch["colours"])[has_object].sum())

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from longvlm.training.encoder_school import (
+from longvlm.training.encoder_heads import (
     NO_OBJECT,
     POSE_NUMBERS,
     CrowdedFrames,
-    EncoderSchool,
+    EncoderWithHeads,
     describe_pose,
     measure,
     patch_labels,
@@ -73,12 +73,12 @@ def test_the_loss_counts_kinds_poses_and_presence() -> None:
     config = CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
     )
-    school = EncoderSchool(CLIPVisionModel(config), image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
+    learner = EncoderWithHeads(CLIPVisionModel(config), image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
     pixels = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     shapes = torch.tensor([[2, NO_OBJECT, NO_OBJECT, 1], [NO_OBJECT, 0, NO_OBJECT, NO_OBJECT]])
     colours = torch.where(shapes == NO_OBJECT, NO_OBJECT, shapes + 1)
     poses = torch.randn(2, 4, POSE_NUMBERS)
-    colour, shape, pose, presence = (part.detach() for part in school.predict(pixels))
+    colour, shape, pose, presence = (part.detach() for part in learner.predict(pixels))
     there = [(b, p) for b in range(2) for p in range(4) if shapes[b, p] != NO_OBJECT]
     empty = [(b, p) for b in range(2) for p in range(4) if shapes[b, p] == NO_OBJECT]
     expected = 0.5 * sum((pose[place] - poses[place]).square().mean() for place in there) / 3
@@ -90,7 +90,7 @@ def test_the_loss_counts_kinds_poses_and_presence() -> None:
     for b, p in there:
         present[b, colours[b, p] * len(SHAPES) + shapes[b, p]] = 1
     expected = expected - (present * presence.sigmoid().log() + (1 - present) * (-presence).sigmoid().log()).mean()
-    torch.testing.assert_close(school(pixels, colours, shapes, poses)["loss"], expected)
+    torch.testing.assert_close(learner(pixels, colours, shapes, poses)["loss"], expected)
 
 
 def test_a_tiny_encoder_learns_one_batch_by_heart() -> None:
@@ -103,16 +103,16 @@ def test_a_tiny_encoder_learns_one_batch_by_heart() -> None:
         image_size=56,
         patch_size=14,
     )
-    school = EncoderSchool(CLIPVisionModel(config), image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
+    learner = EncoderWithHeads(CLIPVisionModel(config), image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
     frames = CrowdedFrames(8, image_size=56, patch_size=14, first_seed=0)
     items = [frames[i] for i in range(8)]
     batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
-    optimizer = torch.optim.AdamW(school.parameters(), lr=3e-3)
-    untrained = school(**batch)["loss"].item()
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=3e-3)
+    untrained = learner(**batch)["loss"].item()
     for _ in range(120):
-        school(**batch)["loss"].backward()
+        learner(**batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert school(**batch)["loss"].item() < 0.2 * untrained
-    scores = measure(school.eval(), frames)
+    assert learner(**batch)["loss"].item() < 0.2 * untrained
+    scores = measure(learner.eval(), frames)
     assert min(scores["colour"], scores["shape"], scores["empty"]) > 0.9

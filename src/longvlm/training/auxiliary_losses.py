@@ -1,13 +1,13 @@
-"""What the language model learns to know while it watches a generated video, and while it reads an object's name.
+"""Auxiliary losses for a language model that reads a generated video: hidden states and attention are supervised, too.
 
 An answer's few words say little about a long video, and a small model needs very many of them to find out that order,
 number and neighbours matter, or that a name in a question is to be looked up among the visual tokens. The generated
-world knows all of that, so it is asked at every visual token and at every name: rows of heads, thrown away afterwards,
-read it from the hidden states of middle layers. And it knows where to look: a few attention heads are told, at a visual
-token, where the same object was before, where it was last, and where each object began; at a name, where the object
-is, and those right after and right before it; and in an answer, what the talk is about, and the object that it names
-next. What an object does is learned from what has changed since: its pose is asked for in numbers, and how it differs
-from that of before.
+world knows all of that. So linear heads, thrown away afterwards, read it from the hidden states of middle layers, at
+every visual token and at every name of an object. And a few attention heads are told where to attend: at a visual
+token, to where the same object was before, where it was last, and where each object began; at a name, to where the
+object is, and to those right after and right before it; in an answer, to the name that the question is about, and to
+the object that the answer names next. What an object does is learned from what has changed since: its pose is asked
+for in numbers, and how it differs from that of before.
 """
 
 from __future__ import annotations
@@ -42,18 +42,17 @@ _START_WEIGHT, _BEGINNINGS_WEIGHT = MAX_EVENTS / 2, 4.0
 # A number that is only told apart by large weights is learned late: that of the objects so far is to stand in one
 # coordinate of the normalised hidden state, so many of them to one unit, where all later layers read it.
 _COUNT_COORDINATE, _COUNT_PER_UNIT, _COUNT_WEIGHT = 0, 2.0, 2.0
-LOOK_UP_HEADS = 3  # that `_look_up` tells where to look, in one layer
+LOOKUP_HEADS = 3  # that `_lookup_attention_loss` supervises in one layer
 
 
-class WatchingSchool(nn.Module):
-    """The model with its heads: the loss of the answers, of what it knows at visual tokens and at names, and of where
-    it looks.
+class ModelWithAuxiliaryLosses(nn.Module):
+    """The model, with linear heads on some layers; its loss is that of the answers plus the auxiliary ones.
 
-    Counted from 1, layer `state_layer` looks where each object began and knows the states; the one before it looks
-    where the same object was, and knows how it moved; the one after it looks up names and counts the beginnings again,
-    and `recall_layer` looks at the object before and knows what is known of them. Where an answer is spoken,
-    `recall_layer` looks at what the talk is about, and the one after it there again and at the object that is named
-    next.
+    Layers are counted from 1. `state_layer` - 1 attends to where the same object was, and tells how it moved;
+    `state_layer` attends to where each object began, and tells the states; `state_layer` + 1 looks names up and counts
+    the beginnings again; `recall_layer` attends to the object before, and tells what is known of the named ones. At the
+    words of an answer, `recall_layer` attends to the topic, `recall_layer` + 1 to it again and to the object that is
+    named next.
     """
 
     def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
@@ -65,20 +64,20 @@ class WatchingSchool(nn.Module):
         self.state_heads = nn.Linear(width, sum(STATE_SIZES))
         self.recall_heads = nn.Linear(width, sum(RECALL_SIZES))
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
-        self._attended: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
+        self._attention_inputs: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
         model.model.language_model.set_attn_implementation(SHARED_ATTENTION)
         layers = cast(nn.ModuleList, model.model.language_model.layers)
         for layer in (state_layer - 1, state_layer, state_layer + 1, recall_layer):
-            layers[layer - 1].register_forward_hook(partial(self._keep, layer))
+            layers[layer - 1].register_forward_hook(partial(self._keep_hidden, layer))
         for layer in {state_layer - 1, state_layer, state_layer + 1, recall_layer, recall_layer + 1}:
             attention = cast(LlamaAttention, layers[layer - 1].self_attn)
-            attention.register_forward_pre_hook(partial(self._keep_attended, layer), with_kwargs=True)
+            attention.register_forward_pre_hook(partial(self._keep_attention_inputs, layer), with_kwargs=True)
 
-    def _keep(self, layer: int, _module: nn.Module, _inputs: Any, hidden: torch.Tensor) -> None:
+    def _keep_hidden(self, layer: int, _module: nn.Module, _inputs: Any, hidden: torch.Tensor) -> None:
         self._hidden[layer] = hidden
 
-    def _keep_attended(self, layer: int, _module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
-        self._attended[layer] = named
+    def _keep_attention_inputs(self, layer: int, _module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
+        self._attention_inputs[layer] = named
 
     def forward(
         self,
@@ -104,58 +103,58 @@ class WatchingSchool(nn.Module):
         shared = 0 if num_shared is None else int(num_shared)
         hidden = self.model.model(**batch, num_shared=shared, use_cache=False).last_hidden_state
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
-        shown = _spread(token_events, is_visual, NO_EVENT)
-        named_events = _spread(name_events, is_name, NO_EVENT)
+        shown = _scatter(token_events, is_visual, NO_EVENT)
+        named_events = _scatter(name_events, is_name, NO_EVENT)
         # A video none of whose tokens shows an object by itself (averages of all of it) is asked by its names alone:
         # its tokens know what they know of no time.
         shows_some = (shown >= 0).any(1, keepdim=True)
         is_asked = is_visual & shows_some
         losses = [
-            self._know_states(is_asked, states[is_asked[is_visual]]),
-            self._know_motions(shown >= 0, motions[token_events >= 0]),
-            self._follow_objects(is_asked, shown, _spread(token_frames, is_visual, 0.0)),
-            self._know_names(is_name, named, recalls),
-            self._look_up(is_name & shows_some, shown, named_events),
+            self._state_loss(is_asked, states[is_asked[is_visual]]),
+            self._motion_loss(shown >= 0, motions[token_events >= 0]),
+            self._object_attention_loss(is_asked, shown, _scatter(token_frames, is_visual, 0.0)),
+            self._name_loss(is_name, named, recalls),
+            self._lookup_attention_loss(is_name & shows_some, shown, named_events),
         ]
         if labels is not None:
-            losses += [self._answer(hidden, labels), self._mind_the_topic(is_visual, is_name, labels)]
-            losses += [self._look_before_naming(shown, is_name, named_events, labels)]
+            losses += [self._answer_loss(hidden, labels), self._topic_attention_loss(is_visual, is_name, labels)]
+            losses += [self._naming_attention_loss(shown, is_name, named_events, labels)]
         self._hidden.clear()
-        self._attended.clear()
+        self._attention_inputs.clear()
         return {"loss": torch.stack(losses).sum()}
 
-    def _answer(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Every answer counts the same: by tokens, few long descriptions would outweigh all that is said in a word."""
-        speaks = _speaks(labels)
+        speaks = _predicts_answer(labels)
         begins = speaks & ~nn.functional.pad(speaks[:, :-1], (1, 0))
         answer = begins.flatten().cumsum(0)[speaks.flatten()] - 1
         losses = cross_entropy(self.model.lm_head(hidden[speaks]), labels[:, 1:][speaks[:, :-1]], reduction="none")
         lengths = torch.bincount(answer)
         return (losses / lengths[answer]).sum() / len(lengths)
 
-    def _know_states(self, is_asked: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def _state_loss(self, is_asked: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         known, recounted = (self._hidden[layer][is_asked] for layer in (self.state_layer, self.state_layer + 1))
         counts = (states[:, STATE_COUNT].to(known) - MAX_EVENTS / 2) / _COUNT_PER_UNIT
         error = sum(
             mse_loss(rms_norm(hidden, hidden.shape[-1:])[:, _COUNT_COORDINATE], counts, reduction="sum")
             for hidden in (known, recounted)
         ) / max(1, len(states))
-        return _read(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS) + _COUNT_WEIGHT * error
+        return _head_loss(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS) + _COUNT_WEIGHT * error
 
-    def _know_motions(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
+    def _motion_loss(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
         known = self._hidden[self.state_layer - 1][shows_object]
         errors = mse_loss(self.motion_heads(rms_norm(known, known.shape[-1:])), motions, reduction="sum")
         return errors / max(1, motions.numel())
 
-    def _know_names(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
+    def _name_loss(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
         named_there = self._hidden[self.state_layer][is_name]
         recalled = self._hidden[self.recall_layer][is_name]
         size = len(OBJECT_SIZES)
-        return _read(self.state_heads, named_there, named, STATE_SIZES[:size], _STATE_WEIGHTS[:size]) + _read(
+        return _head_loss(self.state_heads, named_there, named, STATE_SIZES[:size], _STATE_WEIGHTS[:size]) + _head_loss(
             self.recall_heads, recalled, recalls, RECALL_SIZES, _RECALL_WEIGHTS
         )
 
-    def _follow_objects(self, is_asked: torch.Tensor, shown: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    def _object_attention_loss(self, is_asked: torch.Tensor, shown: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Where a token's object was before and where it was last (the start of the text: nowhere), and where each
         object so far began; then, knowing how it moved, once more where it was; and the beginnings once more, now that
         a token knows whether an earlier one of its object was taken for one."""
@@ -168,15 +167,15 @@ class WatchingSchool(nn.Module):
         beginnings = (is_new[:, None] & is_asked[:, :, None]).tril().float()
         beginnings[:, :, 0] = _START_WEIGHT * is_asked
         losses = [
-            self._look(self.state_layer - 1, 0, same, evenly=True),
-            self._look(self.state_layer - 1, 1, latest),
-            _BEGINNINGS_WEIGHT * self._look(self.state_layer, 0, beginnings, evenly=True),
-            self._look(self.state_layer, 1, same, evenly=True),
-            _BEGINNINGS_WEIGHT * self._look(self.state_layer + 1, LOOK_UP_HEADS - 1, beginnings, evenly=True),
+            self._attention_loss(self.state_layer - 1, 0, same, evenly=True),
+            self._attention_loss(self.state_layer - 1, 1, latest),
+            _BEGINNINGS_WEIGHT * self._attention_loss(self.state_layer, 0, beginnings, evenly=True),
+            self._attention_loss(self.state_layer, 1, same, evenly=True),
+            _BEGINNINGS_WEIGHT * self._attention_loss(self.state_layer + 1, LOOKUP_HEADS - 1, beginnings, evenly=True),
         ]
         return torch.stack(losses).sum()
 
-    def _look_up(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def _lookup_attention_loss(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Where the named object is; the next one; where the object is the newest so far, which is where the one before
         is known; and then that one itself. The start of the text where there is none."""
         newest = shown.cummax(1).values
@@ -193,20 +192,24 @@ class WatchingSchool(nn.Module):
             (self.recall_layer, 1, find(-1)),
         ):
             there[:, :, 0] = is_name & ~there.any(2)
-            losses.append(self._look(layer, head, there))
+            losses.append(self._attention_loss(layer, head, there))
         return torch.stack(losses).sum()
 
-    def _mind_the_topic(self, is_visual: torch.Tensor, is_name: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _topic_attention_loss(
+        self, is_visual: torch.Tensor, is_name: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         """Where an answer is spoken: the name said last; the end of the video where none was. At once, and again when
         what is known of the name stands there."""
         places = torch.arange(labels.shape[1])
-        said = (is_name[:, None] & self._is_seen(self.recall_layer, labels)).long() * places
+        said = (is_name[:, None] & self._visible(self.recall_layer, labels)).long() * places
         end = (is_visual.long() * places).amax(1)[:, None]
         topics = torch.maximum(said.amax(2), end)  # names stand after the video
-        targets = _speaks(labels)[:, :, None] & (topics[:, :, None] == places)
-        return self._look(self.recall_layer, 0, targets) + self._look(self.recall_layer + 1, 1, targets)
+        targets = _predicts_answer(labels)[:, :, None] & (topics[:, :, None] == places)
+        return self._attention_loss(self.recall_layer, 0, targets) + self._attention_loss(
+            self.recall_layer + 1, 1, targets
+        )
 
-    def _look_before_naming(
+    def _naming_attention_loss(
         self, shown: torch.Tensor, is_name: torch.Tensor, named_events: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Where colour and shape of a name are to be spoken: that name in the question, else its object in the video.
@@ -218,26 +221,27 @@ class WatchingSchool(nn.Module):
         coming = torch.full_like(named_events, NO_EVENT)
         for words in (2, 1):
             coming[:, :-words] = torch.where(is_name[:, words:], named_events[:, words:], coming[:, :-words])
-        coming = coming.masked_fill(~_speaks(labels), NO_EVENT)[:, :, None]
-        is_seen = (coming >= 0) & self._is_seen(layer, labels)
+        coming = coming.masked_fill(~_predicts_answer(labels), NO_EVENT)[:, :, None]
+        is_seen = (coming >= 0) & self._visible(layer, labels)
         named = (named_events[:, None] == coming) & is_seen
-        return self._look(layer, 0, named | ((shown[:, None] == coming) & is_seen & ~named.any(2, keepdim=True)))
+        elsewhere = (shown[:, None] == coming) & is_seen & ~named.any(2, keepdim=True)
+        return self._attention_loss(layer, 0, named | elsewhere)
 
-    def _is_seen(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+    def _visible(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
         """What each token (B, T) sees, (B, T, T) bool."""
-        mask = self._attended[layer].get("attention_mask")  # (B, 1, T, T) bool, or none: all that is before
+        mask = self._attention_inputs[layer].get("attention_mask")  # (B, 1, T, T) bool, or none: all that is before
         if mask is None:
             return torch.ones(*tokens.shape, tokens.shape[1], dtype=torch.bool).tril()
         return mask[:, 0]
 
-    def _look(self, layer: int, head: int, targets: torch.Tensor, *, evenly: bool = False) -> torch.Tensor:
+    def _attention_loss(self, layer: int, head: int, targets: torch.Tensor, *, evenly: bool = False) -> torch.Tensor:
         """Minus the mean log of the attention that goes to `targets` (B, T, T), over the tokens that have any: to all
         of them together, or `evenly` to each, by its weight where they have weights.
         """
         attention = cast(LlamaAttention, self.model.model.language_model.layers[layer - 1].self_attn)
         rows = targets.any(2)
-        is_seen, targets = self._is_seen(layer, targets[:, 0])[rows], targets[rows]
-        logits = _attention_logits(attention, head, rows, **self._attended[layer])
+        is_seen, targets = self._visible(layer, targets[:, 0])[rows], targets[rows]
+        logits = _attention_logits(attention, head, rows, **self._attention_inputs[layer])
         attended = logits.masked_fill(~is_seen, -math.inf).logsumexp(1)
         if evenly:
             wanted = (logits * targets).sum(1) / targets.sum(1)
@@ -263,17 +267,17 @@ def _attention_logits(
     return torch.cat(by_video) * attention.scaling
 
 
-def _speaks(labels: torch.Tensor) -> torch.Tensor:
+def _predicts_answer(labels: torch.Tensor) -> torch.Tensor:
     """Where the next token is one of an answer, (B, T) bool."""
     return nn.functional.pad(labels[:, 1:] >= 0, (0, 1))
 
 
-def _spread(values: torch.Tensor, places: torch.Tensor, elsewhere: float) -> torch.Tensor:
+def _scatter(values: torch.Tensor, places: torch.Tensor, elsewhere: float) -> torch.Tensor:
     """Values (n,) at the n `places` (B, T) of a batch, another one elsewhere."""
     return values.new_full(places.shape, elsewhere).masked_scatter(places, values)
 
 
-def _read(
+def _head_loss(
     heads: nn.Linear,
     hidden: torch.Tensor,
     targets: torch.Tensor,

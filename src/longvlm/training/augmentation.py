@@ -17,7 +17,7 @@ _MARK_HEIGHTS = (0.05, 0.1)  # of the picture
 
 
 @dataclass(frozen=True)
-class Wear:
+class Augmentation:
     """`scale` of the sides at which the picture was kept, JPEG `quality`, `mark`: a text, where it stands, its height.
 
     None: nothing of the kind.
@@ -28,7 +28,7 @@ class Wear:
     mark: tuple[str, float, float, float] | None = None
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """The worn picture of `pixels` (H, W, 3) uint8, of the same size."""
+        """The changed picture of `pixels` (H, W, 3) uint8, of the same size."""
         picture, size = Image.fromarray(pixels), (pixels.shape[1], pixels.shape[0])
         if self.mark is not None:
             text, x, y, height = self.mark
@@ -44,12 +44,12 @@ class Wear:
         return np.array(picture)
 
 
-def draw_wear(rng: random.Random) -> Wear:
-    """Mostly none or one kind of wear."""
+def draw_augmentation(rng: random.Random) -> Augmentation:
+    """Mostly none or one kind of augmentation."""
     scale = rng.uniform(_LEAST_SCALE, 1.0) if rng.random() < _SHARE_SCALED else None
     quality = rng.randint(*_QUALITIES) if rng.random() < _SHARE_COMPRESSED else None
     mark = None
     if rng.random() < _SHARE_MARKED:
         text = "".join(rng.choices(string.ascii_uppercase + " ", k=rng.randint(3, 9)))
         mark = (text, rng.choice((0.2, 0.8)), rng.choice((0.06, 0.94)), rng.uniform(*_MARK_HEIGHTS))
-    return Wear(scale, quality, mark)
+    return Augmentation(scale, quality, mark)

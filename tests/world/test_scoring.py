@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from longvlm.world.marking import is_correct
 from longvlm.world.questions import Question
+from longvlm.world.scoring import is_correct
 
 
 def _question(kind: str, answer: str, subject: str = "") -> Question:
