@@ -14,12 +14,11 @@ import typer
 from longvlm.commands import console
 from longvlm.commands.batch_progress import BatchProgress
 from longvlm.commands.ending import LEFT_SOMETHING_OUT
-from longvlm.commands.loading import require_writable
 from longvlm.errors import LongVLMError
 from longvlm.index.video_folders import list_ids, list_videos
 from longvlm.training.activitynet import SplitCheck, check_dataset
 from longvlm.training.instructions import convert_instructions
-from longvlm.whole_files import write_whole
+from longvlm.whole_files import require_writable, write_whole
 
 NAMES_SHOWN = 10
 

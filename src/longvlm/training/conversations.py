@@ -169,19 +169,6 @@ class BatchMaker:
         return {**batch, "pixel_values_videos": self._processor.normalise(torch.stack(pixels))}
 
 
-class InOrder(Dataset):
-    """A data set's items in a given order, with repetitions."""
-
-    def __init__(self, dataset: Dataset, order: Sequence[int]) -> None:
-        self._dataset, self._order = dataset, order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, place: int) -> Example:
-        return self._dataset[self._order[place]]
-
-
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Samples to train on, and to measure on, of which there are some if `share` is above 0.
 

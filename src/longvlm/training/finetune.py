@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -28,7 +29,6 @@ from longvlm.training.checkpointing import (
 )
 from longvlm.training.conversations import (
     BatchMaker,
-    InOrder,
     Sample,
     VideoConversations,
     hold_out,
@@ -163,7 +163,7 @@ def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: l
     trainer = PartsTrainer(
         model=model,
         args=arguments,
-        train_dataset=InOrder(dataset, order),
+        train_dataset=Subset(dataset, order),
         eval_dataset=measured,
         data_collator=BatchMaker(processor),
         callbacks=_make_callbacks(recipe, checkpoints, say),

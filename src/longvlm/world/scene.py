@@ -10,7 +10,6 @@ import math
 import random
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 from longvlm.errors import LongVLMError
@@ -167,10 +166,6 @@ class Scene:
     backgrounds: tuple[Background, ...]
     noise_levels: float  # standard deviation of the sensor's noise, in grey levels of 255
     shake: float  # amplitude of the camera's tremble, in fractions of the short side
-
-    @property
-    def has_overlap(self) -> bool:
-        return any(a.overlaps(b) for a, b in pairwise(self.events))
 
     def third_of(self, event: Event) -> int | None:
         """0, 1 or 2 for an event that lies whole in that third of the video, else None."""
