@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and how reasons are quoted in it."""
 
 
 class LongVLMError(Exception):
@@ -7,3 +7,8 @@ class LongVLMError(Exception):
     The command line prints it as one `Error:` line and exits with status 2; anything else that is raised is a
     defect of ours, keeps its traceback and exits with status 70.
     """
+
+
+def one_line(reason: object) -> str:
+    """What an exception or a text says, without line breaks; an exception without words by its kind."""
+    return " ".join(str(reason).split()) or type(reason).__name__

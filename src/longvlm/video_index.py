@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.types import (
     Compression,
     Sampling,
@@ -281,7 +281,7 @@ class VideoIndex(_PrintsShapes):
             with replacing(path) as whole:
                 save_file(tensors, whole, metadata)
         except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise LongVLMError(
                 f"Can't write {path} ({reason}); choose a place with room that you may write to."
             ) from error
@@ -317,7 +317,7 @@ class VideoIndex(_PrintsShapes):
 
 
 def _unreadable(path: Path, error: Exception) -> LongVLMError:
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = one_line(error).rstrip(".")
     return LongVLMError(f"{path} is not a readable video index ({reason}); make it again with `longvlm encode`.")
 
 

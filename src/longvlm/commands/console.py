@@ -13,30 +13,27 @@ from types import TracebackType
 
 import typer
 
+from longvlm.errors import one_line
 from longvlm.stages.video_access import printable
 
 PROGRESS_AFTER_SECONDS = 2.0
 
 
 def note(text: str) -> None:
-    typer.secho(f"Note: {_one_line(text)}", err=True, dim=True)
+    typer.secho(f"Note: {one_line(text)}", err=True, dim=True)
 
 
 def warn(text: str) -> None:
-    typer.secho(f"Warning: {_one_line(text)}", err=True, fg="yellow")
+    typer.secho(f"Warning: {one_line(text)}", err=True, fg="yellow")
 
 
 def error(text: str) -> None:
-    typer.secho(f"Error: {_one_line(text)}", err=True, fg="red")
+    typer.secho(f"Error: {one_line(text)}", err=True, fg="red")
 
 
 def tell_failure(video: str, reason: str) -> None:
     """A line on stderr that names the video once."""
     print(printable(reason if video in reason else f"{video}: {reason}"), file=sys.stderr)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 class Progress:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.evaluation.jsonl import JsonLines
 from longvlm.evaluation.judging import Judgement, parse_reply
 from longvlm.evaluation.rows import content_hash
@@ -224,7 +224,7 @@ class Judge:
                 if not self._has_judged and attempt >= TRIES_TO_CONNECT:
                     raise self._stop(reason, "check --judge-url, and that it is running") from error
             except (openai.APIResponseValidationError, AttributeError, IndexError, TypeError, ValueError) as error:
-                reason, header = f"what it sends is no chat completion ({_one_line(error)})", None
+                reason, header = f"what it sends is no chat completion ({_quote(error)})", None
             if attempt >= TRIES:
                 raise _GaveUp(reason)
             await asyncio.sleep(_delay(attempt, header))
@@ -287,12 +287,12 @@ def _delay(attempt: int, retry_after: str | None) -> float:
 def _status_reason(error: openai.APIStatusError) -> str:
     body = error.body if isinstance(error.body, dict) else {}
     message = body.get("message") or error.message
-    return f"status {error.status_code}, {_one_line(message)}"
+    return f"status {error.status_code}, {_quote(message)}"
 
 
 def _connection_reason(error: openai.APIConnectionError) -> str:
-    return f"no answer from it ({_one_line(error.__cause__ or error)})"
+    return f"no answer from it ({_quote(error.__cause__ or error)})"
 
 
-def _one_line(reason: object) -> str:
-    return " ".join(str(reason).split())[:200].rstrip(".") or type(reason).__name__
+def _quote(reason: object) -> str:
+    return one_line(reason)[:200].rstrip(".")

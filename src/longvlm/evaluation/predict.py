@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.evaluation.benchmark import Benchmark, find_video
 from longvlm.evaluation.jsonl import JsonLines
 from longvlm.evaluation.rows import Row
@@ -66,7 +66,7 @@ class Predictor:
             try:
                 index = self._index(name, clip_seconds)
             except (LongVLMError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-                self.failures.append({"video": name, "rows": len(its_rows), "reason": _one_line(error)})
+                self.failures.append({"video": name, "rows": len(its_rows), "reason": one_line(error)})
                 continue
             yield from ((row, index) for row in its_rows)
 
@@ -106,7 +106,7 @@ class Predictor:
                     yield from self._answer([one])
                 return
             row = batch[0][0]
-            failure = {"video": row.video_name, "rows": 1, "reason": _one_line(error), "question": row.questions[0]}
+            failure = {"video": row.video_name, "rows": 1, "reason": one_line(error), "question": row.questions[0]}
             self.failures.append(failure)
             return
         for row, _ in batch:
@@ -178,7 +178,3 @@ def damaged_videos(rows: Sequence[Row], files: Mapping[str, JsonLines]) -> list[
     lines = (line for file in files.values() for line in file.lines)
     damaged = {line.get("row_key") for line in lines if line.get("lost_seconds")}
     return sorted({row.video_name for row in rows if row.key in damaged})
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 
 _NUMERIC = re.compile(r"[fiu][1248]")
 
@@ -90,7 +90,7 @@ def read_pickled_array(path: Path) -> np.ndarray:
     except OSError as error:
         raise LongVLMError(f"Can't read {path}: {error.strerror or error}.") from error
     except Exception as error:  # damaged pickles fail in many ways, and all of them mean the same
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise LongVLMError(
             f"{path} is refused: it is not a pickle of one plain numeric numpy array ({reason}). Nothing in it was "
             "run. Take it out of the folder, or extract the video's features again."

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.download import download, name_of_checkpoint
 from longvlm.model.layouts import is_original_layout, name_tower, refuse_unknown_family
@@ -137,7 +137,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "auto_map" in read_json(folder / "config.json"):
             reason = "it wants Python code of its own, and LongVLM runs no code from checkpoints"
         raise LongVLMError(f"{folder / 'config.json'} is not supported by transformers: {reason}") from error

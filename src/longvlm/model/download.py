@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -42,7 +42,7 @@ def download(hub_id: str) -> Path:
         reason = f"the Hugging Face hub answered with status {error.response.status_code}"
         raise LongVLMError(f"The model {hub_id!r} can't be downloaded: {reason}; try again later.") from error
     except (HTTPError, OSError, RuntimeError) as error:  # the network's, the disk's, the hub's own transfer library's
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise LongVLMError(
             f"The download of model {hub_id!r} broke off ({reason}); check the network and the space on the disk, "
             "and try again: it resumes."

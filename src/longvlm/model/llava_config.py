@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.types import Compression, Fit
 
@@ -82,7 +82,7 @@ def readable_tokenizer(folder: Path) -> Iterator[None]:
     except LongVLMError:
         raise
     except Exception as error:  # what tokenizers raises for a file it can't read is no narrower class
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "trust_remote_code" in reason:
             reason = "it wants Python code of its own, and LongVLM runs no code from checkpoints"
         elif (folder / "tokenizer.model").is_file() and importlib.util.find_spec("sentencepiece") is None:

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.stages.tokens import count_visual_tokens, format_timestamp
 from longvlm.types import Compression
 
@@ -236,7 +236,7 @@ class LongVLMProcessor(ProcessorMixin):
                 add_generation_prompt=add_generation_prompt,
             )
         except (TemplateError, TypeError, ValueError) as error:  # its own refusals, mistakes in it, none by that name
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise LongVLMError(
                 f"The model's chat template can't write this conversation ({reason}); change the order and the "
                 "roles of the messages, or the template."

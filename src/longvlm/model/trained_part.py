@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.weight_files import StoredTensor, load_mapped, readable, weight_files
@@ -118,7 +118,7 @@ def _read_base(path: Path, metadata: dict[str, str]) -> Base:
 
 
 def _unreadable(path: Path, error: Exception) -> LongVLMError:
-    return LongVLMError(f"{path} can't be read ({' '.join(str(error).split())}); copy or train it again.")
+    return LongVLMError(f"{path} can't be read ({one_line(error)}); copy or train it again.")
 
 
 def digest_checkpoint(folder: Path) -> str:

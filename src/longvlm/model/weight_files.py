@@ -17,7 +17,7 @@ from zipfile import is_zipfile
 import torch
 from safetensors import SafetensorError, safe_open
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.model.llava_config import read_json
 
 # The dtypes of safetensors files, as their headers call them.
@@ -184,5 +184,5 @@ def readable(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise LongVLMError(f"{path.parent} lacks the file {path.name}; download the checkpoint again.") from error
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise LongVLMError(f"{path} can't be read ({reason}); download the checkpoint again.") from error

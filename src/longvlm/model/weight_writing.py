@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.model.weight_files import StoredTensor
 from longvlm.whole_files import hidden_beside
 
@@ -52,7 +52,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
                 target.rmdir()  # empty: see above
             folder.rename(target)
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise LongVLMError(
             f"Can't write {target} ({reason}); choose a place with room that you may write to."
         ) from error

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
@@ -195,7 +195,7 @@ def naming_what_is_not_written(folder: Path) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno not in _UNWRITABLE:  # a defect, not the disk
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise LongVLMError(
             f"Can't write {folder} ({reason}); make room and start the same command again: it goes on from the last "
             "complete checkpoint."

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.index.extraction import FeatureFolders, extract
 from longvlm.index.extraction_report import FAILURES_FILE, Progress
 from longvlm.index.extractor import extractor_of_model
@@ -72,7 +72,7 @@ def inspect_features(
             found_name, found_fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
             lost_its_end = float(metadata["lost_seconds"]) > 0
     except (OSError, SafetensorError, KeyError, ValueError, LongVLMError) as error:
-        raise LongVLMError(f"{path} can't be read ({' '.join(str(error).split())}); extract it again.") from error
+        raise LongVLMError(f"{path} can't be read ({one_line(error)}); extract it again.") from error
     if found_fingerprint != encoder_fingerprint:
         remedy = "extract the features with this model, or train the model that made them"
         if found_fingerprint == UNKNOWN_FINGERPRINT:

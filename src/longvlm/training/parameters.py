@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.trained_part import TOWER_PREFIX, Base, TrainedPart
@@ -137,7 +137,7 @@ def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, se
     except ValueError as error:
         raise LongVLMError(
             f"lora.targets is {', '.join(settings.targets)}, but the language model has no layer by these names: "
-            f"{' '.join(str(error).split())}"
+            f"{one_line(error)}"
         ) from error
 
 

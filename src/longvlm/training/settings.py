@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 
 Settings = TypeVar("Settings")
 
@@ -21,7 +21,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise LongVLMError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
+        raise LongVLMError(f"{path} is no readable YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise LongVLMError(f"{path} holds no keys; see the recipes in longvlm/training/recipes.")
     return content
