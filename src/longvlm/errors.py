@@ -11,4 +11,5 @@ class LongVLMError(Exception):
 
 def one_line(reason: object) -> str:
     """What an exception or a text says, without line breaks; an exception without words by its kind."""
-    return " ".join(str(reason).split()) or type(reason).__name__
+    text = " ".join(str(reason).split())
+    return type(reason).__name__ if isinstance(reason, BaseException) and not text else text

@@ -88,7 +88,7 @@ class LongVLM:
 
         Only configuration and tokenizer are read; weights follow when they are first needed. `vision_tower` (a
         folder or hub id) takes the place of the checkpoint's own; `projector`, the path of an mm_projector.bin that
-        the reference has trained, is laid over the checkpoint, new tokens included; `base` (a folder or hub id) is
+        the reference has trained, is merged into the checkpoint, new tokens included; `base` (a folder or hub id) is
         where the base of a model that was trained in part lies, if it has moved. `device` is CUDA where there is
         any; `dtype` (None or "auto") is bfloat16 where the device multiplies it fast, else float32. A mapping as
         `compression` changes single settings of the checkpoint's, a `Compression` replaces them all; `timestamps`

@@ -23,14 +23,8 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # wha
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step; an older one stays until then. Raises LongVLMError, naming it and the remedy.
-
-    A link stays one, and a device or a pipe, which holds nothing to keep, is written to.
-    """
+    """Write a file by `replacing` it. Raises LongVLMError, naming it and the remedy."""
     try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(content)
-            return
         with replacing(path) as whole:
             whole.write_bytes(content)
     except OSError as error:
@@ -40,13 +34,17 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file of the same name to write, which takes the place of `path` when all has gone well. Raises OSError.
+    """A file of the same ending to write, which takes the place of `path` when all has gone well. Raises OSError.
 
-    It gets the mode that files usually get here; safetensors would let nobody but the owner read its files.
+    It gets the mode that files usually get here; safetensors would let nobody but the owner read its files. A link
+    stays one, and a device or a pipe, which holds nothing to keep, is written to itself.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     target = path.resolve()
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as folder:
-        whole = Path(folder) / target.name
+        whole = Path(folder) / f"file{path.suffix}"  # by which libraries know the format
         whole.touch()
         usual_mode = whole.stat().st_mode
         yield whole
@@ -134,7 +132,7 @@ def hidden_beside(target: Path) -> Iterator[Path]:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether the process that was `locked` it is gone; without such locks that can't be told."""
+    """Whether the process that had it `locked` is gone; without such locks that can't be told."""
     path = folder / _LOCK
     if fcntl is None or not path.is_file():
         return False

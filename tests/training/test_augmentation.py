@@ -13,11 +13,11 @@ def picture() -> np.ndarray:
     return render_frame(make_scene(3, 30.0), 8.0, 112, 112)
 
 
-def test_an_unworn_picture_is_as_it_was(picture: np.ndarray) -> None:
+def test_an_unchanged_picture_is_as_it_was(picture: np.ndarray) -> None:
     assert np.array_equal(Augmentation().apply(picture), picture)
 
 
-def test_each_wear_changes_the_picture_a_little(picture: np.ndarray) -> None:
+def test_each_augmentation_changes_the_picture_a_little(picture: np.ndarray) -> None:
     for augmentation in (Augmentation(scale=0.6), Augmentation(quality=25)):
         augmented = augmentation.apply(picture)
         assert (augmented.shape, augmented.dtype) == (picture.shape, np.uint8)
@@ -31,7 +31,7 @@ def test_a_mark_is_white_and_stays_in_its_corner(picture: np.ndarray) -> None:
     assert augmented[rows, columns].max() > 230
 
 
-def test_wear_is_drawn_from_the_seed_and_all_kinds_occur() -> None:
+def test_augmentations_are_drawn_from_the_seed_and_all_kinds_occur() -> None:
     drawn = [draw_augmentation(random.Random(seed)) for seed in range(300)]
     assert drawn == [draw_augmentation(random.Random(seed)) for seed in range(300)]
     for kind in ("scale", "quality", "mark"):

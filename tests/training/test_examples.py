@@ -55,7 +55,7 @@ def test_a_token_sees_the_video_and_its_own_branch_so_far() -> None:
 
 
 @torch.no_grad()
-def test_side_by_side_a_model_reads_each_conversation_as_if_it_were_alone(
+def test_packed_a_model_reads_each_conversation_as_if_it_were_alone(
     model: LongVLMForConditionalGeneration, processor: LongVLMProcessor
 ) -> None:
     videos = [draw_tokens(processor, 2), draw_tokens(processor, 3)]

@@ -23,7 +23,7 @@ from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart, apply_part
 from longvlm.pipeline import LongVLM
 from longvlm.training import finetune
-from longvlm.training.checkpointing import complete_checkpoints, config_of_part
+from longvlm.training.checkpointing import complete_checkpoints, config_of_part, naming_what_is_not_written
 from longvlm.training.curves import draw_curve
 from longvlm.training.finetune import train
 from longvlm.training.parameters import collect_part, is_trained, parameter_groups, prepare_parts, video_token_ids
@@ -280,6 +280,11 @@ def test_rows_without_their_video_are_dropped_when_asked(small_recipe: Path, tmp
     (features / "v2.longvlm").unlink()
     _, said = run(small_recipe, tmp_path / "run", *changes)
     assert any("going on from" in line for line in said)
+
+
+def test_too_many_open_files_are_no_mistake_of_the_users() -> None:
+    with pytest.raises(OSError, match="Too many"), naming_what_is_not_written(Path("run")):
+        raise OSError(errno.EMFILE, "Too many open files")
 
 
 def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(

@@ -16,7 +16,7 @@ def test_what_others_left_in_the_places_of_a_run_is_refused_and_kept(
     (tmp_path / name).mkdir()
     (tmp_path / name / "config.json").write_text("{}")
     (tmp_path / "recipe.yaml").write_text("seed: 1\n")
-    with pytest.raises(LongVLMError, match=rf"{name} is there, but was not made by a training; choose another output"):
+    with pytest.raises(LongVLMError, match=rf"{name} is there, but no {RECIPE_FILE} beside it"):
         claim_output(read_recipe(small_recipe, f"output={tmp_path}"), 1)
     assert {path.name for path in tmp_path.iterdir()} == {name, "recipe.yaml"}
     assert (tmp_path / name / "config.json").is_file()

@@ -33,7 +33,7 @@ def error(text: str) -> None:
 
 def tell_failure(video: str, reason: str) -> None:
     """A line on stderr that names the video once."""
-    print(printable(reason if video in reason else f"{video}: {reason}"), file=sys.stderr)
+    print(printable(one_line(reason if video in reason else f"{video}: {reason}")), file=sys.stderr)
 
 
 class Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from longvlm.training.instructions import convert_instructions
 from longvlm.whole_files import require_writable, write_whole
 
 NAMES_SHOWN = 10
+_SURROGATE = re.compile("[\ud800-\udfff]")  # a byte of a file's name that is no UTF-8
 
 app = typer.Typer(help="Check, list and convert training data.")
 
@@ -82,7 +84,7 @@ def _printable(value: Any) -> Any:
         return {_printable(name): _printable(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [_printable(entry) for entry in value]
-    return console.printable(value) if isinstance(value, str) else value
+    return _SURROGATE.sub("�", value) if isinstance(value, str) else value
 
 
 def _print_table(checks: list[SplitCheck], names_only: bool) -> None:

@@ -349,16 +349,14 @@ def _write(output: Path, results: Results, *, with_chart: bool = True) -> None:
             return
         draw_chart(results, output / "results.png")
     except (OSError, LongVLMError) as error:
-        raise LongVLMError(
-            f"The results can't be written into {output} ({error}). Make room and run the same command again; "
-            "predictions and judgements are kept."
-        ) from error
+        reason = f"Can't write into {output}: {error.strerror or error}." if isinstance(error, OSError) else str(error)
+        raise LongVLMError(f"{reason} Then run the same command again; predictions and judgements are kept.") from error
 
 
 def hash_weights(
     folder: Path, others: Sequence[Path] = (), on_progress: Callable[[float, str], None] | None = None
 ) -> str:
-    """A hash of a checkpoint's weight files, and of `others` laid over them: it tells trained states apart."""
+    """A hash of a checkpoint's weight files, and of `others` merged into them: it tells trained states apart."""
     digest = hashlib.sha256()
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     for number, path in enumerate([*files, *others]):

@@ -6,10 +6,8 @@ stand-ins which write down what they are given; the array is then built from tho
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
-import pickletools
 import re
 from pathlib import Path
 from typing import Any
@@ -68,7 +66,8 @@ _STAND_INS: dict[tuple[str, str], type[_Inert]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# The one in C keeps what a pickle notes for later in an array, of which a note of a huge number would take all memory.
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> type[_Inert]:
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
@@ -83,10 +82,10 @@ def read_pickled_array(path: Path) -> np.ndarray:
     Raises LongVLMError, naming the file and having run nothing, for anything else.
     """
     try:
-        content = path.read_bytes()
-        _require_dense_memo(content)
-        # Python 2 wrote bytes as text of one byte a character
-        return _build_array(_Unpickler(io.BytesIO(content), encoding="latin1").load())
+        with path.open("rb") as file:
+            # Python 2 wrote bytes as text of one byte a character
+            built = _Unpickler(file, encoding="latin1").load()
+        return _build_array(built)
     except OSError as error:
         raise LongVLMError(f"Can't read {path}: {error.strerror or error}.") from error
     except Exception as error:  # damaged pickles fail in many ways, and all of them mean the same
@@ -95,13 +94,6 @@ def read_pickled_array(path: Path) -> np.ndarray:
             f"{path} is refused: it is not a pickle of one plain numeric numpy array ({reason}). Nothing in it was "
             "run. Take it out of the folder, or extract the video's features again."
         ) from error
-
-
-def _require_dense_memo(content: bytes) -> None:
-    """Python keeps what a pickle notes for later in an array: a note of a huge number would take all memory."""
-    for position, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > position:
-            raise _Refused(f"it notes something under the number {argument}, where {position} would be the last")
 
 
 def _build_array(built: Any) -> np.ndarray:

@@ -87,7 +87,7 @@ def load_config(
     """The configuration of a LongVLM or LLaVA checkpoint; the latter gets settings that need no training.
 
     `vision_tower` names a folder or hub id of a tower that replaces the checkpoint's own, or stands in where
-    the checkpoint has none; `projector` an mm_projector.bin of the reference, which is laid over the checkpoint;
+    the checkpoint has none; `projector` an mm_projector.bin of the reference, which is merged into the checkpoint;
     `base` what a trained part in `folder` belongs to, where that is not in its old place any more.
     Raises LongVLMError for checkpoints, towers and projectors that can't be read or don't fit.
     """

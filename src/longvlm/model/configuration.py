@@ -28,7 +28,7 @@ class LongVLMConfig(PreTrainedConfig):
         timestamps: whether the segments' times are written as text between their visual tokens.
         vision_tower: folder or hub id of a tower to load in place of the checkpoint's; None once loaded.
         projector: path of a reference's mm_projector.bin to lay over the checkpoint; None once loaded.
-        base: folder or hub id of what a trained part is laid over, if it has moved; None once loaded.
+        base: folder or hub id of the model that a trained part is applied to, if it has moved; None once loaded.
     """
 
     model_type = "longvlm"

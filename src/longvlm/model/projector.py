@@ -1,4 +1,4 @@
-"""The reference's `mm_projector.bin`: what training the projector alone has saved, laid over its base.
+"""The reference's `mm_projector.bin`: what training the projector alone has saved, merged into its base.
 
 It holds `model.mm_projector.*` and the whole `model.embed_tokens.weight`, in which the rows of the new tokens
 `<vid_patch>`, `<vid_start>` and `<vid_end>` follow the base's own. There is nothing in it for the head.
@@ -106,23 +106,23 @@ class ReferenceProjector:
         The projector has the original layout's names. A tied head is the embeddings; another one gets the mean of
         its rows for every new token, as in LLaVA's own code, so that none of them is ever the likeliest.
         """
-        laid = {
+        merged = {
             name: tensor
             for name, tensor in tensors.items()
             if not is_projector(name) and not (tied and name.endswith("lm_head.weight"))
         }
-        embeddings = next((name for name in laid if name.endswith("embed_tokens.weight")), None)
+        embeddings = next((name for name in merged if name.endswith("embed_tokens.weight")), None)
         if embeddings is None:
             raise LongVLMError(
                 "The base lacks embed_tokens.weight, and can take no projector; give a complete checkpoint."
             )
-        dtype = laid[embeddings].dtype
-        laid |= {name: _as_dtype(tensor, dtype) for name, tensor in self.layers.items()}
+        dtype = merged[embeddings].dtype
+        merged |= {name: _as_dtype(tensor, dtype) for name, tensor in self.layers.items()}
         if self.embeddings is not None:
-            laid[embeddings] = _as_dtype(self.embeddings, dtype)
-            for name in [name for name in laid if name.endswith("lm_head.weight")]:
-                laid[name] = laid[name].grown(self.embeddings.shape[0])
-        return laid
+            merged[embeddings] = _as_dtype(self.embeddings, dtype)
+            for name in [name for name in merged if name.endswith("lm_head.weight")]:
+                merged[name] = merged[name].grown(self.embeddings.shape[0])
+        return merged
 
 
 def _as_dtype(tensor: StoredTensor, dtype: torch.dtype) -> StoredTensor:

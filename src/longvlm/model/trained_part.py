@@ -1,4 +1,4 @@
-"""What a training changed, without the model it changed: one small file that is laid over its base when loaded.
+"""What a training changed, without the model it changed: one small file that is applied to its base when loaded.
 
 Holds whole weights (a projector, a vision tower), rows of the embedding for new tokens, and low-rank changes to linear
 layers (LoRA, arXiv 2106.09685). It says which base it belongs to, by name and by a digest of the base's weights.
@@ -215,20 +215,20 @@ def merge_stored_part(base: dict[str, StoredTensor], part: TrainedPart, vocabula
     tensor that they go into, so the result is exact where that is the dtype of the part.
     Raises LongVLMError where a weight of the part does not fit the base.
     """
-    laid = dict(base)
+    merged = dict(base)
     for name, rows in ((_EMBEDDINGS, part.input_rows), (_HEAD, part.output_rows)):
         if name in base:
-            laid[name] = _with_rows(name, base[name], vocabulary, part.token_ids, rows)
+            merged[name] = _with_rows(name, base[name], vocabulary, part.token_ids, rows)
         elif rows is not None:
             raise LongVLMError(f"The trained part has rows for {name}, its base nothing; they don't fit.")
     for name, weight in part.weights.items():
         _require_fit(name, weight.shape, base)
-        laid[name] = StoredTensor.held(weight)
+        merged[name] = StoredTensor.held(weight)
     for layer, (a, b) in part.low_rank.items():
         name = f"{layer}.weight"
         _require_fit(name, (b.shape[0], a.shape[1]), base)
-        laid[name] = _with_low_rank(laid[name], a, b, part.low_rank_scale)
-    return laid
+        merged[name] = _with_low_rank(merged[name], a, b, part.low_rank_scale)
+    return merged
 
 
 def _with_rows(

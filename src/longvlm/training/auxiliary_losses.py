@@ -42,7 +42,7 @@ _START_WEIGHT, _BEGINNINGS_WEIGHT = MAX_EVENTS / 2, 4.0
 # A number that is only told apart by large weights is learned late: that of the objects so far is to stand in one
 # coordinate of the normalised hidden state, so many of them to one unit, where all later layers read it.
 _COUNT_COORDINATE, _COUNT_PER_UNIT, _COUNT_WEIGHT = 0, 2.0, 2.0
-LOOKUP_HEADS = 3  # that `_lookup_attention_loss` supervises in one layer
+LOOKUP_HEADS = 3  # that are supervised in the layer that looks names up; the last of them counts beginnings, too
 
 
 class ModelWithAuxiliaryLosses(nn.Module):

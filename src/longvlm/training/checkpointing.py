@@ -35,11 +35,7 @@ from longvlm.whole_files import give_usual_mode
 
 COMPLETE = "complete"
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"  # transformers' names
-# A full disk, one that may not be written to, or a file in a folder's place.
-_UNWRITABLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
-}
+_DEFECTS = (errno.EBADF, errno.EMFILE, errno.ENFILE)  # of ours, not of the disk
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
 
@@ -193,7 +189,7 @@ def naming_what_is_not_written(folder: Path) -> Iterator[None]:
         # torch.save has no exception of its own
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
-        if isinstance(error, OSError) and error.errno not in _UNWRITABLE:  # a defect, not the disk
+        if isinstance(error, OSError) and error.errno in _DEFECTS:
             raise
         reason = one_line(error)
         raise LongVLMError(

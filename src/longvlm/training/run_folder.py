@@ -30,7 +30,8 @@ def claim_output(recipe: Recipe, num_processes: int) -> None:
     taken = next((name for name in (BASE, CHECKPOINTS, MODEL) if (recipe.output / name).exists()), None)
     if found is None and taken is not None:
         raise LongVLMError(
-            f"{recipe.output / taken} is there, but was not made by a training; choose another output, or move it away."
+            f"{recipe.output / taken} is there, but no {RECIPE_FILE} beside it says that a training made it; choose "
+            "another output, or move it away."
         )
     differing = first_difference(found, wanted)
     if differing is None:

@@ -72,7 +72,8 @@ def write_video(
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     except (OSError, av.error.FFmpegError, ValueError) as error:
-        raise LongVLMError(f"Cannot write {path} with codec {codec}: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise LongVLMError(f"Cannot write {path} with codec {codec}: {reason}.") from error
 
 
 def usual_codec(path: Path) -> str:
