@@ -73,8 +73,8 @@ def describe(seed: int, scene: Scene, rows: Sequence[tuple[str, ...]], tokens: s
     num_right = sum(row[3] == "yes" for row in rows)
     return f"""# An example
 
-The bundled model and a generated video of {format_timestamp(duration)} that it has never seen: {tokens}, and the model
-answers from those alone ({num_right} of {len(rows)} right). What happens in it:
+The bundled model and a generated video of {format_timestamp(duration)} that it has never seen: {tokens},
+and the model answers from those alone ({num_right} of {len(rows)} right). What happens in it:
 
 ![Every object, with what it does and when](example.jpg)
 
@@ -86,7 +86,8 @@ longvlm ask example.longvlm "{rows[0][0]}"
 
 {table}
 
-A question that begins with … was asked in a conversation, after the one above it. About footage of the real world this
+A question that begins with … was asked in a conversation, after the one above it. Of a description, the objects and their
+order count. About footage of the real world this
 model knows nothing; a LLaVA checkpoint answers in the same way, with `--model llava-hf/llava-1.5-7b-hf`.
 """
 

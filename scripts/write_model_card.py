@@ -6,6 +6,7 @@ docs/results holds what was measured; what is not there is left out of the card:
   default_model.json           python -m longvlm.world evaluate --videos 120 --duration 30:600 --reencoded --json
   default_model_lengths.json   python -m longvlm.world lengths --json -o docs/results/default_model_lengths.png
   default_model_again.json     the first command on weights trained again, without --reencoded
+  default_model_fresh.json     the same with --seed 5, by which no recipe was chosen
 """
 
 from __future__ import annotations
@@ -89,11 +90,18 @@ def describe_reproduction(first: dict[str, Any], again: dict[str, Any]) -> str:
     )
 
 
+def describe_fresh(scores: dict[str, Any]) -> str:
+    """What was answered about videos by which no recipe was chosen."""
+    return "By none of these videos was the recipe chosen. " + describe_evaluation(scores)
+
+
 def summarise(results: dict[str, dict[str, Any]]) -> str:
     """For the README: the table, and in a sentence each what else was measured."""
     text = describe_evaluation(results["scores"])
     text += "\n\n*chance*: the best guess that knows the world's rules; *without video* and *another video*: the same"
     text += "\nquestions with no video shown, and with the previous video of the set in its place."
+    if "fresh" in results:
+        text += f"\n\n{_summarise_fresh(results['fresh'])}"
     if losses := results["scores"].get("reencoded"):
         whole = losses[-1]
         text += f"\n\nRe-encoded, the same videos lose {100 * whole['loss']:.1f} points on average"
@@ -103,6 +111,16 @@ def summarise(results: dict[str, dict[str, Any]]) -> str:
         text += f"\n\nVideos of {last['minutes']:g} minutes keep {last['of_the_first']:.0%} of the accuracy"
         text += " at one minute: [heat map by length and depth](docs/results/default_model_lengths.png)."
     return text
+
+
+def _summarise_fresh(scores: dict[str, Any]) -> str:
+    *kinds, whole = _read_scores(scores)
+    least = min(kinds, key=lambda one: one.accuracy)
+    others = f"{scores['videos']} others (`--seed {scores['seed']}`, n = {whole.n})"
+    return (
+        f"The recipe was chosen by such videos; on {others}\n"
+        f"{_with_interval(whole)} are right, least of all *{least.kind}*: {_with_interval(least)}."
+    )
 
 
 def _with_interval(score: Score) -> str:
@@ -203,14 +221,16 @@ def describe(results: dict[str, dict[str, Any]]) -> str:
         parts.append(describe_losses(results["scores"]))
     if "lengths" in results:
         parts.append(describe_lengths(results["lengths"]))
+    if "fresh" in results:
+        parts.append(describe_fresh(results["fresh"]))
     if "again" in results:
         parts.append(describe_reproduction(results["scores"], results["again"]))
     return "\n\n".join(parts)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """What was measured: `scores`, and where there are such files, `lengths` and `again`."""
-    files = {name: folder / f"default_model_{name}.json" for name in ("lengths", "again")}
+    """What was measured: `scores`, and where there are such files, `lengths`, `fresh` and `again`."""
+    files = {name: folder / f"default_model_{name}.json" for name in ("lengths", "fresh", "again")}
     files = {"scores": folder / "default_model.json"} | {name: path for name, path in files.items() if path.is_file()}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
 

@@ -52,12 +52,18 @@ def test_every_measurement_gets_its_table(writer: ModuleType, tmp_path: Path) ->
     (tmp_path / "default_model_lengths.json").write_text(json.dumps({"lengths": lengths}))
     again = scores | {"scores": {"first": first | {"accuracy": 0.7, "interval_95": [0.6, 0.8]}}}
     (tmp_path / "default_model_again.json").write_text(json.dumps(again))
+    last = first | {"n": 12, "accuracy": 0.5, "interval_95": [0.4, 0.6]}
+    fresh = scores | {"seed": 4, "scores": {"first": first, "last": last, "all": first | {"n": 22}}}
+    (tmp_path / "default_model_fresh.json").write_text(json.dumps(fresh))
     results = writer.read_results(tmp_path)
     told = writer.describe(results)
     assert told.startswith(bare)
     assert "| all | 10 | 90.0% | 88.0% | 2.0 | -1.0 – 5.0 |" in told
     assert "| 60 min | 8 | 81.0% | 70.0% – 90.0% | 90% | 75% | – | – | – | – |" in told
     assert "| first | 10 | 90.0% (80.0% – 100.0%) | 70.0% (60.0% – 80.0%) |" in told
+    assert "By none of these videos was the recipe chosen. 5 unseen videos" in told and "| last | 12 | 50.0% |" in told
+    summary = writer.summarise(results)
+    assert "on 5 others (`--seed 4`, n = 22)\n90.0% (80.0% – 100.0%) are right, least of all *last*: 50.0%" in summary
     summary = writer.summarise(results)
     assert "lose 2.0 points on average (95 %: -1.0 to 5.0, n = 10)" in summary
     assert "Videos of 60 minutes keep 90% of the accuracy at one minute" in summary

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.evaluation.benchmark import Axis, Benchmark, Published, find_video
 from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
 from longvlm.evaluation.chart import draw_chart
@@ -349,8 +349,10 @@ def _write(output: Path, results: Results, *, with_chart: bool = True) -> None:
             return
         draw_chart(results, output / "results.png")
     except (OSError, LongVLMError) as error:
-        reason = f"Can't write into {output}: {error.strerror or error}." if isinstance(error, OSError) else str(error)
-        raise LongVLMError(f"{reason} Then run the same command again; predictions and judgements are kept.") from error
+        raise LongVLMError(
+            f"Can't write the results into {output} ({one_line(error)}). Make room there and run the same command "
+            "again; predictions and judgements are kept."
+        ) from error
 
 
 def hash_weights(

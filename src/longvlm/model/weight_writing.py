@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from longvlm.errors import LongVLMError, one_line
 from longvlm.model.weight_files import StoredTensor
-from longvlm.whole_files import hidden_beside
+from longvlm.whole_files import hidden_beside, replacing
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -133,10 +133,8 @@ def _plan_shards(tensors: Mapping[str, StoredTensor], max_bytes: int) -> list[li
 
 
 def _save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    path.touch()
-    usual_mode = path.stat().st_mode  # safetensors lets nobody but the owner read its files
-    save_file(tensors, path, {"format": "pt"})
-    path.chmod(usual_mode)
+    with replacing(path) as whole:
+        save_file(tensors, whole, {"format": "pt"})
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
