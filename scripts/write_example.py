@@ -86,9 +86,9 @@ longvlm ask example.longvlm "{rows[0][0]}"
 
 {table}
 
-A question that begins with … was asked in a conversation, after the one above it. Of a description, the objects and their
-order count. About footage of the real world this
-model knows nothing; a LLaVA checkpoint answers in the same way, with `--model llava-hf/llava-1.5-7b-hf`.
+A question that begins with … was asked in a conversation, after the one above it. Of a description, the objects and
+their order count. About footage of the real world this model knows nothing; a LLaVA checkpoint answers in the same way,
+with `--model llava-hf/llava-1.5-7b-hf`.
 """
 
 
