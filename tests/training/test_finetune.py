@@ -309,21 +309,21 @@ def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(
     assert folder.is_dir()
 
 
-def test_a_new_base_is_the_same_each_time(tmp_path: Path) -> None:
+def test_a_new_projector_is_random_and_the_same_each_time(small_recipe: Path, tmp_path: Path) -> None:
+    still = ["model.new_projector=true", "learning_rates={projector: 1e-12}", "schedule.max_steps=1"]
     first, second, other = (
-        finetune.write_tiny_model(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        TrainedPart.load(run(small_recipe, tmp_path / name, *still, f"seed={seed}")[0]).weights
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
-    weights = [load_file(folder / "model.safetensors") for folder in (first, second, other)]
-    name = (
-        "lm_head.weight"
-        if "lm_head.weight" in weights[0]
-        else next(n for n in weights[0] if n.endswith("lm_head.weight"))
-    )
-    assert torch.equal(weights[0][name], weights[1][name])
-    assert not torch.equal(weights[0][name], weights[2][name])
-    bundled, built = LongVLM.from_pretrained(None, device="cpu"), LongVLM.from_pretrained(first, device="cpu")
-    assert built.encoder.fingerprint == bundled.encoder.fingerprint
-    built.ask(None, "What appears first?", max_new_tokens=2)
+    base = open_model(small_recipe.parent / "base").language_model.state_dict()
+    weight, bias = (f"model.multi_modal_projector.linear_1.{name}" for name in ("weight", "bias"))
+    assert first.keys() == {weight, bias}
+    for name in (weight, bias):
+        assert torch.equal(first[name], second[name])
+        assert not torch.isclose(first[name], other[name]).any()
+        assert not torch.isclose(first[name], base[name]).any()
+    bound = first[weight].shape[1] ** -0.5  # torch draws evenly from as far as that on either side
+    assert first[weight].abs().max() <= bound and first[weight].std() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 def test_a_curve() -> None:

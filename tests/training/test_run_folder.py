@@ -6,10 +6,10 @@ import pytest
 from small_run import read_recipe
 
 from longvlm.errors import LongVLMError
-from longvlm.training.run_folder import BASE, CHECKPOINTS, MODEL, RECIPE_FILE, claim_output
+from longvlm.training.run_folder import CHECKPOINTS, MODEL, RECIPE_FILE, claim_output
 
 
-@pytest.mark.parametrize("name", [BASE, CHECKPOINTS, MODEL])
+@pytest.mark.parametrize("name", [CHECKPOINTS, MODEL])
 def test_what_others_left_in_the_places_of_a_run_is_refused_and_kept(
     small_recipe: Path, tmp_path: Path, name: str
 ) -> None:
@@ -27,15 +27,6 @@ def test_a_recipe_beside_its_own_run_stays_as_it_is(small_recipe: Path, tmp_path
     for _ in range(2):
         claim_output(read_recipe(tmp_path / "recipe.yaml", f"output={tmp_path}"), 1)
     assert (tmp_path / "recipe.yaml").read_text() == small_recipe.read_text()
-
-
-def test_the_start_that_another_recipe_drew_goes(small_recipe: Path, tmp_path: Path) -> None:
-    claim_output(read_recipe(small_recipe, f"output={tmp_path}"), 1)
-    (tmp_path / BASE).mkdir()
-    claim_output(read_recipe(small_recipe, f"output={tmp_path}"), 1)
-    assert (tmp_path / BASE).is_dir()
-    claim_output(read_recipe(small_recipe, f"output={tmp_path}", "seed=5"), 1)
-    assert not (tmp_path / BASE).exists()
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"\xff"])

@@ -49,6 +49,12 @@ class LongVLMProjector(nn.Module):
             self.linear_2 = nn.Linear(width, width, bias=bias)
         self.num_layers = config.projector_num_layers
 
+    def reset_parameters(self) -> None:
+        """Draw random weights as torch does for a linear layer, which LLaVA's first stage starts from, too."""
+        for layer in self.children():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         hidden = self.linear_1(features)
         return self.linear_2(self.act(hidden)) if self.num_layers == 2 else hidden

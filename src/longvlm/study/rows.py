@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from longvlm.errors import LongVLMError
 from longvlm.stages.merging import merge_tokens
@@ -20,6 +22,8 @@ from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.untrained_model import plan_by_share
 from longvlm.types import MergeOrder
 from longvlm.world.scene import MIN_SECONDS_PER_EVENT
+
+_SEGMENTS_AT_ONCE = 20  # merged in one call, three times as fast as one by one
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,15 @@ def load_study(path: Path) -> StudySettings:
 
 
 def make_bank(blocks: BlockFeatures, row: Row) -> SegmentBank:
-    """The row's tokens of every block, ready to be joined into videos."""
+    """The row's tokens of every block, ready to be joined into videos; with a progress bar."""
     size = row.frames_per_segment
-    made = [_tokenize(blocks, block, start, row) for block in range(len(blocks.plans)) for start in blocks.starts(size)]
+    places = [(block, slice(start, start + size)) for block in range(len(blocks.plans)) for start in blocks.starts(size)]
+    parts = [places[first : first + _SEGMENTS_AT_ONCE] for first in range(0, len(places), _SEGMENTS_AT_ONCE)]
+    made = []
+    for part in track(parts, "making tokens", console=Console(stderr=True), transient=True):
+        patches = torch.stack([blocks.patches[place] for place in part]).float()
+        for place, *tokens in zip(part, patches, *_gather(patches, row), strict=True):
+            made.append(_describe_segment(blocks, place, row, *tokens))
     local, layer_globals, events, poses, frames = (torch.stack(column) for column in zip(*made, strict=True))
     return SegmentBank(
         blocks.plans_of(size),
@@ -139,43 +149,53 @@ def make_bank(blocks: BlockFeatures, row: Row) -> SegmentBank:
     )
 
 
-def _tokenize(blocks: BlockFeatures, block: int, start: int, row: Row) -> tuple[torch.Tensor, ...]:
-    """A segment's tokens (M, D), globals (L, D), and the events (M,), poses (M, 5) and frames (M,) of the tokens."""
-    frames = slice(start, start + row.frames_per_segment)
-    patches = blocks.patches[block, frames].float()  # (K, P, D)
-    num_frames, num_places, width = patches.shape
-    shown = ShownObjects(
-        blocks.patch_events[block, frames].flatten().long(),
-        blocks.patch_poses[block, frames].flatten(0, 1).float(),
-        num_frames,
-    )
-    background_weight = 1.0
+def _gather(patches: torch.Tensor, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    """Segments' patches (S, K, P, D) -> their tokens (S, M, D), and which of these each patch is part of, (S, K·P);
+    (S, P), of the middle frame alone, for "subsample".
+    """
+    num_segments, num_frames, num_places, _ = patches.shape
     if row.method == "merge":
-        patches, num_tokens, share = patches.flatten(0, 1), row.tokens_per_segment, row.merged_share
+        num_tokens, share = row.tokens_per_segment, row.merged_share
         merged = merge_tokens(
-            patches[None],
+            patches.flatten(1, 2),
             tokens_per_segment=num_tokens,
-            schedule=plan_by_share(len(patches), num_tokens, share) if share else None,
+            schedule=plan_by_share(num_frames * num_places, num_tokens, share) if share else None,
             heads=row.merge_heads,
             order=row.merge_order,
             frames_per_segment=num_frames,
             frame_code=row.frame_code,
         )
-        local, assignment = merged.features[0], merged.assignment[0]
-        layer_globals = blocks.layer_globals[block, frames].float().mean(0)
-    elif row.method == "pool":
-        local, assignment = patches.mean(1), torch.arange(num_frames).repeat_interleave(num_places)
+        return merged.features, merged.assignment
+    if row.method == "pool":
+        local, assignment = patches.mean(2), torch.arange(num_frames).repeat_interleave(num_places)
+    else:
+        local, assignment = patches[:, num_frames // 2], torch.arange(num_places)
+    return local, assignment.expand(num_segments, -1)
+
+
+def _describe_segment(
+    blocks: BlockFeatures,
+    place: tuple[int, slice],
+    row: Row,
+    patches: torch.Tensor,
+    local: torch.Tensor,
+    assignment: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """A segment's tokens (M, D), globals (L, D), and the events (M,), poses (M, 5) and frames (M,) of the tokens."""
+    num_frames, num_places, width = patches.shape
+    shown = ShownObjects(
+        blocks.patch_events[place].flatten().long(), blocks.patch_poses[place].flatten(0, 1).float(), num_frames
+    )
+    layer_globals, background_weight, first_frame = blocks.layer_globals[place].float().mean(0), 1.0, 0
+    if row.method == "pool":
         layer_globals = patches.mean(0)
         background_weight = 0.0  # else a frame's mean would never show anything
-    else:
-        middle = num_frames // 2
-        local, assignment = patches[middle], torch.arange(num_places)
-        kept = slice(middle * num_places, (middle + 1) * num_places)
+    elif row.method == "subsample":
+        layer_globals, first_frame = patches.new_zeros(0, width), num_frames // 2
+        kept = slice(first_frame * num_places, (first_frame + 1) * num_places)
         shown = ShownObjects(shown.events[kept], shown.poses[kept], 1)
-        layer_globals = patches.new_zeros(0, width)
     events, poses, frame = describe_tokens(assignment, shown, len(local), background_weight=background_weight)
-    if row.method == "subsample":
-        frame = frame + num_frames // 2
+    frame = frame + first_frame
     if not row.with_local:
         local, events, poses, frame = (tensor[:0] for tensor in (local, events, poses, frame))
     return local, layer_globals if row.with_global else layer_globals[:0], events, poses, frame

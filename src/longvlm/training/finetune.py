@@ -35,9 +35,8 @@ from longvlm.training.conversations import (
 )
 from longvlm.training.curves import Lines, Say, table_of_parts, tensorboard_callback
 from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
-from longvlm.training.recipe import NEW_BASE, Recipe
+from longvlm.training.recipe import Recipe
 from longvlm.training.run_folder import (
-    BASE,
     CHECKPOINTS,
     CURVES,
     HISTORY_FILE,
@@ -48,7 +47,6 @@ from longvlm.training.run_folder import (
 from longvlm.training.sample_order import plan_samples
 from longvlm.training.samples import gather_samples
 from longvlm.training.sharding import shard_model
-from longvlm.training.tiny_model import write_tiny_model
 from longvlm.whole_files import locked
 
 _LONGEST_ENCODING_SECONDS = 7 * 24 * 3600  # while the first process encodes videos, the others wait
@@ -100,14 +98,6 @@ class _Start:
 
 def _open_start(recipe: Recipe, arguments: TrainingArguments) -> _Start:
     choice, name = recipe.model, recipe.model.base
-    if name == NEW_BASE:
-        folder = recipe.output / BASE
-        with arguments.main_process_first(local=False):
-            if not folder.is_dir():
-                unfinished = folder.with_name(f"{BASE}.unfinished")
-                with naming_what_is_not_written(folder):
-                    write_tiny_model(unfinished, seed=recipe.seed).replace(folder)
-        name = str(folder)
     folder = resolve_model(name)
     opened = LongVLM.from_pretrained(
         name,
@@ -138,6 +128,9 @@ def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: l
     model, processor = start.opened.language_model, start.opened.processor
     if recipe.model.video_marks:
         add_video_marks(model, processor)
+    if recipe.model.new_projector:
+        torch.manual_seed(recipe.seed)
+        model.model.multi_modal_projector.reset_parameters()
     prepare_parts(model, recipe.learning_rates, recipe.lora, video_token_ids(processor), recipe.seed)
     training, held_out = hold_out(samples, recipe.held_out_share, recipe.seed)
     dataset, order = _plan_data(recipe, arguments, start.opened, model, training, say)

@@ -15,7 +15,6 @@ from longvlm.errors import LongVLMError
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.types import Compression, Sampling
 
-NEW_BASE = "new"
 _EITHER = {"features": "videos", "videos": "features"}
 SEEDS = 2**32  # numpy takes no larger ones
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -26,9 +25,9 @@ class ModelChoice:
     """What training starts from.
 
     Args:
-        base: folder or hub id of a LongVLM or LLaVA checkpoint; none is the bundled model, "new" an untrained small
-            language model behind the bundled encoder.
+        base: folder or hub id of a LongVLM or LLaVA checkpoint; none is the bundled model.
         vision_tower: in place of the base's.
+        new_projector: whether the projector starts from random weights, in place of the base's.
         video_marks: whether tokens are added that stand before and after a video (`<vid_start>`, `<vid_end>`), where
             the base has none.
         compression: changes to the base's settings.
@@ -39,6 +38,7 @@ class ModelChoice:
 
     base: str | None = None
     vision_tower: str | None = None
+    new_projector: bool = False
     video_marks: bool = True
     compression: dict[str, Any] = field(default_factory=dict)
     num_frames: int | None = None
@@ -231,6 +231,10 @@ class Recipe:
             raise LongVLMError(f"seed is {self.seed}; it must be less than {SEEDS}.")
         if not self.data:
             raise LongVLMError("data is empty; give at least one item with instructions.")
+        if self.model.new_projector and self.learning_rates.projector is None:
+            raise LongVLMError(
+                "model.new_projector is set, but nothing would train it; give learning_rates.projector, or leave it out."
+            )
         if self.model.load_in_4bit:
             if self.learning_rates.lora is None:
                 raise LongVLMError(

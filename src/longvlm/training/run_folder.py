@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,18 @@ from longvlm.training.instructions import digest_file
 from longvlm.training.recipe import Recipe
 from longvlm.whole_files import first_difference, write_whole
 
-CHECKPOINTS, MODEL, BASE, FEATURES, CURVES = "checkpoints", "model", "base", "features", "tensorboard"
+CHECKPOINTS, MODEL, FEATURES, CURVES = "checkpoints", "model", "features", "tensorboard"
 RECIPE_FILE, SAMPLES_FILE, HISTORY_FILE = "longvlm-recipe.yaml", "samples.sha256", "history.json"
 
 
 def claim_output(recipe: Recipe, num_processes: int) -> None:
     """Note the recipe in the output folder; raise LongVLMError where something else lies there in the run's places.
 
-    A run that had not come to its first checkpoint leaves nothing that depends on the recipe, but the start it drew.
+    A run that had not come to its first checkpoint leaves nothing that depends on the recipe.
     """
     path, wanted = recipe.output / RECIPE_FILE, _what_decides(recipe, num_processes)
     found = _read_note(path)
-    taken = next((name for name in (BASE, CHECKPOINTS, MODEL) if (recipe.output / name).exists()), None)
+    taken = next((name for name in (CHECKPOINTS, MODEL) if (recipe.output / name).exists()), None)
     if found is None and taken is not None:
         raise LongVLMError(
             f"{recipe.output / taken} is there, but no {RECIPE_FILE} beside it says that a training made it; choose "
@@ -42,7 +41,6 @@ def claim_output(recipe: Recipe, num_processes: int) -> None:
             f"{recipe.output} holds a run of another recipe: {key} is {theirs} there and {ours} here. Choose "
             "another output, or remove that folder."
         )
-    shutil.rmtree(recipe.output / BASE, ignore_errors=True)
     write_whole(path, yaml.safe_dump(wanted, sort_keys=False).encode())
 
 
