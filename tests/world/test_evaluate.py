@@ -223,12 +223,12 @@ def test_render_command_writes_the_video_and_its_truth(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_answers")
 def test_evaluate_command_prints_one_json_object(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = plan_videos(1, seed=1, min_seconds=10, max_seconds=11)[0]
     assert (plan.width, plan.height, plan.fps) == (256, 256, 10), "the seed of a video that is soon drawn"
     arguments = ["evaluate", "--videos", "1", "--seed", "1", "--duration", "10:11", "--json"]
-    arguments += ["--model", str(checkpoint), "--reencoded"]
+    arguments += ["--model", str(checkpoint), "--reencoded", "--replies", str(tmp_path / "replies.jsonl")]
     monkeypatch.setattr(sys, "argv", ["longvlm.world", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -239,6 +239,10 @@ def test_evaluate_command_prints_one_json_object(
     assert (only.pop("reencoding"), over_all.pop("reencoding")) == (REENCODINGS[0].name, "all") and only == over_all
     assert over_all["n"] == summary["scores"]["all"]["n"]
     assert over_all["original"] == summary["scores"]["all"]["accuracy"]
+    replies = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
+    assert len(replies) == over_all["n"] and {reply["seed"] for reply in replies} == {plan.seed}
+    assert sum(reply["right"] for reply in replies) / len(replies) == pytest.approx(over_all["original"], abs=1e-4)
+    assert all(isinstance(reply["reply_reencoded"], str) for reply in replies)
 
 
 @pytest.mark.usefixtures("short_answers")

@@ -129,7 +129,8 @@ def load_study(path: Path) -> StudySettings:
 def make_bank(blocks: BlockFeatures, row: Row) -> SegmentBank:
     """The row's tokens of every block, ready to be joined into videos; with a progress bar."""
     size = row.frames_per_segment
-    places = [(block, slice(start, start + size)) for block in range(len(blocks.plans)) for start in blocks.starts(size)]
+    starts = blocks.starts(size)
+    places = [(block, slice(start, start + size)) for block in range(len(blocks.plans)) for start in starts]
     parts = [places[first : first + _SEGMENTS_AT_ONCE] for first in range(0, len(places), _SEGMENTS_AT_ONCE)]
     made = []
     for part in track(parts, "making tokens", console=Console(stderr=True), transient=True):

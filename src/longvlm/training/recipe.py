@@ -233,7 +233,7 @@ class Recipe:
             raise LongVLMError("data is empty; give at least one item with instructions.")
         if self.model.new_projector and self.learning_rates.projector is None:
             raise LongVLMError(
-                "model.new_projector is set, but nothing would train it; give learning_rates.projector, or leave it out."
+                "model.new_projector is set, but nothing trains it; give learning_rates.projector, or leave it out."
             )
         if self.model.load_in_4bit:
             if self.learning_rates.lora is None:

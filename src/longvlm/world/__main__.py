@@ -76,11 +76,15 @@ def evaluate(
             help="Also pass the files on (VP9, MPEG-4, half the size, other rate, logo), and say what that costs.",
         ),
     ] = False,
+    replies: Annotated[
+        Path | None, typer.Option(help="JSON Lines file for every question, its right answer and the replies.")
+    ] = None,
 ) -> None:
     """Render videos, encode them at 1 frame a second, ask, and score by kind of question.
 
     Example: python -m longvlm.world evaluate --videos 20 --seed 1 --duration 30:600
     """
+    from longvlm.whole_files import require_writable, write_whole
     from longvlm.world import evaluate as evaluation
     from longvlm.world.losses import as_json as losses_as_json
     from longvlm.world.losses import measure_losses
@@ -90,11 +94,15 @@ def evaluate(
     plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest)
     if reencoded:
         plans = evaluation.reencode_in_turns(plans)
+    if replies is not None:
+        require_writable(replies)
 
     from longvlm.pipeline import LongVLM
 
     loaded = LongVLM.from_pretrained(model, timestamps=timestamps or None)
     records = evaluation.evaluate(loaded, plans, seed=seed)
+    if replies is not None:
+        write_whole(replies, evaluation.as_json_lines(records, plans).encode())
     scores, losses = evaluation.score(records), measure_losses(plans, records) if reencoded else []
     if as_json:
         durations = (shortest, longest)

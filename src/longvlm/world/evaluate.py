@@ -6,6 +6,7 @@ Beside every score stand chance, and what the same model answers without the vid
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -271,6 +272,26 @@ def render_plan(plan: VideoPlan, path: Path) -> list[Path]:
     passed_on = path.with_suffix(".mkv")
     reencode(path, passed_on, plan.reencoding)
     return [path, passed_on]
+
+
+def as_json_lines(records: Sequence[Record], plans: Sequence[VideoPlan]) -> str:
+    """Every question with its right answer and the replies, one JSON object a line; `seed` draws its video again."""
+    lines = [
+        {
+            "seed": plans[record.video].seed,
+            "duration_seconds": record.duration_seconds,
+            "kind": record.kind,
+            "question": record.question.text,
+            "answer": record.question.answer,
+            "right": record.correct,
+            "reply": record.reply,
+            "reply_without_video": record.reply_without_video,
+            "reply_to_another": record.reply_to_another,
+            "reply_reencoded": record.reply_reencoded,
+        }
+        for record in records
+    ]
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
 
 
 def score(records: Sequence[Record]) -> list[Score]:
