@@ -37,7 +37,7 @@ JSON_KEYS = [
 ]
 TIMING_KEYS = ["decode_seconds", "encode_seconds", "merge_seconds", "prefill_seconds", "generate_seconds"]
 SHORT = ("--max-new-tokens", "8")
-PATIENCE_SECONDS = 400  # importing torch alone can take minutes on a busy machine
+PATIENCE_SECONDS = 240  # importing torch alone can take minutes on a busy machine
 
 
 @pytest.fixture(scope="module")

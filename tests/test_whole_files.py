@@ -29,6 +29,21 @@ def test_a_file_is_replaced_whole_and_a_place_that_is_none_is_named(tmp_path: Pa
         make_folder(tmp_path / "file" / "folder")
 
 
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_whole(tmp_path / "file", b"old")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(LongVLMError, match=r"Can't write .*file.*No space left on device"):
+        write_whole(tmp_path / "file", b"new")
+    monkeypatch.undo()
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_files_get_the_mode_that_files_get_here(tmp_path: Path) -> None:
     for name in ("closed", "usual"):
         (tmp_path / name).touch()

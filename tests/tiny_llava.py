@@ -107,6 +107,14 @@ def save_checkpoint(
     return folder
 
 
+def slow_sum(base: Weights, delta: Weights) -> Weights:
+    """What the reference's script makes of a base and a delta, in float16."""
+    result = {name: tensor.clone() for name, tensor in delta.items()}
+    for name, tensor in base.items():
+        result[name][: tensor.shape[0]] += tensor
+    return result
+
+
 def read_weights(folder: Path) -> Weights:
     weights: Weights = {}
     for path in folder.glob("*.safetensors"):

@@ -11,7 +11,7 @@ import torch
 from media import write_video
 from PIL import Image
 
-from benchmarks import accelerator, comparators, report, rows, videos
+from benchmarks import accelerator, comparators, growth, report, rows, videos
 from benchmarks.__main__ import ROWS
 from benchmarks.checkpoints import make_checkpoint
 from benchmarks.measuring import ratio, take_turns
@@ -137,7 +137,6 @@ def test_the_rows_that_can_be_asked_for_are_documented() -> None:
 
 
 def test_growth_is_drawn_axis_by_axis(tmp_path: Path) -> None:
-    growth = pytest.importorskip("benchmarks.growth", reason="matplotlib draws the plots")
     points = [growth.Point(axis, n, 0.1 * n, 2**30) for axis in ("frames", "tokens") for n in (10, 20, 40)]
     growth.draw(points, tmp_path / "growth.png")
     with Image.open(tmp_path / "growth.png") as picture:

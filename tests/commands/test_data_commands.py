@@ -109,6 +109,8 @@ class TestConvert:
         self, run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(path: Path, content: bytes) -> None:
+            with path.open("wb") as file:
+                file.write(content[:5])
             raise OSError(28, "No space left on device")
 
         target = tmp_path / "train.json"

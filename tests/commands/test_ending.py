@@ -14,7 +14,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 
 from longvlm.model.conversion import consolidate
 
-PATIENCE_SECONDS = 400  # importing torch alone can take minutes on a busy machine
+PATIENCE_SECONDS = 240  # importing torch alone can take minutes on a busy machine
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals as Unix has them")
 
 # `longvlm weights consolidate`, which stops for ever once it has begun to write.

@@ -18,6 +18,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from longvlm import LongVLM, VideoIndex
+from longvlm.stages.tokens import assemble
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "save_features.py"
 
@@ -30,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "clip"
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4}
     torch.manual_seed(0)
     CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=56, patch_size=14)).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(folder)
@@ -116,14 +117,18 @@ class TestScript:
         local, memory = tmp_path / "local", tmp_path / "memory"
         arguments = ["--video_dir_path", videos, "--list_file", tmp_path / "list.txt"]
         arguments += ["--clip_feat_path_local", local, memory_flag, memory, "--pretrained_path", clip]
+        arguments += ["-o", tmp_path / "indexes"]
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         assert end.value.code == 0
         assert [path.name for path in local.iterdir()] == [path.name for path in memory.iterdir()] == ["v_1.pkl"]
-        for folder, shape in ((local, (300, 32)), (memory, (5, 32))):
-            array = pickle.loads((folder / "v_1.pkl").read_bytes())
-            assert isinstance(array, np.ndarray) and (array.dtype, array.shape) == (np.float16, shape)
+        arrays = [pickle.loads((folder / "v_1.pkl").read_bytes()) for folder in (local, memory)]
+        assert all(isinstance(array, np.ndarray) and array.dtype == np.float16 for array in arrays)
+        assert [array.shape for array in arrays] == [(300, 32), (7, 32)]  # the [CLS] of all hidden states
+        index = VideoIndex.load(tmp_path / "indexes" / "v_1.longvlm")
+        kept = assemble(index).features.half()
+        assert torch.equal(torch.from_numpy(np.concatenate([arrays[1][-5:], arrays[0]])), kept)
 
     def test_options_of_extract_may_follow(
         self, model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

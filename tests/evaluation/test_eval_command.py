@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import socket
 from collections.abc import Callable
@@ -161,8 +162,9 @@ def test_an_unreachable_judge_is_told_before_the_first_question(
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         ended = run(*arguments, "--videos", films, "--judge-model", "stub", "--judge-url", url)
     assert ended.must_complain().stderr.splitlines()[-1] == (
-        f"Error: The judge stub at {url} failed: no answer from it ([Errno 111] Connection refused); check "
-        "--judge-url, and that it is running, or leave --judge-model out and judge later."
+        f"Error: The judge stub at {url} failed: no answer from it "
+        f"([Errno {errno.ECONNREFUSED}] Connection refused); check --judge-url, and that it is running, "
+        "or leave --judge-model out and judge later."
     )
     assert names_in(tmp_path / "out") == CLAIMED - {"failures.jsonl"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -210,7 +211,8 @@ def test_an_address_where_nothing_listens_is_told_at_once(stub: StubJudge, tmp_p
         with pytest.raises(LongVLMError) as caught:
             Judge("stub", url, JsonLines(tmp_path / "j.jsonl")).require_reachable()
     assert str(caught.value) == (
-        f"The judge stub at {url} failed: no answer from it ([Errno 111] Connection refused); check --judge-url, and "
+        f"The judge stub at {url} failed: no answer from it "
+        f"([Errno {errno.ECONNREFUSED}] Connection refused); check --judge-url, and "
         "that it is running, or leave --judge-model out and judge later."
     )
 

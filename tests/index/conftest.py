@@ -31,11 +31,11 @@ def mild_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_tower(folder: Path, *, initializer_factor: float) -> Path:
-    """CLIP's vision half, 4 layers, width 32: 5 hidden states."""
+    """CLIP's vision half, 6 layers, width 32: 7 hidden states, more than an index keeps the [CLS] of."""
     config = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=4,
+        num_hidden_layers=6,
         num_attention_heads=4,
         image_size=56,
         patch_size=14,

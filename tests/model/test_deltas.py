@@ -25,6 +25,7 @@ from tiny_llava import (
     random_llava,
     read_weights,
     save_checkpoint,
+    slow_sum,
 )
 
 from longvlm.errors import LongVLMError
@@ -32,14 +33,6 @@ from longvlm.model import deltas, weight_writing
 from longvlm.model.deltas import apply_delta, make_delta
 
 LAYER = "model.layers.1.mlp.up_proj.weight"
-
-
-def slow_sum(base: Weights, delta: Weights) -> Weights:
-    """What the reference's script does, in float16."""
-    result = {name: tensor.clone() for name, tensor in delta.items()}
-    for name, tensor in base.items():
-        result[name][: tensor.shape[0]] += tensor
-    return result
 
 
 def assert_equal_to_float16_rounding(actual: Weights, expected: Weights) -> None:

@@ -202,7 +202,7 @@ def test_pictures_are_turned_and_mirrored_as_ffmpeg_does(tmp_path, degrees, mirr
 
 @pytest.mark.parametrize(("name", "rotation"), [("wide.mp4", 0), ("wide.mkv", 0), ("turned.mp4", 90)])
 def test_pixels_that_are_not_square_are_stretched(tmp_path, name, rotation):
-    path = write_video(tmp_path / name, 3, pixel_aspect=2, rotation=rotation)
+    path = write_video(tmp_path / name, 661, pixel_aspect=2, rotation=rotation)  # the middle one has bars all over
     fitted = {}
     with open_video(path) as video:
         size = video.info.width, video.info.height

@@ -19,13 +19,13 @@ from longvlm.study.rows import Row, choose_rows, load_study, make_bank
 from longvlm.training import default_model
 from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.examples import IGNORED
-from longvlm.training.ground_truth import STATE_COUNT, STATE_SIZES
+from longvlm.training.ground_truth import STATE_COUNT, STATE_PLACE, STATE_SIZES
 from longvlm.training.run import StageSettings
 from longvlm.training.untrained_model import build_model, build_tokenizer
 
 RECIPE = Path(course_module.__file__).parent / "study.yaml"
 MERGED = Row("merged", frames_per_segment=5, tokens_per_segment=8)
-POOLED = Row("pooled", method="pool", frames_per_segment=5)
+POOLED = Row("pooled", method="pool", background_weight=0.0, frames_per_segment=5)
 FEWER = Row("fewer", method="subsample", frames_per_segment=20, with_global=False)
 
 
@@ -118,6 +118,23 @@ def test_fewer_frames_keep_all_patches_of_the_middle_ones(blocks: BlockFeatures)
     assert len(bank._join([2, 0]).visual_tokens) == 2 * 64
 
 
+@pytest.mark.parametrize(
+    "row",
+    [Row("temporal", merge_order="temporal", frame_code=3.0), Row("merge"), replace(POOLED, frames_per_segment=10)],
+    ids=lambda row: row.name,
+)
+def test_many_segments_at_once_are_what_each_is_by_itself(
+    long_blocks: BlockFeatures, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = make_bank(long_blocks, row)  # 32 segments, more than are merged in one call
+    monkeypatch.setattr("longvlm.study.rows._SEGMENTS_AT_ONCE", 1)
+    alone = make_bank(long_blocks, row)
+    for name in ("local", "layer_globals", "token_poses"):
+        torch.testing.assert_close(getattr(together, name), getattr(alone, name), equal_nan=True)
+    for name in ("token_events", "token_frames"):
+        assert torch.equal(getattr(together, name), getattr(alone, name)), name
+
+
 def test_rows_without_a_part_lack_it_alone(blocks: BlockFeatures) -> None:
     both = make_bank(blocks, MERGED)
     local = make_bank(blocks, Row("local", frames_per_segment=5, tokens_per_segment=8, with_global=False))
@@ -151,11 +168,12 @@ def test_all_rows_are_taught_and_asked_the_same(long_blocks: BlockFeatures) -> N
                 assert torch.equal(batch[field], base[field])
 
 
-@pytest.mark.parametrize("changes", [{"with_local": False}, {"method": "pool", "with_local": True}])
-def test_what_shows_no_object_is_not_asked_what_it_shows(long_blocks: BlockFeatures, changes: dict) -> None:
-    """Global tokens alone would else be taught that no object was ever there."""
+@pytest.mark.parametrize("changes", [{"with_local": False}, {"method": "pool"}, {"tokens_per_segment": 8}])
+def test_tokens_of_the_whole_video_are_not_asked_what_they_show(long_blocks: BlockFeatures, changes: dict) -> None:
+    """They would else be taught that no object was ever there; but what is pooled stands after it."""
     study, row, tokenizer = load_study(RECIPE), Row("row", **changes), build_tokenizer()
-    batch = StudyLessons(StudyVideos(make_bank(long_blocks, row), tokenizer), study, seed=0)[400]
+    videos = StudyVideos(make_bank(long_blocks, row), tokenizer, globals_last=row.method == "pool")
+    batch = StudyLessons(videos, study, seed=0)[400]
     shape = replace(default_model.load_recipe(default_model.RECIPE).model, text_width=32, text_heads=4)
     torch.manual_seed(0)
     learner = ModelWithAuxiliaryLosses(build_model(shape, tokenizer), state_layer=3, recall_layer=5)
@@ -163,9 +181,13 @@ def test_what_shows_no_object_is_not_asked_what_it_shows(long_blocks: BlockFeatu
     assert torch.isfinite(loss)
     loss.backward()
     taught = sum(float(p.grad.abs().sum()) for p in (*learner.state_heads.parameters(),) if p.grad is not None)
-    others = learner(**{**batch, "states": (batch["states"] + 1) % torch.tensor(STATE_SIZES)})["loss"]
     assert taught > 0  # names are read, too
-    assert (others == loss).item() == ("with_local" in changes and not changes["with_local"])
+    is_global = batch["states"][:, STATE_PLACE] == 0
+    assert is_global.any() == (row.method != "pool") and (~is_global).any() == row.with_local
+    for is_changed, matters in ((is_global, False), (~is_global, row.with_local)):
+        states = batch["states"].clone()
+        states[is_changed, :STATE_PLACE] = (states[is_changed, :STATE_PLACE] + 1) % torch.tensor(STATE_SIZES[:-1])
+        assert (learner(**{**batch, "states": states})["loss"] != loss).item() == matters
 
 
 def test_saved_blocks_are_the_same(blocks: BlockFeatures, tmp_path: Path) -> None:
@@ -186,7 +208,10 @@ def answers(*is_right: bool) -> list[Answer]:
 
 
 def test_scores_are_means_over_runs_and_videos() -> None:
-    runs = [Run("r", 0, 10.0, answers(True, False, True, True)), Run("r", 1, 12.0, answers(False, False, True, True))]
+    runs = [
+        Run("r", 0, 10.0, 0.5, answers(True, False, True, True)),
+        Run("r", 1, 12.0, 0.5, answers(False, False, True, True)),
+    ]
     (score,) = score_rows([(Row("r", seeds=2), runs)])
     assert score.tokens_per_video == 11.0 and score.share_by_seed == [0.75, 0.5]
     assert score.shares["first"][0] == 0.75 and score.shares["last"][0] == 0.5 and score.shares[ALL][0] == 0.625
@@ -199,9 +224,9 @@ def test_scores_are_means_over_runs_and_videos() -> None:
 
 def test_rows_are_compared_with_the_first_on_the_same_seeds_and_videos() -> None:
     easy, hard = [True, True], [False, False]
-    first = [Run("r", seed, 1.0, answers(*easy * 20, *hard * 20)) for seed in (0, 1)]
-    better = [Run("b", seed, 1.0, answers(*easy * 20, *[True, False] * 20)) for seed in (0, 1)]
-    swept = [Run("s", 0, 1.0, answers(*easy * 20, *hard * 20))]
+    first = [Run("r", seed, 1.0, 0.5, answers(*easy * 20, *hard * 20)) for seed in (0, 1)]
+    better = [Run("b", seed, 1.0, 0.5, answers(*easy * 20, *[True, False] * 20)) for seed in (0, 1)]
+    swept = [Run("s", 0, 1.0, 0.5, answers(*easy * 20, *hard * 20))]
     scores = score_rows([(Row("r", seeds=2), first), (Row("b", seeds=2), better), (Row("s", group="sweep"), swept)])
     assert [(score.row.name, score.row.group, len(score.share_by_seed)) for score in scores] == [
         ("r", "main", 2),
@@ -213,6 +238,8 @@ def test_rows_are_compared_with_the_first_on_the_same_seeds_and_videos() -> None
     assert gain == 0.25 and 0.15 < low < gain < high < 0.35  # half a point each in half of the videos
     assert scores[0].shares[ALL][2] - scores[0].shares[ALL][1] > 1.5 * (high - low)
     assert scores[3].gain == (0.0, 0.0, 0.0)
+    mixed = score_rows([(Row("r", seeds=2), first), (Row("b", seeds=2), better), (Row("c"), swept)])
+    assert mixed[2].gain == (0.0, 0.0, 0.0), "of the seed that both have"
     assert "| all, less r |  |  |  | +25.0 (" in as_markdown(scores)
 
 
@@ -258,12 +285,16 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
 
     tiny_study(tmp_path, rows=[{"name": "both", "tokens_per_segment": 8}])
     run(*command).must_complain("runs holds a study that differs in both; choose another folder with --runs")
+    monkeypatch.setattr("longvlm.study.course._digest_code", lambda: "other")
+    tiny_study(tmp_path)
+    run(*command).must_complain("runs holds a study that differs in code")
+    monkeypatch.undo()
     tiny_study(tmp_path, text_width=64)
     run(*command).must_complain("runs holds a study that differs in text_width")
 
 
 def test_a_row_that_is_always_wrong_has_an_interval_all_the_same() -> None:
-    runs = [Run("r", seed, 1.0, [Answer(video, "first", False, 0.1) for video in range(50)]) for seed in (0, 1)]
+    runs = [Run("r", seed, 1.0, 0.5, [Answer(video, "first", False, 0.1) for video in range(50)]) for seed in (0, 1)]
     share, low, high = score_rows([(Row("r", seeds=2), runs)])[0].shares["first"]
     assert (share, low) == (0.0, 0.0) and high == pytest.approx(0.071, abs=0.002)
 

@@ -139,9 +139,12 @@ def test_examples_hold_what_the_model_reads(small_recipe: Path) -> None:
     is_video = with_video["input_ids"] == model.processor.video_token_id
     assert len(with_video["visual_tokens"]) == int(is_video.sum()) > 0
     assert text_alone["visual_tokens"].shape == (0, model.config.visual_width)
+    for number in (0, 1, 5):
+        stored = VideoIndex.load(small_recipe.parent / "features" / f"v{number}.longvlm")
+        assert torch.equal(dataset[number]["visual_tokens"], assemble(stored).features)
     batch = BatchMaker(model.processor)([dataset[0], dataset[len(dataset) - 1], dataset[1]])
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
-    assert len(batch["visual_tokens"]) == int((batch["input_ids"] == model.processor.video_token_id).sum())
+    assert torch.equal(batch["visual_tokens"], torch.cat([dataset[i]["visual_tokens"] for i in (0, 1)]))
     output = model.language_model(**batch)
     assert torch.isfinite(output.loss)
 
@@ -156,11 +159,18 @@ def test_samples_in_a_batch_do_not_see_one_another(small_recipe: Path) -> None:
 
 
 def test_estimated_lengths_are_near(small_recipe: Path) -> None:
-    dataset, _ = gather(small_recipe)
+    dataset, model = gather(small_recipe)
     excess = [len(dataset[i]["input_ids"]) - length for i, length in enumerate(dataset.estimate_lengths())]
     one_turn_and_a_video = [excess[i] for i in (1, 2, 4, 5)]  # the template's own words are left out
     assert len(set(one_turn_and_a_video)) == 1
     assert all(abs(excess[i] - excess[1]) < 60 for i in (0, 3, 6))  # two turns have more of them
+    first, *others = dataset.samples
+    *turns, last = first.conversation.turns
+    longer = dataclasses.replace(first.conversation, turns=(*turns, dataclasses.replace(last, text=f"{last.text} now")))
+    added = len(model.processor.tokenizer(" now", add_special_tokens=False)["input_ids"])
+    before = dataset.estimate_lengths()
+    dataset.samples = [dataclasses.replace(first, conversation=longer), *others]
+    assert dataset.estimate_lengths() == [before[0] + added, *before[1:]]  # the second answer counts as well
     counted = dataset.estimate_lengths()[1] - count_visual_tokens(1, dataset._compression)
     assert 0 < counted < len(dataset[1]["input_ids"]) - count_visual_tokens(1, dataset._compression)
 

@@ -82,7 +82,9 @@ def test_killed_while_a_checkpoint_is_written(
         assert process.exitcode == -signal.SIGKILL
         unfinished = tmp_path / "run" / CHECKPOINTS / f"checkpoint-{step}"
         assert unfinished.is_dir() and not (unfinished / COMPLETE).exists()
-    train(read_recipe(small_recipe, *changes), say=lambda text: None)
+    said: list[str] = []
+    train(read_recipe(small_recipe, *changes), say=said.append)
+    assert any("going on from" in line and "checkpoint-4" in line for line in said)
     assert_same_weights(tmp_path / "run", uninterrupted)
 
 
@@ -161,7 +163,9 @@ def test_a_half_written_checkpoint_is_ignored(small_recipe: Path, uninterrupted:
     shutil.copytree(last, broken)
     (broken / COMPLETE).unlink()
     (broken / "trained_part.safetensors").write_bytes(b"half")
-    train(read_recipe(small_recipe, *CHANGES, f"output={output}"), say=lambda text: None)
+    said: list[str] = []
+    train(read_recipe(small_recipe, *CHANGES, f"output={output}"), say=said.append)
+    assert f"going on from {last}" in said
     assert not broken.exists()
     assert_same_weights(output, uninterrupted)
 

@@ -82,5 +82,6 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(tmp_path: Path,
     (unfinished / "model.safetensors").write_bytes(b"half of")
     if state is not None:
         (unfinished / "trainer_state.json").write_bytes(state)
-    run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
+    earlier = run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
+    assert earlier.wall_seconds > 0, "begun anew, it would end alike"
     assert torch.equal(resumed.linear.weight, whole.linear.weight)

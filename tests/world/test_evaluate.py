@@ -110,9 +110,16 @@ def test_plans_are_repeatable_log_uniform_and_of_mixed_sizes() -> None:
     assert len(seeds) == 800 and min(seeds) >= EVALUATION_SEEDS
 
 
-@pytest.mark.parametrize(("count", "low", "high"), [(0, 30, 60), (1, 5, 60), (1, 60, 30)])
-def test_impossible_plans_are_refused(count: int, low: float, high: float) -> None:
-    with pytest.raises(LongVLMError):
+@pytest.mark.parametrize(
+    ("count", "low", "high", "words"),
+    [
+        (0, 30, 60, "number of videos is 0"),
+        (1, 5, 60, "from 5 to 60 s are not"),
+        (1, 60, 30, "from 60 to 30 s are not"),
+    ],
+)
+def test_impossible_plans_are_refused(count: int, low: float, high: float, words: str) -> None:
+    with pytest.raises(LongVLMError, match=words):
         plan_videos(count, seed=0, min_seconds=low, max_seconds=high)
 
 

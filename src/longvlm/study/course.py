@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 import shutil
@@ -35,10 +36,19 @@ from longvlm.training.segment_bank import ComposedVideo, SegmentBank
 from longvlm.training.untrained_model import build_model, build_tokenizer
 from longvlm.whole_files import first_difference, write_whole
 from longvlm.world.questions import make_questions
+from longvlm.world.render import NO_EVENT
 from longvlm.world.wordings import TIMED_KINDS
 
 KINDS = {kind: weight for kind, weight in default_model.KIND_WEIGHTS.items() if kind not in TIMED_KINDS}
 _WARM_UP_SHARE = 1 / 3  # of the steps, on videos of one block
+_FIRST_HELD_OUT = 100_000  # block
+# What every result depends on, beside the settings.
+_CODE = (
+    *("stages/merging.py", "study/blocks.py", "study/course.py", "study/rows.py"),
+    *(f"training/{name}.py" for name in ("auxiliary_losses", "drawn_blocks", "examples", "ground_truth")),
+    *(f"training/{name}.py" for name in ("segment_bank", "untrained_model", "shared_attention")),
+    *(f"world/{name}.py" for name in ("questions", "render", "scene", "shapes", "wordings")),
+)
 _READ = ("input_ids", "position_ids", "attention_mask", "visual_tokens")
 
 
@@ -53,18 +63,21 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A row as one seed trained it: mean visual tokens of a video, and what it answered."""
+    """A row as one seed trained it: mean visual tokens of a video, the share of objects that some token of a video
+    shows, and what it answered."""
 
     row: str
     seed: int
     tokens_per_video: float
+    shown_objects: float
     answers: list[Answer]
 
 
 class Study:
     """Encoded blocks, and runs that are trained on them; everything lies in `folder`.
 
-    Raises LongVLMError where a study with other settings, other rows of these names or another encoder lies there.
+    Raises LongVLMError where a study with other settings, other rows of these names, another encoder or other code
+    lies there.
     """
 
     def __init__(self, settings: StudySettings, encoder: VisionEncoder, folder: Path) -> None:
@@ -77,11 +90,13 @@ class Study:
             timestamps=False,
         )
         self._latest_banks: dict[tuple[Row, str], SegmentBank] = {}  # the seeds of a row follow one another
-        self._claim(encoder.fingerprint)
+        self._claim(encoder)
+        for abandoned in folder.glob(".saving-*"):
+            shutil.rmtree(abandoned)
         torch.set_num_threads(settings.threads)
         self._encode_blocks(encoder)
 
-    def _claim(self, encoder_fingerprint: str) -> None:
+    def _claim(self, encoder: VisionEncoder) -> None:
         """Note what all results depend on, and compare it with what is there."""
         content = json.loads(json.dumps(dataclasses.asdict(self.settings)))
         del content["threads"]
@@ -89,7 +104,9 @@ class Study:
         for row in rows.values():
             del row["group"], row["seeds"]  # no single run depends on them
         wanted = {
-            "encoder": encoder_fingerprint,
+            "encoder": encoder.fingerprint,
+            "encoder_dtype": str(encoder.tower.dtype).removeprefix("torch."),
+            "code": _digest_code(),
             "kind_weights": KINDS,
             **content,
             "model": json.loads(json.dumps(dataclasses.asdict(self._shape))),
@@ -110,19 +127,22 @@ class Study:
 
     def _encode_blocks(self, encoder: VisionEncoder) -> None:
         """Draw and encode the blocks, unless that was done before."""
-        settings, first = self.settings, 0
-        for part, count in (("training", settings.blocks), ("held-out", settings.held_out_blocks)):
+        settings = self.settings
+        for part, first, count in (
+            ("training", 0, settings.blocks),
+            ("held-out", _FIRST_HELD_OUT, settings.held_out_blocks),
+        ):
             path = self._blocks_path(part)
             if not path.is_file():
                 plans = plan_blocks(count, first=first, seconds=settings.block_seconds)
                 BlockFeatures.encode(plans, encoder, settings.block_seconds).save(path)
-            first += count
 
     def run(self, row: Row, seed: int) -> Run:
         """Train and score a row, or read what it scored before."""
         folder = self.folder / f"{row.file_name}-{seed}"
         finished = folder.with_suffix(".json")
         if finished.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
             content = json.loads(finished.read_text())
             return Run(**{**content, "answers": [Answer(*answer) for answer in content["answers"]]})
         tokenizer = build_tokenizer()
@@ -168,7 +188,7 @@ class Study:
         model.eval()
         videos = self._videos(row, "held-out", tokenizer)
         answers: list[Answer] = []
-        num_tokens = 0
+        num_tokens = num_shown = num_objects = 0
         for number in range(self.settings.scored_videos):
             video = videos.compose(random.Random(f"exam {number}"), self.settings.blocks_per_video)
             questions = make_questions(video.scene, seed=number, kinds=KINDS, per_kind=1)
@@ -181,7 +201,15 @@ class Study:
                 is_right = not is_wrong[example["branches"][1:] == branch].any()
                 answers.append(Answer(number, question.kind, is_right, question.chance))
             num_tokens += len(video.visual_tokens)
-        return Run(row.name, seed, num_tokens / self.settings.scored_videos, answers)
+            num_shown += len(set(video.token_events.tolist()) - {NO_EVENT})
+            num_objects += len(video.scene.events)
+        return Run(row.name, seed, num_tokens / self.settings.scored_videos, num_shown / num_objects, answers)
+
+
+def _digest_code() -> str:
+    """Of the files that results depend on: what other code has finished is not to stand beside what this one finds."""
+    package = Path(default_model.__file__).parents[1]
+    return hashlib.sha256(b"\n".join((package / name).read_bytes() for name in _CODE)).hexdigest()[:16]
 
 
 class StudyVideos:

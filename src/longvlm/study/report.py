@@ -18,6 +18,7 @@ from longvlm.whole_files import replacing
 
 ALL = "all"
 PLOT_TITLE = "All questions, with 95 % intervals"
+_NEAR = 1.08  # times as many tokens are drawn beside each other
 _TICKS = (5, 10, 20, 50, 100, 200, 400)
 Estimate = tuple[float, float, float]  # a mean, and its 95 % interval
 Finished = tuple[Row, Sequence[Run]]
@@ -28,6 +29,7 @@ class RowScore:
     """A row in its group, by kind of question and over `all`, shares of 1.
 
     Args:
+        shown_objects: the share of objects that some token of their video shows.
         shares: right answers.
         chances: what the best guess without a video would reach.
         asked: how many questions each run was asked.
@@ -37,6 +39,7 @@ class RowScore:
 
     row: Row
     tokens_per_video: float
+    shown_objects: float
     shares: dict[str, Estimate]
     chances: dict[str, float]
     asked: dict[str, int]
@@ -68,6 +71,7 @@ def _score_row(row: Row, runs: Sequence[Run], compared: Sequence[Run] | None = N
     return RowScore(
         row,
         float(np.mean([run.tokens_per_video for run in runs])),
+        float(np.mean([run.shown_objects for run in runs])),
         {kind: _estimate_share(runs, kind) for kind in kinds},
         {kind: float(np.mean(values)) for kind, values in chances.items()},
         {kind: len(values) for kind, values in chances.items()},
@@ -100,7 +104,10 @@ def _estimate_share(runs: Sequence[Run], kind: str) -> Estimate:
 
 
 def _estimate_gain(runs: Sequence[Run], compared: Sequence[Run]) -> Estimate:
-    """Paired: seeds and videos are the same in both, so what is hard for all rows does not widen the interval."""
+    """Paired: seeds and videos are the same in both, so what is hard for all rows does not widen the interval; of two
+    numbers of seeds, as many as both have."""
+    paired = min(len(runs), len(compared))
+    runs, compared = runs[:paired], compared[:paired]
     (right, asked), (compared_right, _) = _tally(runs, ALL), _tally(compared, ALL)
     more = right - compared_right
     return float(more.sum() / asked.sum()), *_bootstrap(more, asked)
@@ -145,9 +152,15 @@ def _tabulate_group(members: Sequence[RowScore]) -> TextTable:
     gains = [_in_percent(score.gain, "+.1f") if score.gain else "" for score in others]
     rows.append((f"{ALL}, less {first.row.name}", "", "", "", *gains))
     rows.append(("visual tokens a video", "", "", *(f"{score.tokens_per_video:.0f}" for score in members)))
-    seeds = len(first.share_by_seed)
-    title = f"{first.row.group}: {seeds} seed{'s' if seeds > 1 else ''} each"
-    return TextTable(title, ("question", "n", "guessing", *(score.row.name for score in members)), rows)
+    rows.append(("objects that a token shows", "", "", *(f"{100 * score.shown_objects:.0f}" for score in members)))
+    return TextTable(_title(members), ("question", "n", "guessing", *(score.row.name for score in members)), rows)
+
+
+def _title(members: Sequence[RowScore]) -> str:
+    """The group, and what its intervals are of."""
+    seeds = max(len(score.share_by_seed) for score in members)
+    drawn = f"{seeds} seeds each" if seeds > 1 else "1 seed each: intervals tell of videos alone"
+    return f"{members[0].row.group}: {drawn}"
 
 
 def _in_percent(estimate: Estimate, form: str) -> str:
@@ -167,10 +180,11 @@ def as_json(scores: Sequence[RowScore]) -> list[dict[str, Any]]:
             "group": score.row.group,
             "seeds": len(score.share_by_seed),
             "tokens_per_video": round(score.tokens_per_video, 1),
+            "shown_objects": round(score.shown_objects, 4),
             "accuracy_by_seed": [round(share, 4) for share in score.share_by_seed],
-            "gain": score.gain and _named(score.gain),
+            "gain": score.gain and _named("difference", score.gain),
             "scores": {
-                kind: {"n": score.asked[kind], **_named(share), "chance": round(score.chances[kind], 4)}
+                kind: {"n": score.asked[kind], **_named("accuracy", share), "chance": round(score.chances[kind], 4)}
                 for kind, share in score.shares.items()
             },
         }
@@ -178,9 +192,9 @@ def as_json(scores: Sequence[RowScore]) -> list[dict[str, Any]]:
     ]
 
 
-def _named(estimate: Estimate) -> dict[str, Any]:
+def _named(name: str, estimate: Estimate) -> dict[str, Any]:
     mean, *interval = (round(number, 4) for number in estimate)
-    return {"accuracy": mean, "interval_95": interval}
+    return {name: mean, "interval_95": interval}
 
 
 def plot(scores: Sequence[RowScore], path: Path) -> None:
@@ -190,8 +204,8 @@ def plot(scores: Sequence[RowScore], path: Path) -> None:
     groups = _by_group(scores)
     figure = Figure(figsize=(11, 3.8 * ((len(groups) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(groups) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False).flat
-    for axes, (group, members) in zip(panels, groups.items(), strict=False):
-        places = _spread_equal([score.tokens_per_video for score in members])
+    for axes, members in zip(panels, groups.values(), strict=False):
+        places = _set_apart([score.tokens_per_video for score in members])
         for number, (place, score) in enumerate(zip(places, members, strict=True)):
             mean, low, high = (100 * value for value in score.shares[ALL])
             colour = f"C{number}"
@@ -200,9 +214,9 @@ def plot(scores: Sequence[RowScore], path: Path) -> None:
             axes.plot([], [], "o", color=colour, label=f"{score.row.name}, {score.tokens_per_video:.0f}")
         axes.axhline(100 * members[0].chances[ALL], color="grey", linestyle=":", label="guessing")
         axes.set(
-            title=group,
+            title=_title(members),
             xscale="log",
-            xlabel="visual tokens a video (equal numbers side by side)",
+            xlabel="visual tokens a video (nearly equal numbers side by side)",
             ylabel="right answers, %",
         )
         axes.set_xticks(_TICKS, [str(tick) for tick in _TICKS], minor=False)
@@ -216,11 +230,17 @@ def plot(scores: Sequence[RowScore], path: Path) -> None:
         figure.savefig(whole, dpi=110)
 
 
-def _spread_equal(tokens: Sequence[float]) -> list[float]:
-    """Numbers of tokens that (nearly) coincide, drawn a little apart."""
-    places: list[float] = []
-    for value in tokens:
-        while any(abs(value / place - 1) < 0.06 for place in places):
-            value *= 1.08
-        places.append(value)
+def _set_apart(tokens: Sequence[float]) -> list[float]:
+    """Numbers of tokens that (nearly) coincide, drawn side by side in their order, around their common middle."""
+    clusters: list[list[int]] = []
+    for number in sorted(range(len(tokens)), key=lambda number: tokens[number]):
+        if clusters and tokens[number] < _NEAR * tokens[clusters[-1][-1]]:
+            clusters[-1].append(number)
+        else:
+            clusters.append([number])
+    places = [0.0] * len(tokens)
+    for cluster in clusters:
+        middle = float(np.exp(np.mean(np.log([tokens[number] for number in cluster]))))
+        for step, number in enumerate(cluster):
+            places[number] = middle * _NEAR ** (step - (len(cluster) - 1) / 2)
     return places

@@ -35,6 +35,8 @@ class Row:
         method: "merge", the segments' patches; "pool", Video-ChatGPT's tokens: the mean of every frame, and of every
             position over the video; "subsample", all patches of the middle frame of each segment.
         merged_share: of the tokens left, that one level of merging removes; None halves.
+        background_weight: of a patch without an object, in what a token is taught to show: what most of its patches
+            show. 0 for tokens that average so much that most would never show anything.
         seeds: how many times the row is trained.
     """
 
@@ -47,6 +49,7 @@ class Row:
     merge_heads: int = 16
     merged_share: float | None = None
     frame_code: float = 0.0
+    background_weight: float = 1.0
     with_local: bool = True
     with_global: bool = True
     seeds: int = 1
@@ -170,7 +173,8 @@ def _gather(patches: torch.Tensor, row: Row) -> tuple[torch.Tensor, torch.Tensor
     if row.method == "pool":
         local, assignment = patches.mean(2), torch.arange(num_frames).repeat_interleave(num_places)
     else:
-        local, assignment = patches[:, num_frames // 2], torch.arange(num_places)
+        local = patches[:, num_frames // 2].clone()  # not a view, which would keep all frames in memory
+        assignment = torch.arange(num_places)
     return local, assignment.expand(num_segments, -1)
 
 
@@ -187,15 +191,14 @@ def _describe_segment(
     shown = ShownObjects(
         blocks.patch_events[place].flatten().long(), blocks.patch_poses[place].flatten(0, 1).float(), num_frames
     )
-    layer_globals, background_weight, first_frame = blocks.layer_globals[place].float().mean(0), 1.0, 0
+    layer_globals, first_frame = blocks.layer_globals[place].float().mean(0), 0
     if row.method == "pool":
         layer_globals = patches.mean(0)
-        background_weight = 0.0  # else a frame's mean would never show anything
     elif row.method == "subsample":
         layer_globals, first_frame = patches.new_zeros(0, width), num_frames // 2
         kept = slice(first_frame * num_places, (first_frame + 1) * num_places)
         shown = ShownObjects(shown.events[kept], shown.poses[kept], 1)
-    events, poses, frame = describe_tokens(assignment, shown, len(local), background_weight=background_weight)
+    events, poses, frame = describe_tokens(assignment, shown, len(local), background_weight=row.background_weight)
     frame = frame + first_frame
     if not row.with_local:
         local, events, poses, frame = (tensor[:0] for tensor in (local, events, poses, frame))

@@ -27,6 +27,7 @@ from longvlm.training.ground_truth import (
     OBJECT_SIZES,
     RECALL_SIZES,
     STATE_COUNT,
+    STATE_PLACE,
     STATE_SIZES,
     find_latest,
 )
@@ -105,16 +106,16 @@ class ModelWithAuxiliaryLosses(nn.Module):
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _scatter(token_events, is_visual, NO_EVENT)
         named_events = _scatter(name_events, is_name, NO_EVENT)
-        # A video none of whose tokens shows an object by itself (averages of all of it) is asked by its names alone:
-        # its tokens know what they know of no time.
-        shows_some = (shown >= 0).any(1, keepdim=True)
-        is_asked = is_visual & shows_some
+        # Global tokens know what they know of no time: they are not asked, and where there are no others, no name is
+        # looked up among them.
+        is_asked = is_visual & (_scatter(states[:, STATE_PLACE], is_visual, 0) > 0)
+        has_local = is_asked.any(1, keepdim=True)
         losses = [
             self._state_loss(is_asked, states[is_asked[is_visual]]),
             self._motion_loss(shown >= 0, motions[token_events >= 0]),
             self._object_attention_loss(is_asked, shown, _scatter(token_frames, is_visual, 0.0)),
             self._name_loss(is_name, named, recalls),
-            self._lookup_attention_loss(is_name & shows_some, shown, named_events),
+            self._lookup_attention_loss(is_name & has_local, shown, named_events),
         ]
         if labels is not None:
             losses += [self._answer_loss(hidden, labels), self._topic_attention_loss(is_visual, is_name, labels)]

@@ -25,6 +25,7 @@ _PLACES_PER_DOUBLING, _MOST_PLACES = 4, 40
 # one does; how many there were; how many segments, in steps of a quarter of a doubling.
 STATE_SIZES = (*OBJECT_SIZES * 4, len(ACTIONS) + 1, MAX_EVENTS + 1, _MOST_PLACES)
 STATE_COUNT = STATE_SIZES.index(MAX_EVENTS + 1)  # where in a state the number of objects stands
+STATE_PLACE = len(STATE_SIZES) - 1  # and the place in the video, 0 for what is of all of it
 # At a name. Whether the object appears; the ones right after and right before it; what it does; in which third; how
 # many there were before it.
 RECALL_SIZES = (2, *OBJECT_SIZES * 2, len(ACTIONS) + 1, 4, MAX_EVENTS + 1)
