@@ -4,15 +4,9 @@ import threading
 import time
 
 import pytest
+from waiting import wait_until
 
 from longvlm.working_ahead import WorkingAhead
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_items_come_in_their_order_and_then_no_more():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from media import write_video
+from waiting import wait_until
 
 from longvlm import LongVLM, VideoIndex
 from longvlm.errors import LongVLMError
@@ -344,17 +345,11 @@ class TestDecodingAhead:
         videos = find_videos(films).videos
         decoding = decode_ahead(videos, lambda video: open_video(video.source), read_forever, num_threads=1)  # type: ignore[arg-type]
         next(iter(next(decoding)))
-        deadline = time.monotonic() + 10
-        while produced < SEGMENTS_AHEAD:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: produced >= SEGMENTS_AHEAD)
         time.sleep(0.3)
         assert produced <= SEGMENTS_AHEAD + 2
         decoding.close()
-        deadline = time.monotonic() + 10
-        while any(thread.name.startswith("longvlm-") for thread in threading.enumerate()):
-            assert time.monotonic() < deadline, "a decoding thread is left behind"
-            time.sleep(0.05)
+        wait_until(lambda: not any(thread.name.startswith("longvlm-") for thread in threading.enumerate()))
 
     def test_videos_come_in_their_order_with_the_next_ones_open(self, films: Path) -> None:
         opened: list[str] = []
@@ -366,8 +361,10 @@ class TestDecodingAhead:
         def read(reader: object) -> object:
             return reader.segments(Sampling(num_frames=2), frames_per_segment=1, image_size=8, fit="squash")  # type: ignore[attr-defined]
 
-        taken = []
+        taken: list[str] = []
         for decoding in decode_ahead(find_videos(films).videos, note_and_open, read, num_threads=2):  # type: ignore[arg-type]
+            if not taken:
+                wait_until(lambda: {"v_0", "v_1"} <= set(opened))  # before anything of the first one is taken
             segments = list(decoding)
             assert torch.is_tensor(segments[0].pixels) and len(segments) == 2
             assert decoding.info.name == Path(decoding.video.source).name and decoding.lost_seconds == 0

@@ -76,10 +76,14 @@ def test_every_frame_has_the_time_that_ffprobe_reports_and_its_own_pixels(tmp_pa
     seeking, _ = read(path, Sampling(num_frames=7), frames_per_segment=7)
     times = {number: seconds for seconds, number in every}
     assert seeking == [(times.get(index, index / 25), index) for index in sample_indices(60, 7)]
+    written = UNEVEN if name.startswith("variable_rate") else range(0, 60 * 40, 40)
+    shown = [seconds for seconds, _ in every]
+    # Matroska's clock ticks in milliseconds.
+    np.testing.assert_allclose(shown, np.array(written)[indices] / 1000, atol=1.1e-3)
     reported = ffprobe_times(path)  # of an AVI's last frames it reports no time
     assert len(reported) > 57
     expected = [reported[index] for index in indices if index < len(reported)]
-    np.testing.assert_allclose([seconds for seconds, _ in every][: len(expected)], expected, atol=1e-6)
+    np.testing.assert_allclose(shown[: len(expected)], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("threads", [1, 3], ids=["one_decoder", "three_decoders"])

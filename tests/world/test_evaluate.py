@@ -282,29 +282,34 @@ def test_losses_are_paired_and_told_by_reencoding() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "words"),
     [
-        ["render", "--duration", "3", "-o", "x.mp4"],
-        ["render", "--size", "big", "-o", "x.mp4"],
-        ["render", "--size", "33x20", "-o", "x.mp4"],
-        ["render", "--size", "320.7x240", "-o", "x.mp4"],
-        ["render", "--fps", "0", "-o", "x.mp4"],
-        ["render", "--duration", "10", "--truth", "no-such-folder/t.json", "-o", "x.mp4"],
-        ["render", "--duration", "10", "--truth", ".", "-o", "x.mp4"],
-        ["render", "--duration", "10", "--truth", "x.mp4", "-o", "./x.mp4"],
-        ["render", "--duration", "10", "--fps", "0.0004", "-o", "x.mp4"],
-        ["render", "--duration", "10", "--codec", "aac", "-o", "x.mp4"],
-        ["render"],
-        ["render", "--seed", "one", "-o", "x.mp4"],
-        ["evaluate", "--duration", "60"],
-        ["evaluate", "--videos", "0"],
-        ["lengths", "-o", "x.xyz"],
-        ["lengths", "-o", "no-such-folder/x.png"],
-        ["evaluate", "--model", "no-such-folder/model"],
-        ["dance"],
+        (["render", "--duration", "3", "-o", "x.mp4"], "The duration is 3 s;"),
+        (["render", "--size", "big", "-o", "x.mp4"], "--size is 'big'; write it as"),
+        (["render", "--size", "33x20", "-o", "x.mp4"], "video size is 33x20"),
+        (["render", "--size", "320.7x240", "-o", "x.mp4"], "--size is '320.7x240'; pixels are whole"),
+        (["render", "--fps", "0", "-o", "x.mp4"], "fps is 0.0;"),
+        (
+            ["render", "--duration", "10", "--truth", "no-such-folder/t.json", "-o", "x.mp4"],
+            "no-such-folder does not exist; create it",
+        ),
+        (["render", "--duration", "10", "--truth", ".", "-o", "x.mp4"], "it is a folder; give a file name"),
+        (["render", "--duration", "10", "--truth", "x.mp4", "-o", "./x.mp4"], "--truth and --output are both x.mp4"),
+        (["render", "--duration", "10", "--fps", "0.0004", "-o", "x.mp4"], "fps is 0.0004;"),
+        (["render", "--duration", "10", "--codec", "aac", "-o", "x.mp4"], "codec is 'aac'"),
+        (["render"], "Missing option '--output'"),
+        (["render", "--seed", "one", "-o", "x.mp4"], "Invalid value for '--seed'"),
+        (["evaluate", "--duration", "60"], "--duration is '60'; write it as MIN:MAX"),
+        (["evaluate", "--videos", "0"], "The number of videos is 0"),
+        (["lengths", "-o", "x.xyz"], "Can't draw x.xyz"),
+        (["lengths", "-o", "no-such-folder/x.png"], "no-such-folder does not exist; create it"),
+        (["evaluate", "--model", "no-such-folder/model"], "Unknown model 'no-such-folder/model'"),
+        (["dance"], "No such command 'dance'"),
     ],
 )
-def test_bad_arguments_get_one_line(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_get_one_line(
+    tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["longvlm.world", *arguments])
         patch.chdir(tmp_path)
@@ -312,4 +317,5 @@ def test_bad_arguments_get_one_line(tmp_path: Path, arguments: list[str], capsys
     printed = capsys.readouterr()
     assert ended.value.code == 2
     assert printed.out == "" and printed.err.startswith("Error: ") and printed.err.count("\n") == 1
+    assert words in printed.err
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from media import read_barcode
+from media import write_video as write_barcodes
 
 from longvlm.errors import LongVLMError
 from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
@@ -44,6 +47,15 @@ def test_the_picture_at_every_time_is_the_same(original: Path, tmp_path: Path, h
     assert difference[:, height // 4 :].mean() < 10
     in_corner = difference[:, : height // 4, width // 2 :].mean()
     assert (in_corner > 10) == how.logo
+
+
+@pytest.mark.parametrize("how", [how for how in REENCODINGS if not how.logo], ids=lambda how: how.name)
+def test_every_frame_is_the_one_that_was_on_screen(tmp_path: Path, how: Reencoding) -> None:
+    write_barcodes(tmp_path / "original.mp4", 120, fps=10)
+    reencode(tmp_path / "original.mp4", tmp_path / "passed_on.mp4", how)
+    _, times, pixels = read(tmp_path / "passed_on.mp4")
+    numbers = [read_barcode(torch.from_numpy(picture).permute(2, 0, 1)) for picture in pixels]
+    assert numbers == [int(time * 10 + 1e-6) for time in times]
 
 
 def test_an_unknown_codec_is_named(original: Path, tmp_path: Path) -> None:

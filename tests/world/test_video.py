@@ -50,8 +50,13 @@ def test_every_written_frame_is_the_rendered_one(tmp_path: Path) -> None:
     _, pictures = _decode(tmp_path / "b.mkv")
     streamed = list(frames(scene, width=96, height=96, fps=10))
     assert len(pictures) == len(streamed) == count_frames(scene, 10) == 100
-    for picture, (_, drawn) in zip(pictures, streamed, strict=True):
-        assert np.abs(picture.astype(float) - drawn).mean() < 15
+    drawn = np.stack([picture for _, picture in streamed]).astype(float)
+    written = np.stack(pictures).astype(float)
+    off = np.abs(written - drawn).mean((1, 2, 3))
+    assert off.max() < 15
+    # The codec repeats what hardly moves, so single frames may be as near to the one before.
+    assert off[1:].mean() < np.abs(written[1:] - drawn[:-1]).mean()
+    assert off[:-1].mean() < np.abs(written[:-1] - drawn[1:]).mean()
 
 
 def test_streamed_times_follow_the_rate() -> None:
@@ -60,20 +65,20 @@ def test_streamed_times_follow_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "changes", "words"),
     [
-        ("x.mp4", {"width": 31}),
-        ("x.mp4", {"height": 0}),
-        ("x.mp4", {"fps": 0.0}),
-        ("x.mp4", {"fps": float("nan")}),
-        ("x.mp4", {"codec": "no-such-codec"}),
-        ("x.mp4", {"codec": "aac"}),
-        ("x.mp4", {"fps": 0.0004}),
-        ("x.unknown", {}),
-        ("no-such-folder/x.mp4", {}),
+        ("x.mp4", {"width": 31}, "video size is 31x32; codecs need even sides"),
+        ("x.mp4", {"height": 0}, "video size is 32x0; codecs need even sides"),
+        ("x.mp4", {"fps": 0.0}, r"fps is 0\.0; it must lie between 0\.001 and 1000"),
+        ("x.mp4", {"fps": float("nan")}, r"fps is nan; it must lie between"),
+        ("x.mp4", {"codec": "no-such-codec"}, "codec is 'no-such-codec', which writes no video here; choose libx264"),
+        ("x.mp4", {"codec": "aac"}, "codec is 'aac', which writes no video here; choose libx264"),
+        ("x.mp4", {"fps": 0.0004}, r"fps is 0\.0004; it must lie between"),
+        ("x.unknown", {}, r"Cannot write .*x\.unknown"),
+        ("no-such-folder/x.mp4", {}, r"Cannot write .*no-such-folder/x\.mp4"),
     ],
 )
-def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, changes: dict) -> None:
-    settings = {"width": 32, "height": 32, "fps": 10.0, **changes}
-    with pytest.raises(LongVLMError):
-        write_video(make_scene(0, 10.0), tmp_path / name, **settings)
+def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, changes: dict, words: str) -> None:
+    scene, settings = make_scene(0, 10.0), {"width": 32, "height": 32, "fps": 10.0, **changes}
+    with pytest.raises(LongVLMError, match=words):
+        write_video(scene, tmp_path / name, **settings)
