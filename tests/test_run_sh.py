@@ -133,7 +133,7 @@ def test_as_it_is_the_trained_model_beats_its_untrained_start(tmp_path: Path) ->
     data, run = "datasets/generated", "runs/run"
     longvlm = [sys.executable, "-m", "longvlm"]
     untrained = ["train", "tiny.yaml", f"output={run}/untrained", f"data.0.features={run}/features/train"]
-    untrained += ["schedule.max_steps=1", "learning_rates.projector=1e-12"]
+    untrained += ["schedule.max_steps=1", "learning_rates={projector: 1.0e-12}"]
     asked = ["eval", "activitynet-qa", "--model", f"{run}/untrained/model", "--videos", f"{run}/features/test"]
     asked += ["-o", f"{run}/results/untrained", "--annotations", f"{data}/test_q.json", f"{data}/test_a.json"]
     for command in (untrained, asked):

@@ -13,7 +13,7 @@ from longvlm import LongVLM
 from longvlm.errors import LongVLMError
 from longvlm.study import course as course_module
 from longvlm.study.blocks import BlockFeatures, plan_blocks
-from longvlm.study.course import KINDS, Answer, Run, Study, StudyLessons, StudyVideos
+from longvlm.study.course import Answer, Run, Study, StudyLessons, StudyVideos
 from longvlm.study.report import ALL, as_markdown, score_rows
 from longvlm.study.rows import Row, choose_rows, load_study, make_bank
 from longvlm.training import default_model
@@ -71,6 +71,20 @@ def test_the_bundled_study_has_the_papers_rows_three_times_each() -> None:
 def test_a_wrong_row_is_refused(tmp_path: Path, rows: list[dict], message: str) -> None:
     with pytest.raises(LongVLMError, match=message):
         load_study(tiny_study(tmp_path, rows=rows))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"start": 1.0}, r"kinds has 'start'; those that can be asked are first, last"),
+        ({"first": 0}, r"kinds has 0 for 'first'; a weight must be above 0"),
+    ],
+)
+def test_a_kind_of_question_that_a_video_without_times_does_not_answer_is_refused(
+    tmp_path: Path, kinds: dict, message: str
+) -> None:
+    with pytest.raises(LongVLMError, match=message):
+        load_study(tiny_study(tmp_path, kinds=kinds))
 
 
 def test_merged_rows_average_the_patches_of_a_segment(blocks: BlockFeatures) -> None:
@@ -268,7 +282,7 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
         ("both", 1, "others"),
         ("pooled", 1, "others"),
     ]
-    assert set(first["rows"][0]["scores"]) <= {*KINDS, ALL}
+    assert set(first["rows"][0]["scores"]) <= {*load_study(RECIPE).kinds, ALL}
     assert first["settings"]["encoder"] == LongVLM.from_pretrained().encoder.fingerprint
     assert not [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]  # no checkpoint is left
     assert json.loads((tmp_path / "out/study.json").read_text()) == first

@@ -30,11 +30,11 @@ def test_the_paper_recipe_is_the_papers() -> None:
 
 def test_changes_reach_every_depth() -> None:
     changes = ["seed=7", "schedule.epochs=0.5", "data.0.weight=2", "learning_rates.projector=3e-4", "lora.rank=4"]
-    recipe = load_recipe("tiny.yaml", [*changes, "output=runs/other", "learning_rates.language_model=1e-4"])
+    recipe = load_recipe("tiny.yaml", [*changes, "output=runs/other", "learning_rates.language_model=null"])
     assert recipe.output == Path("runs/other")
     assert (recipe.seed, recipe.schedule.epochs, recipe.data[0].weight, recipe.lora.rank) == (7, 0.5, 2, 4)
     assert recipe.learning_rates.projector == 3e-4  # without a point, YAML takes it for a text
-    assert recipe.learning_rates.language_model == 1e-4
+    assert recipe.learning_rates.language_model is None
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_changes_reach_every_depth() -> None:
         ("held_out_share=1", r"held_out_share is 1.0; it must be at least 0 and below 1"),
         ("model.compression.frame=3", r"Unknown compression setting 'frame'"),
         ("model.compression=3", r"compression is 3; keys with values is expected"),
-        ("learning_rates={language_model: 1e-4, lora: 1e-4}", r"both language_model and lora"),
+        ("learning_rates.lora=1e-4", r"both language_model and lora"),
         ("learning_rates.projector=-1", r"learning_rates.projector is -1.0; it must be above 0"),
         ("data=[{instructions: a, features: b, videos: c}]", r"has both features and videos"),
         ("model.load_in_4bit=true", r"Weights loaded in 4 bits can't be trained"),
@@ -81,7 +81,7 @@ def test_features_take_the_place_of_videos() -> None:
 
 def test_all_frozen_is_refused() -> None:
     with pytest.raises(LongVLMError, match="No part has a learning rate"):
-        load_recipe("tiny.yaml", ["learning_rates.projector=null"])
+        load_recipe("tiny.yaml", ["learning_rates.projector=null", "learning_rates.language_model=null"])
 
 
 def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:

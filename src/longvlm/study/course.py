@@ -37,9 +37,7 @@ from longvlm.training.untrained_model import build_model, build_tokenizer
 from longvlm.whole_files import first_difference, write_whole
 from longvlm.world.questions import make_questions
 from longvlm.world.render import NO_EVENT
-from longvlm.world.wordings import TIMED_KINDS
 
-KINDS = {kind: weight for kind, weight in default_model.KIND_WEIGHTS.items() if kind not in TIMED_KINDS}
 _WARM_UP_SHARE = 1 / 3  # of the steps, on videos of one block
 _FIRST_HELD_OUT = 100_000  # block
 # What every result depends on, beside the settings.
@@ -107,7 +105,6 @@ class Study:
             "encoder": encoder.fingerprint,
             "encoder_dtype": str(encoder.tower.dtype).removeprefix("torch."),
             "code": _digest_code(),
-            "kind_weights": KINDS,
             **content,
             "model": json.loads(json.dumps(dataclasses.asdict(self._shape))),
         }
@@ -191,7 +188,7 @@ class Study:
         num_tokens = num_shown = num_objects = 0
         for number in range(self.settings.scored_videos):
             video = videos.compose(random.Random(f"exam {number}"), self.settings.blocks_per_video)
-            questions = make_questions(video.scene, seed=number, kinds=KINDS, per_kind=1)
+            questions = make_questions(video.scene, seed=number, kinds=self.settings.kinds, per_kind=1)
             example = videos.make_example(video, [[(question.text, question.answer)] for question in questions])
             batch = collate([example])
             guesses = model(**{name: batch[name] for name in _READ}).logits[0, :-1].argmax(-1)
@@ -269,8 +266,8 @@ class StudyLessons(Dataset):
             if names:
                 conversations = [[(" ".join(list_names(video.scene, rng)), "")]]
             else:
-                questions = make_questions(video.scene, seed=rng.randrange(10**9), kinds=KINDS, per_kind=3)
-                chosen = draw_weighted(questions, settings.questions_per_video, lambda q: KINDS[q.kind], rng)
+                questions = make_questions(video.scene, seed=rng.randrange(10**9), kinds=settings.kinds, per_kind=3)
+                chosen = draw_weighted(questions, settings.questions_per_video, lambda q: settings.kinds[q.kind], rng)
                 conversations = [[(question.text, question.answer)] for question in chosen]
             examples.append(self.videos.make_example(video, conversations))
         batch = collate(examples)

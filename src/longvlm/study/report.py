@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from longvlm.intervals import RESAMPLES, interval_of_share
-from longvlm.study.course import KINDS, Run
+from longvlm.study.course import Run
 from longvlm.study.rows import Row
 from longvlm.text_table import TextTable
 from longvlm.whole_files import replacing
+from longvlm.world.questions import KINDS
 
 ALL = "all"
 PLOT_TITLE = "All questions, with 95 % intervals"

@@ -21,7 +21,9 @@ from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
 from longvlm.training.untrained_model import plan_by_share
 from longvlm.types import MergeOrder
+from longvlm.world.questions import KINDS
 from longvlm.world.scene import MIN_SECONDS_PER_EVENT
+from longvlm.world.wordings import TIMED_KINDS
 
 _SEGMENTS_AT_ONCE = 20  # merged in one call, three times as fast as one by one
 
@@ -76,6 +78,7 @@ class StudySettings:
             scored on from the held-out ones alone.
         block_seconds: of each, looked at once a second.
         blocks_per_video: least and most; the first third of the steps is spent on videos of one.
+        kinds: of questions, and how often one is asked in training.
         scored_videos: with one question of every kind each.
         text_width, text_layers, text_heads: of the language model.
     """
@@ -87,6 +90,7 @@ class StudySettings:
     videos_per_batch: int
     questions_per_video: int
     names_share: float
+    kinds: dict[str, float]
     scored_videos: int
     text_width: int
     text_layers: int
@@ -110,6 +114,13 @@ class StudySettings:
             raise LongVLMError(
                 f"block_seconds is {self.block_seconds}; an event and the gap after it take {MIN_SECONDS_PER_EVENT:g}."
             )
+        unknown = next((kind for kind in self.kinds if kind not in KINDS or kind in TIMED_KINDS), None)
+        if unknown is not None:
+            known = ", ".join(kind for kind in KINDS if kind not in TIMED_KINDS)
+            raise LongVLMError(f"kinds has {unknown!r}; those that can be asked are {known}.")
+        for kind, weight in self.kinds.items():
+            if not weight > 0:
+                raise LongVLMError(f"kinds has {weight} for {kind!r}; a weight must be above 0, or its kind left out.")
         if not 1 <= self.blocks_per_video[0] <= self.blocks_per_video[1]:
             raise LongVLMError(f"blocks_per_video is {list(self.blocks_per_video)}; give the least and the most.")
 
