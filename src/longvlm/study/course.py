@@ -39,12 +39,12 @@ from longvlm.world.questions import make_questions
 from longvlm.world.render import NO_EVENT
 
 _WARM_UP_SHARE = 1 / 3  # of the steps, on videos of one block
-_FIRST_HELD_OUT = 100_000  # block
+_FIRST_HELD_OUT = 100_000  # the number of that block, far above all that are trained on
 # What every result depends on, beside the settings.
 _CODE = (
     *("stages/merging.py", "study/blocks.py", "study/course.py", "study/rows.py"),
     *(f"training/{name}.py" for name in ("auxiliary_losses", "drawn_blocks", "examples", "ground_truth")),
-    *(f"training/{name}.py" for name in ("segment_bank", "untrained_model", "shared_attention")),
+    *(f"training/{name}.py" for name in ("run", "segment_bank", "shared_attention", "untrained_model")),
     *(f"world/{name}.py" for name in ("questions", "render", "scene", "shapes", "wordings")),
 )
 _READ = ("input_ids", "position_ids", "attention_mask", "visual_tokens")
