@@ -13,9 +13,10 @@ from longvlm import LongVLM
 from longvlm.errors import LongVLMError
 from longvlm.study import course as course_module
 from longvlm.study.blocks import BlockFeatures, plan_blocks
-from longvlm.study.course import Answer, Run, Study, StudyLessons, StudyVideos
+from longvlm.study.course import Answer, Run, StudyLessons, StudyVideos
 from longvlm.study.report import ALL, as_markdown, score_rows
 from longvlm.study.rows import Row, choose_rows, load_study, make_bank
+from longvlm.study.spelling import spell_bank
 from longvlm.training import default_model
 from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.examples import IGNORED
@@ -39,6 +40,8 @@ def tiny_study(folder: Path, **changes: Any) -> Path:
     recipe.update(threads=1, blocks=6, held_out_blocks=4, block_seconds=20, blocks_per_video=[1, 2], scored_videos=3)
     recipe.update(videos_per_batch=2, text_width=32, text_heads=4)
     recipe["training"] = {"steps": 2, "learning_rate": 1e-3, "warmup_steps": 1}
+    recipe["start"] |= {"steps": 2, "warmup_steps": 1, "blocks": 20}
+    recipe["start"]["lesson"] |= {"tokens_per_batch": 400, "segments": [1, 4]}
     recipe["rows"] = [{"name": "both", "seeds": 2}, {"name": "pooled", "method": "pool", "group": "others"}]
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**recipe, **changes}))
@@ -53,6 +56,7 @@ def test_the_bundled_study_has_the_papers_rows_three_times_each() -> None:
         "tokens a segment",
         "length of segments",
         "order and merging",
+        "the world's own words",
     }
     assert [row.name for row in choose_rows(study, ["pooling", "local only"])] == ["pooling", "local only"]
     with pytest.raises(LongVLMError, match=r"no row 'pool'; its rows are local and global, local only"):
@@ -147,6 +151,13 @@ def test_many_segments_at_once_are_what_each_is_by_itself(
         torch.testing.assert_close(getattr(together, name), getattr(alone, name), equal_nan=True)
     for name in ("token_events", "token_frames"):
         assert torch.equal(getattr(together, name), getattr(alone, name)), name
+
+
+def test_a_row_may_be_told_what_the_world_knows(blocks: BlockFeatures) -> None:
+    bank = make_bank(blocks, Row("spelled", method="spell", with_global=False))
+    wanted = spell_bank([replace(plan, num_segments=2) for plan in blocks.plans], 128, segment_seconds=10)
+    assert bank.plans == wanted.plans and torch.equal(bank.local, wanted.local)
+    assert bank.local.shape == (8, 10, 128)
 
 
 def test_rows_without_a_part_lack_it_alone(blocks: BlockFeatures) -> None:
@@ -294,7 +305,7 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
     def refuse(*_: Any) -> None:
         raise AssertionError("a finished row was trained again")
 
-    monkeypatch.setattr(Study, "_train", refuse)
+    monkeypatch.setattr(course_module, "run_stage", refuse)
     assert json.loads(run(*command).stdout) == first
 
     tiny_study(tmp_path, rows=[{"name": "both", "tokens_per_segment": 8}])

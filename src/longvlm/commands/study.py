@@ -36,6 +36,8 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     make_folder(output)
     with locked(runs), naming_what_is_not_written(runs):
         work = Study(settings, LongVLM.from_pretrained().encoder, runs)
+        console.note("what all rows start from")
+        work.start()
         finished = []
         for row in chosen:
             runs_of_row = []

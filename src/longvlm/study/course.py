@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerFast, set_seed
 
 from longvlm.errors import LongVLMError
 from longvlm.model.modeling import LongVLMForConditionalGeneration
@@ -20,8 +20,8 @@ from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
 from longvlm.study.blocks import BlockFeatures, plan_blocks
 from longvlm.study.rows import Row, StudySettings, make_bank
+from longvlm.study.start import build_learner, load_start
 from longvlm.training import default_model
-from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.examples import (
     IGNORED,
     Example,
@@ -33,7 +33,7 @@ from longvlm.training.examples import (
 from longvlm.training.ground_truth import NameFinder, list_names
 from longvlm.training.run import run_stage
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
-from longvlm.training.untrained_model import build_model, build_tokenizer
+from longvlm.training.untrained_model import build_tokenizer
 from longvlm.whole_files import first_difference, write_whole
 from longvlm.world.questions import make_questions
 from longvlm.world.render import NO_EVENT
@@ -42,7 +42,8 @@ _WARM_UP_SHARE = 1 / 3  # of the steps, on videos of one block
 _FIRST_HELD_OUT = 100_000  # the number of that block, far above all that are trained on
 # What every result depends on, beside the settings.
 _CODE = (
-    *("stages/merging.py", "study/blocks.py", "study/course.py", "study/rows.py"),
+    "stages/merging.py",
+    *(f"study/{name}.py" for name in ("blocks", "course", "rows", "spelling", "start")),
     *(f"training/{name}.py" for name in ("auxiliary_losses", "drawn_blocks", "examples", "ground_truth")),
     *(f"training/{name}.py" for name in ("run", "segment_bank", "shared_attention", "untrained_model")),
     *(f"world/{name}.py" for name in ("questions", "render", "scene", "shapes", "wordings")),
@@ -134,6 +135,10 @@ class Study:
                 plans = plan_blocks(count, first=first, seconds=settings.block_seconds)
                 BlockFeatures.encode(plans, encoder, settings.block_seconds).save(path)
 
+    def start(self) -> dict[str, torch.Tensor]:
+        """What all rows start from, trained unless it was before."""
+        return load_start(self.folder, self._shape, build_tokenizer(), self.settings)
+
     def run(self, row: Row, seed: int) -> Run:
         """Train and score a row, or read what it scored before."""
         folder = self.folder / f"{row.file_name}-{seed}"
@@ -143,10 +148,13 @@ class Study:
             content = json.loads(finished.read_text())
             return Run(**{**content, "answers": [Answer(*answer) for answer in content["answers"]]})
         tokenizer = build_tokenizer()
+        start = self.start()
         set_seed(seed)
-        model = build_model(self._shape, tokenizer)
-        self._train(model, tokenizer, row, folder, seed)
-        run = self._score(model, tokenizer, row, seed)
+        learner = build_learner(self._shape, tokenizer)
+        learner.load_state_dict(start, strict=False)  # all but the encoder and the row's own projector
+        lessons = StudyLessons(self._videos(row, "training", tokenizer), self.settings, seed)
+        run_stage(learner, lessons, default_model.take_only, self.settings.training, folder, seed=seed)
+        run = self._score(learner.model, tokenizer, row, seed)
         write_whole(finished, json.dumps(dataclasses.asdict(run)).encode())
         shutil.rmtree(folder)  # its checkpoint
         return run
@@ -154,22 +162,7 @@ class Study:
     def _blocks_path(self, part: str) -> Path:
         return self.folder / f"{part}-blocks.safetensors"
 
-    def _train(
-        self,
-        model: LongVLMForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerBase,
-        row: Row,
-        folder: Path,
-        seed: int,
-    ) -> None:
-        learner = ModelWithAuxiliaryLosses(
-            model, state_layer=self._shape.state_layer, recall_layer=self._shape.recall_layer
-        )
-        model.model.vision_tower.requires_grad_(False)
-        lessons = StudyLessons(self._videos(row, "training", tokenizer), self.settings, seed)
-        run_stage(learner, lessons, default_model.take_only, self.settings.training, folder, seed=seed)
-
-    def _videos(self, row: Row, part: str, tokenizer: PreTrainedTokenizerBase) -> StudyVideos:
+    def _videos(self, row: Row, part: str, tokenizer: PreTrainedTokenizerFast) -> StudyVideos:
         """Those of one part of the blocks."""
         if (row, part) not in self._latest_banks:
             for other in [key for key in self._latest_banks if key[0] != row]:
@@ -179,7 +172,7 @@ class Study:
 
     @torch.no_grad()
     def _score(
-        self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, row: Row, seed: int
+        self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, row: Row, seed: int
     ) -> Run:
         """Whether greedy decoding would say each answer word for word, which one pass over the answers tells."""
         model.eval()
@@ -215,7 +208,7 @@ class StudyVideos:
     `globals_last`: what was averaged over the whole video stands after what was not, as Video-ChatGPT has it.
     """
 
-    def __init__(self, bank: SegmentBank, tokenizer: PreTrainedTokenizerBase, *, globals_last: bool = False) -> None:
+    def __init__(self, bank: SegmentBank, tokenizer: PreTrainedTokenizerFast, *, globals_last: bool = False) -> None:
         self.bank = bank
         self.globals_last = globals_last
         self._names = NameFinder(tokenizer)

@@ -15,7 +15,9 @@ from rich.progress import track
 from longvlm.errors import LongVLMError
 from longvlm.stages.merging import merge_tokens
 from longvlm.study.blocks import BlockFeatures
+from longvlm.study.spelling import spell_bank
 from longvlm.training.drawn_blocks import ShownObjects, describe_tokens
+from longvlm.training.examples import Lesson
 from longvlm.training.run import StageSettings
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
@@ -35,7 +37,8 @@ class Row:
     Args:
         group: the rows it is shown with: "main", or a sweep.
         method: "merge", the segments' patches; "pool", Video-ChatGPT's tokens: the mean of every frame, and of every
-            position over the video; "subsample", all patches of the middle frame of each segment.
+            position over the video; "subsample", all patches of the middle frame of each segment; "spell", what the
+            world knows in their place.
         merged_share: of the tokens left, that one level of merging removes; None halves.
         background_weight: of a patch without an object, in what a token is taught to show: what most of its patches
             show. 0 for tokens that average so much that most would never show anything.
@@ -44,7 +47,7 @@ class Row:
 
     name: str
     group: str = "main"
-    method: Literal["merge", "pool", "subsample"] = "merge"
+    method: Literal["merge", "pool", "subsample", "spell"] = "merge"
     frames_per_segment: int = 10
     tokens_per_segment: int = 16
     merge_order: MergeOrder = "merge"
@@ -70,6 +73,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class StartStage(StageSettings):
+    """How the language model learns, once for all rows, from `blocks` that are spelled out."""
+
+    blocks: int
+    lesson: Lesson
+
+
+@dataclass(frozen=True)
 class StudySettings:
     """What all rows share.
 
@@ -81,6 +92,8 @@ class StudySettings:
         kinds: of questions, and how often one is asked in training.
         scored_videos: with one question of every kind each.
         text_width, text_layers, text_heads: of the language model.
+        start: how long and fast it learns from videos that are spelled out, once for all rows.
+        training: how long and fast each row learns from there, with its own projector.
     """
 
     blocks: int
@@ -95,6 +108,7 @@ class StudySettings:
     text_width: int
     text_layers: int
     text_heads: int
+    start: StartStage
     training: StageSettings
     threads: int
     rows: tuple[Row, ...]
@@ -143,6 +157,8 @@ def load_study(path: Path) -> StudySettings:
 def make_bank(blocks: BlockFeatures, row: Row) -> SegmentBank:
     """The row's tokens of every block, ready to be joined into videos; with a progress bar."""
     size = row.frames_per_segment
+    if row.method == "spell":
+        return spell_bank(blocks.plans_of(size), blocks.patches.shape[-1], segment_seconds=size)
     starts = blocks.starts(size)
     places = [(block, slice(start, start + size)) for block in range(len(blocks.plans)) for start in starts]
     parts = [places[first : first + _SEGMENTS_AT_ONCE] for first in range(0, len(places), _SEGMENTS_AT_ONCE)]
