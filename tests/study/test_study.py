@@ -11,9 +11,11 @@ import yaml
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
+from longvlm.model.checkpoints import DEFAULT_MODEL_FOLDER
+from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.study import course as course_module
 from longvlm.study.blocks import BlockFeatures, plan_blocks
-from longvlm.study.course import Answer, Run, StudyLessons, StudyVideos
+from longvlm.study.course import Answer, Run, Study, StudyLessons, StudyVideos
 from longvlm.study.report import ALL, as_markdown, score_rows
 from longvlm.study.rows import Row, choose_rows, load_study, make_bank
 from longvlm.study.spelling import spell_bank
@@ -23,6 +25,7 @@ from longvlm.training.examples import IGNORED
 from longvlm.training.ground_truth import STATE_COUNT, STATE_PLACE, STATE_SIZES
 from longvlm.training.run import StageSettings
 from longvlm.training.untrained_model import build_model, build_tokenizer
+from longvlm.world.questions import make_questions
 
 RECIPE = Path(course_module.__file__).parent / "study.yaml"
 MERGED = Row("merged", frames_per_segment=5, tokens_per_segment=8)
@@ -158,6 +161,7 @@ def test_a_row_may_be_told_what_the_world_knows(blocks: BlockFeatures) -> None:
     wanted = spell_bank([replace(plan, num_segments=2) for plan in blocks.plans], 128, segment_seconds=10)
     assert bank.plans == wanted.plans and torch.equal(bank.local, wanted.local)
     assert bank.local.shape == (8, 10, 128)
+    assert bank.scenes == make_bank(blocks, Row("merged")).scenes
 
 
 def test_rows_without_a_part_lack_it_alone(blocks: BlockFeatures) -> None:
@@ -181,7 +185,7 @@ def test_all_rows_are_taught_and_asked_the_same(long_blocks: BlockFeatures) -> N
     for name, row in rows.items():
         videos = StudyVideos(make_bank(long_blocks, row), tokenizer, globals_last=row.method == "pool")
         lessons[name] = StudyLessons(videos, study, seed=0)
-    for item in (0, 400, 600):
+    for item in (0, 250, 599):
         said = {name: lesson[item] for name, lesson in lessons.items()}
         base = said["local-and-global"]
         for batch in said.values():
@@ -306,6 +310,7 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
         raise AssertionError("a finished row was trained again")
 
     monkeypatch.setattr(course_module, "run_stage", refuse)
+    monkeypatch.setattr("longvlm.study.start.run_stage", refuse)
     assert json.loads(run(*command).stdout) == first
 
     tiny_study(tmp_path, rows=[{"name": "both", "tokens_per_segment": 8}])
@@ -327,3 +332,62 @@ def test_a_row_that_is_always_wrong_has_an_interval_all_the_same() -> None:
 def test_blocks_too_short_for_an_event_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LongVLMError, match=r"block_seconds is 4; an event and the gap after it take 4\.75"):
         load_study(tiny_study(tmp_path, block_seconds=4, rows=[{"name": "a", "frames_per_segment": 2}]))
+
+
+def _study(folder: Path) -> Study:
+    (folder / "runs").mkdir()
+    return Study(load_study(tiny_study(folder)), LongVLM.from_pretrained().encoder, folder / "runs")
+
+
+def test_every_run_starts_from_the_same_language_model_with_a_projector_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, begun = _study(tmp_path), []
+    start = study.start()
+    assert start and not any("vision_tower" in name or "multi_modal_projector" in name for name in start)
+
+    def note(learner: ModelWithAuxiliaryLosses, *_: Any, **__: Any) -> None:
+        begun.append({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+        (study.folder / f"both-{len(begun) - 1}").mkdir()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("what all rows start from was trained again")
+
+    monkeypatch.setattr("longvlm.study.start.run_stage", refuse)
+    monkeypatch.setattr(course_module, "run_stage", note)
+    for seed in (0, 1):
+        study.run(study.settings.rows[0], seed)
+    for state in begun:
+        own = {name for name in state if ".vision_tower." in name or ".multi_modal_projector." in name}
+        assert state.keys() - own == start.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in start.items())
+    projector = "model.model.multi_modal_projector.linear_1.weight"
+    assert not torch.equal(begun[0][projector], begun[1][projector])
+
+
+def test_what_is_scored_as_right_is_what_the_model_would_say(
+    long_blocks: BlockFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the bundled model, which answers most questions about tokens that are made as its own, and some wrong."""
+    row, tokenizer = load_study(RECIPE).rows[0], build_tokenizer()
+    model = LongVLMForConditionalGeneration.from_pretrained(DEFAULT_MODEL_FOLDER, dtype=torch.float32)
+    settings = replace(
+        load_study(RECIPE), scored_videos=4, kinds=dict.fromkeys(["first", "after", "count", "describe"], 1.0)
+    )
+    study = Study.__new__(Study)
+    study.settings = settings
+    videos = StudyVideos(make_bank(long_blocks, row), tokenizer)
+    monkeypatch.setattr(study, "_videos", lambda *_: videos)
+    said, answered = [], study._score(model, tokenizer, row, 0).answers
+    for number in range(settings.scored_videos):
+        video = videos.compose(random.Random(f"exam {number}"), settings.blocks_per_video)
+        for question in make_questions(video.scene, seed=number, kinds=settings.kinds, per_kind=1):
+            asked = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question.text}]}]
+            prompt = videos._processor.prompt(asked, num_segments=len(video.visual_tokens))
+            batch = videos._processor(prompt)
+            ids = model.generate(**batch, visual_tokens=video.visual_tokens, max_new_tokens=90, do_sample=False)[0]
+            reply = tokenizer.decode(ids[batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            wanted = tokenizer.decode(tokenizer(question.answer)["input_ids"], skip_special_tokens=True)
+            said.append(Answer(number, question.kind, reply == wanted, question.chance))
+    assert answered == said
+    assert {answer.is_right for answer in said} == {True, False}
