@@ -5,7 +5,7 @@
 # offline judge. For the paper's own run, name the data, the models and a judge here or in the environment:
 #
 #     DATA=datasets/anet INSTRUCTIONS=datasets/video_chatgpt_training.json RECIPE=paper.yaml BASE=LLAVA_7B \
-#     ENCODER=openai/clip-vit-large-patch14 LAUNCH="torchrun --nproc-per-node 4 -m" \
+#     ENCODER=openai/clip-vit-large-patch14 PROCESSES=4 \
 #     ANSWERS="--temperature 0.2 --max-new-tokens 1024 --seed 0" JUDGE="--judge-model gpt-4o-mini" sh run.sh
 #
 # Started again after a stop, it goes on. Videos that are missing or can't be read are named, and left out.
@@ -23,8 +23,10 @@ JUDGE=${JUDGE:-}                                 # for example: --judge-model gp
 VIDEOS=${VIDEOS:-100}                            # of the generated data, to train on
 if [ -x .venv/bin/python ]; then python=.venv/bin/python; else python=python3; fi
 PYTHON=${PYTHON:-$python}                        # what has longvlm installed
-LAUNCH=${LAUNCH:-$PYTHON -m}                     # how the training is started
+PROCESSES=${PROCESSES:-1}                        # that train together, each on a GPU of its own
 CHANGES=${CHANGES:-}                             # to the recipe, such as schedule.epochs=1
+
+if [ "$PROCESSES" = 1 ]; then launch= ; else launch="-m torch.distributed.run --nproc-per-node $PROCESSES"; fi
 
 longvlm() { "$PYTHON" -m longvlm "$@"; }
 
@@ -35,6 +37,10 @@ leaving_out() {
 
 if [ -n "$BASE" ] && [ -z "$ENCODER" ]; then
     echo "run.sh: BASE is $BASE, and no ENCODER is named; name the vision tower that it was trained with." >&2
+    exit 2
+fi
+if [ -n "$JUDGE" ] && [ -z "${OPENAI_API_KEY:-}" ]; then
+    echo "run.sh: JUDGE is $JUDGE, and there is no key for it; set OPENAI_API_KEY (any word, where none is asked for)." >&2
     exit 2
 fi
 if [ "$DATA" = "$GENERATED" ]; then  # what is there already is kept
@@ -53,7 +59,7 @@ for split in v1-2/train v1-2/val v1-3/train_val; do
 done
 
 # 2. Training, from the features alone.
-$LAUNCH longvlm train "$RECIPE" output="$OUTPUT/training" ${BASE:+model.base="$BASE"} \
+"$PYTHON" $launch -m longvlm train "$RECIPE" output="$OUTPUT/training" ${BASE:+model.base="$BASE"} \
     ${ENCODER:+model.vision_tower="$ENCODER"} data.0.instructions="$INSTRUCTIONS" data.0.features="$OUTPUT/features/train" \
     data.0.missing=drop $CHANGES
 

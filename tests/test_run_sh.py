@@ -55,9 +55,15 @@ def test_what_is_named_in_the_environment_reaches_the_commands(tmp_path: Path) -
     make_data(tmp_path / "anet")
     named = {"DATA": "anet", "RECIPE": "paper.yaml", "BASE": "LLAVA_7B", "ENCODER": "clip", "OUTPUT": "out"}
     named |= {"ANSWERS": "--temperature 0.2 --seed 0", "JUDGE": "--judge-model gpt", "CHANGES": "schedule.epochs=1"}
+    named |= {"OPENAI_API_KEY": "sk-1", "PROCESSES": "4"}
     scored = "--model out/training/model --videos out/features/test -o out/results"
     asked = "--temperature 0.2 --seed 0 --judge-model gpt --annotations"
-    assert [line.partition(" -m longvlm ")[2] for line in calls(tmp_path, **named)] == [
+    called = calls(tmp_path, **named)
+    together = (
+        f"{tmp_path / 'programs/python3'} -m torch.distributed.run --nproc-per-node 4 -m longvlm train paper.yaml "
+    )
+    assert [line for line in called if "torch" in line] == [line for line in called if line.startswith(together)] != []
+    assert [line.partition(" -m longvlm ")[2] for line in called] == [
         "data check --names-only anet",
         "extract anet/v1-2/train -o out/features/train --vision-tower clip",
         "train paper.yaml output=out/training model.base=LLAVA_7B model.vision_tower=clip "
@@ -76,6 +82,18 @@ def test_a_base_without_its_encoder_is_refused_before_anything_runs(tmp_path: Pa
     done = subprocess.run(["sh", "run.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "called").exists()
     assert done.stderr.startswith("run.sh: BASE is LLAVA_7B, and no ENCODER is named; name the vision tower")
+
+
+def test_a_judge_without_a_key_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    shutil.copy(SCRIPT, tmp_path)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "JUDGE": "--judge-model gpt",
+        "PYTHON": str(make_program(tmp_path / "py")),
+    }
+    done = subprocess.run(["sh", "run.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "called").exists()
+    assert done.stderr.startswith("run.sh: JUDGE is --judge-model gpt, and there is no key for it; set OPENAI_API_KEY")
 
 
 def test_the_papers_run_in_its_first_lines_names_options_that_eval_has() -> None:

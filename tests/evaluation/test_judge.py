@@ -237,7 +237,8 @@ def test_a_host_that_does_not_answer_is_not_waited_for_as_long_as_a_reply(
 def test_no_key_and_wrong_addresses_are_refused(
     stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for url in ("localhost:8000", "http://", "http://localhost:port/v1", "http://localhost:123456/v1"):
+    wrong = ["localhost:8000", "http://", "http://localhost:port/v1", "http://localhost:123456/v1"]
+    for url in (*wrong, "http://localhost:8000/v1\r", "http://my\u2013host:8000/v1"):
         with pytest.raises(LongVLMError, match="give an address such as"):
             Judge("stub", url, JsonLines(tmp_path / "j.jsonl"))
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -256,6 +257,23 @@ def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(
         "The key in the environment variable OPENAI_API_KEY has a blank, a line break or another character that no key "
         "has; set it again, to the letters, digits and signs of the key alone."
     )
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "gopher://127.0.0.1:1"])
+def test_a_proxy_that_the_client_can_not_use_is_told_at_once(
+    stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(LongVLMError, match=r"through the proxy that the environment names: .*Set or unset ALL_PROXY"):
+        open_judge(stub, tmp_path / "j.jsonl")
+
+
+def test_the_key_of_the_environment_is_sent(stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    judge = open_judge(stub, tmp_path / "j.jsonl")
+    judge.require_reachable()
+    judge.complete(requests(2), None)
+    assert set(stub.authorizations) == {"Bearer sk-of-the-environment"}
 
 
 def test_the_password_in_an_address_is_used_and_never_shown(stub: StubJudge, tmp_path: Path) -> None:

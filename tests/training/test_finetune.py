@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,41 @@ def test_a_llava_checkpoint_gets_marks_around_the_video(small_recipe: Path, tmp_
 def test_what_can_not_be_trained_is_named(changes: list[str], message: str, small_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(LongVLMError, match=message):
         run(small_recipe, tmp_path / "run", *changes)
+
+
+@pytest.mark.parametrize(
+    ("package", "change", "message"),
+    [
+        ("peft", "learning_rates.lora=1e-3", r"LoRA needs peft: pip install 'longvlm\[train\]'"),
+        (
+            "torch.utils.tensorboard",
+            "reports.tensorboard=true",
+            r"need tensorboard: .*or set reports.tensorboard=false",
+        ),
+    ],
+)
+def test_a_missing_package_is_told_before_anything_is_read_or_written(
+    package: str, change: str, message: str, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(LongVLMError, match=message):
+        run(small_recipe, tmp_path / "run", change, "data.0.instructions=missing.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_an_emoji_in_a_row_is_trained_on_as_a_question_mark(small_recipe: Path, tmp_path: Path) -> None:
+    rows = json.loads((small_recipe.parent / "train.json").read_text())
+    rows[0]["conversations"][0]["value"] += " caf\ud83d"
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    folder, _ = run(small_recipe, tmp_path / "run", *SHORT, f"data.0.instructions={tmp_path / 'train.json'}")
+    assert folder.is_dir()
+
+
+def test_the_references_pickles_are_no_features_yet(small_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "v0.pkl").touch()
+    for missing in ("refuse", "drop"):
+        with pytest.raises(LongVLMError, match=r"holds the reference's pickles, .*`longvlm features import`"):
+            run(small_recipe, tmp_path / "run", f"data.0.features={tmp_path}", f"data.0.missing={missing}")
 
 
 def test_rows_without_their_video_are_dropped_when_asked(small_recipe: Path, tmp_path: Path) -> None:

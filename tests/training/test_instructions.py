@@ -49,6 +49,11 @@ class TestReading:
             "Why?\n<video>",
         ]
 
+    def test_half_an_emoji_is_a_question_mark(self, tmp_path: Path) -> None:
+        row = with_turns(("human", "caf\ud83d"), ("gpt", "\ude00 yes"))
+        (conversation,) = read_instructions(write(tmp_path / "rows.json", [row]))
+        assert [turn.text for turn in conversation.turns] == ["caf?", "? yes"]
+
     @pytest.mark.parametrize("video", ["v_1", "v_1.pkl", "v_1.mp4", "v_1.longvlm"])
     def test_conversations_are_kept_turn_by_turn_and_videos_go_by_their_id(self, tmp_path: Path, video: str) -> None:
         (conversation,) = read_instructions(write(tmp_path / "long.json", [{**LONG, "video": video}]))

@@ -79,6 +79,7 @@ class Judge:
             shown = address.rpartition("@")[2]  # what comes before may be a password
             raise LongVLMError(f"--judge-url is {shown!r}; give an address such as http://localhost:8000/v1.")
         self._address = address.rstrip("/")
+        _require_usable_proxy(self._connection())
         self.url = display_name(self._address)
         self.concurrency = concurrency
         self.unreached = 0
@@ -259,7 +260,22 @@ def require_client() -> None:
         )
 
 
+def _require_usable_proxy(connection: dict[str, Any]) -> None:
+    """The client reads the environment's proxies when it is made, and tells then what it can't use."""
+    import openai
+
+    try:
+        openai.OpenAI(**connection).close()
+    except (ImportError, ValueError) as error:
+        raise LongVLMError(
+            f"The judge can't be asked through the proxy that the environment names: {one_line(error)} Set or unset "
+            "ALL_PROXY, HTTP_PROXY and HTTPS_PROXY."
+        ) from error
+
+
 def _is_address(url: str) -> bool:
+    if not re.fullmatch("[!-~]+", url):  # a line break, a dash that is none; an international host has its xn-- form
+        return False
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

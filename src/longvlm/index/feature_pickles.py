@@ -92,7 +92,7 @@ def read_pickled_array(path: Path) -> np.ndarray:
         reason = one_line(error)
         raise LongVLMError(
             f"{path} is refused: it is not a pickle of one plain numeric numpy array ({reason}). Nothing in it was "
-            "run. Take it out of the folder, or extract the video's features again."
+            "run. Extract the video's features again, or take it and its counterpart out of their folders."
         ) from error
 
 

@@ -140,7 +140,12 @@ def _read_local(path: Path, settings: ImportSettings) -> torch.Tensor:
     rows, wanted = len(array), num_segments * tokens
     if rows != wanted:
         remedy = "pass --segments and --tokens-per-segment as they were made with, or extract the video again."
-        if rows and rows % num_segments == 0:
+        if rows and rows % tokens == 0 and rows < wanted:
+            remedy = (
+                f"{rows // tokens} segments are what a video with a damaged end leaves; to import it, put its two "
+                f"files into folders of their own and pass --segments {rows // tokens}."
+            )
+        elif rows and rows % num_segments == 0:
             remedy = (
                 f"the reference's own extraction script merges to 20 tokens a segment, its training wants 30; "
                 f"to import these, pass --tokens-per-segment {rows // num_segments}."

@@ -97,8 +97,8 @@ def load_config(
     else:
         refuse_unknown_family(raw, folder)
         if is_original_layout(raw, folder):
+            tower = _find_tower(raw, folder, vision_tower)
             vision_tower = name_tower(raw, folder, vision_tower)
-            tower = resolve_model(vision_tower)
             config = convert_original(raw, folder, load_tower_config(tower), read_image_settings(tower).fit)
         else:
             fit = read_image_settings(resolve_model(vision_tower) if vision_tower else folder).fit
@@ -114,6 +114,19 @@ def load_config(
         config.base = str(base)
     count_patches(config.vision_config, config.vision_feature_select_strategy)  # refuses unknown kinds of towers
     return config
+
+
+def _find_tower(raw: dict[str, Any], folder: Path, vision_tower: str | None) -> Path:
+    """The folder of the tower given, or of the one that the checkpoint in `folder` names."""
+    try:
+        return resolve_model(name_tower(raw, folder, vision_tower))
+    except LongVLMError as error:
+        if vision_tower is not None or "mm_vision_tower" not in raw:
+            raise
+        raise LongVLMError(
+            f"{error} It is the vision tower that {folder / 'config.json'} names; if you have it elsewhere, give its "
+            "folder with --vision-tower, in a training's recipe as model.vision_tower."
+        ) from error
 
 
 def _replace_tower(config: LongVLMConfig, vision_tower: str) -> None:

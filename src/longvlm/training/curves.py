@@ -81,14 +81,19 @@ class Lines(TrainerCallback):
                 self._say(f"{name} {values[0]:.3f} {draw_curve(values)} {values[-1]:.3f}")
 
 
-def tensorboard_callback(folder: Path, first_step: int) -> TrainerCallback:
-    """Curves for TensorBoard in `folder`; what a killed run wrote from `first_step` on is superseded."""
+def require_tensorboard() -> None:
+    """Raise LongVLMError where curves for TensorBoard can't be written."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise LongVLMError(
             "Curves for TensorBoard need tensorboard: pip install 'longvlm[train]', or set reports.tensorboard=false."
         ) from error
+
+
+def tensorboard_callback(folder: Path, first_step: int) -> TrainerCallback:
+    """Curves for TensorBoard in `folder`; what a killed run wrote from `first_step` on is superseded."""
+    from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
     return TensorBoardCallback(SummaryWriter(str(folder), purge_step=first_step))

@@ -37,7 +37,13 @@ def find_features(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise LongVLMError(f"There is no folder of features {folder}; make it with `longvlm extract`, or give another.")
     paths = {video: folder / f"{video}{VideoIndex.SUFFIX}" for video in ids}
-    return {video: path for video, path in paths.items() if path.is_file()}
+    found = {video: path for video, path in paths.items() if path.is_file()}
+    if not found and any((folder / f"{video}.pkl").is_file() for video in paths):
+        raise LongVLMError(
+            f"{folder} holds the reference's pickles, not {VideoIndex.SUFFIX} files; make these of them with `longvlm "
+            "features import`, and give their folder."
+        )
+    return found
 
 
 def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:

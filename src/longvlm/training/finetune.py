@@ -33,8 +33,8 @@ from longvlm.training.conversations import (
     VideoConversations,
     hold_out,
 )
-from longvlm.training.curves import Lines, Say, table_of_parts, tensorboard_callback
-from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, video_token_ids
+from longvlm.training.curves import Lines, Say, require_tensorboard, table_of_parts, tensorboard_callback
+from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, require_peft, video_token_ids
 from longvlm.training.recipe import Recipe
 from longvlm.training.run_folder import (
     CHECKPOINTS,
@@ -64,6 +64,10 @@ def train(recipe: Recipe, say: Say = print) -> Path:
         torch.set_num_threads(recipe.machine.threads)
     say = say if _rank() == 0 else _say_nothing
     arguments = _make_arguments(recipe)
+    if recipe.learning_rates.lora is not None:
+        require_peft()  # before hours of encoding
+    if recipe.reports.tensorboard:
+        require_tensorboard()
     with naming_what_is_not_written(recipe.output):
         recipe.output.mkdir(parents=True, exist_ok=True)
     with locked(recipe.output) if _rank() == 0 else nullcontext():

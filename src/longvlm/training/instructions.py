@@ -147,7 +147,7 @@ def _text(row: Mapping[str, Any], field: str, place: str) -> str:
         raise LongVLMError(f"{place}, field {field!r} is {_kind(value)}; text is expected.")
     if not value.strip():
         raise LongVLMError(f"{place}, field {field!r} is empty; fill it in, or remove the row.")
-    return value
+    return value.encode("utf-8", "replace").decode()  # half an emoji, which JSON may hold, is no text to a tokenizer
 
 
 @dataclass(frozen=True)

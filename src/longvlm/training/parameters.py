@@ -119,11 +119,17 @@ def prepare_parts(
             parameter.data = parameter.data.float()
 
 
-def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, seed: int) -> None:
+def require_peft() -> None:
+    """Raise LongVLMError where low-rank changes can't be made."""
     try:
-        from peft import LoraConfig
+        import peft  # noqa: F401
     except ImportError as error:
         raise LongVLMError("LoRA needs peft: pip install 'longvlm[train]'.") from error
+
+
+def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, seed: int) -> None:
+    from peft import LoraConfig
+
     targets = "|".join(re.escape(target) for target in settings.targets)
     config = LoraConfig(
         r=settings.rank,
