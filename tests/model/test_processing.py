@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import AutoProcessor
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from longvlm.errors import LongVLMError
 from longvlm.model import LongVLMConfig, LongVLMProcessor
@@ -115,6 +116,51 @@ def test_labels_token_by_token(request, name):
     # The first learned position follows the first turn's prompt exactly: what is asked for at inference.
     first = processor.encode(processor.prompt(CONVERSATION[:1], num_segments=2))
     assert int(learned.nonzero()[0]) == len(first)
+
+
+def make_piece_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Pieces of words that bring the blank before them: "▁a" as in SentencePiece's, "Ġa" as in GPT's vocabularies."""
+    pieces = Tokenizer(models.BPE(unk_token="<unk>"))
+    if kind == "sentencepiece":
+        pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    else:
+        pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        pieces.post_processor = processors.ByteLevel(trim_offsets=True)
+    marks = ["<unk>", "<s>", "</s>", "<vid_patch>", "<vid_start>", "<vid_end>"]
+    corpus = [
+        f"{VICUNA} USER: what happens? then? ASSISTANT: a red circle. a blue square moves. user assistant: [INST]"
+    ]
+    alphabet = [] if kind == "sentencepiece" else pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=marks, initial_alphabet=alphabet)
+    pieces.train_from_iterator(corpus, trainer)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "additional_special_tokens": marks[3:]}
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, **named)
+
+
+INST = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+ENDS_WITH_A_BLANK = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}user {{ m['content'] }} assistant: "
+    "{% else %}{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "gpt"])
+@pytest.mark.parametrize("template", [None, STRING_TEMPLATE, INST, ENDS_WITH_A_BLANK])
+@pytest.mark.parametrize("where", ["video", "video_last"])
+def test_labels_are_the_answers_where_words_bring_the_blank_before_them(kind, template, where):
+    processor = LongVLMProcessor(make_piece_tokenizer(kind), compression=SMALL, chat_template=template)
+    conversation = [user("what happens?", **{where: True}), *CONVERSATION[1:]]
+    ids, labels = processor.training_example(conversation, 2)
+    ends = [i for i, label in enumerate(labels.tolist()) if label == processor.tokenizer.eos_token_id]
+    learned = [i for i, label in enumerate(labels.tolist()) if label != -100]
+    assert torch.equal(labels[learned], ids[learned]) and learned[-1] == ends[1]
+    first, second = [i for i in learned if i <= ends[0]], [i for i in learned if i > ends[0]]
+    for run, answer in ((first, "a red circle."), (second, "a blue square moves.")):
+        assert run == list(range(run[0], run[-1] + 1))
+        assert processor.tokenizer.decode(ids[run]).strip() == f"{answer}</s>"
 
 
 def test_labels_without_video_and_with_the_video_last(word_processor):

@@ -188,10 +188,10 @@ class LongVLMProcessor(ProcessorMixin):
             answers.append((len(before), len(after)))
         encoding = self.tokenizer(text, add_special_tokens=not self._has_start(text), return_offsets_mapping=True)
         input_ids = torch.tensor(encoding["input_ids"])
-        starts = torch.tensor([start for start, _ in encoding["offset_mapping"]])
+        starts, ends = torch.tensor(encoding["offset_mapping"]).unbind(1)
         is_answer = torch.zeros_like(input_ids, dtype=torch.bool)
         for begin, end in answers:
-            is_answer |= (begin <= starts) & (starts < end)
+            is_answer |= (begin < ends) & (starts < end)  # a first word may bring the blank before it
         return input_ids, input_ids.where(is_answer, -100)
 
     def _video_text(self, num_segments: int, compression: Compression, segment_spans: Spans | None) -> str:
