@@ -47,6 +47,14 @@ class TestCheck:
         assert splits["v1-2/train"]["complete"] and splits["v1-2/train"]["present"] == ["v_0.mp4"]
         assert splits["Test_Videos"]["missing"] == ["v_3.mp4"]
         assert list(splits["v1-2/val"]["unreadable"]) == ["v_1.mp4"]
+        table = run("data", "check", anet).must_end_with(1).stdout.splitlines()
+        headings = table[0].split()
+        assert headings == ["Split", "Listed", "Present", "Missing", "Unreadable", "Duplicate", "Repeated", "Unlisted"]
+        shown = {
+            name: dict(zip(headings[1:], map(int, counts), strict=True)) for name, *counts in map(str.split, table[1:5])
+        }
+        assert shown["v1-2/train"] == {"Listed": 1, "Present": 1} | dict.fromkeys(headings[3:], 0) | {"Repeated": 1}
+        assert (shown["Test_Videos"]["Missing"], shown["v1-2/val"]["Unreadable"]) == (1, 1)
 
     def test_ends_well_where_all_is_there(self, run: Run, anet: Path) -> None:
         folder = anet / "datasets" / "anet"

@@ -23,6 +23,8 @@ from tiny_llava import (
 from tiny_part import save_part
 
 from longvlm.cli import main
+from longvlm.commands.loading import load_model
+from longvlm.commands.options import ModelOptions
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "apply_delta.py"
 PATIENCE_SECONDS = 240  # importing torch alone can take minutes on a busy machine
@@ -96,6 +98,9 @@ def test_a_projector_on_the_command_line(run: Run, folders: Path) -> None:
     table = torch.load(folders / "mm_projector.bin", weights_only=True)["model.embed_tokens.weight"].half()
     assert torch.equal(read_weights(folders / "merged")["model.embed_tokens.weight"], table)
     assert torch.equal(read_weights(folders / "own")["language_model.model.embed_tokens.weight"], table)
+    named = {"model": str(folders / "llava"), "projector": folders / "mm_projector.bin"}
+    asked = load_model(ModelOptions(**named, device="cpu", dtype="float32")).language_model
+    assert torch.equal(asked.get_input_embeddings().weight, table.float())
 
 
 def test_other_settings_are_warned_of_in_one_line(run: Run, folders: Path) -> None:

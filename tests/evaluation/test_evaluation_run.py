@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from stub_judge import StubJudge
 
 from longvlm import LongVLM, LongVLMError
 from longvlm.cli import main
 from longvlm.evaluation.benchmarks import BENCHMARKS
-from longvlm.evaluation.judging import load_prompts
+from longvlm.evaluation.judging import PROMPTS_FOLDER, load_prompts
 from longvlm.evaluation.predict import Asking
 from longvlm.evaluation.run import JudgeChoice, Outcome, hash_weights, run_benchmark
 from longvlm.whole_files import locked
@@ -268,8 +269,13 @@ def rate(prompt: str, attempt: int) -> str:
     )
 
 
-def test_five_axes_of_given_predictions(stub: StubJudge, write_json: WriteJson, tmp_path: Path) -> None:
+def test_five_axes_of_given_predictions(
+    stub: StubJudge, write_json: WriteJson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stub.script = rate
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
     row = {"video_name": "a", "Q": "What?", "A": "right"}
     generic = [{**row, "pred": "right"}, {**row, "pred": "wrong", "video_name": "b"}, {**row, "Q": "odd", "pred": "x"}]
     double = [{"video_name": "a", "Q1": "What?", "Q2": "Which?", "A": "right", "pred1": "right", "pred2": "wrong"}]
@@ -304,6 +310,8 @@ def test_five_axes_of_given_predictions(stub: StubJudge, write_json: WriteJson, 
     text = (tmp_path / "out/results.md").read_text()
     assert "| correctness | 2 of 3 | 3.00 | 1.00 to 5.00 | 2.76 | 2.40 |" in text
     assert (tmp_path / "out/results.png").read_bytes().startswith(b"\x89PNG")
+    bars = sorted(bar.get_width() for axes in figures[0].axes for bar in axes.patches)
+    assert bars == pytest.approx(sorted(one.value.mean for one in outcome.results.measures))
 
 
 @pytest.mark.usefixtures("no_chart")
@@ -383,6 +391,13 @@ def test_the_command_from_end_to_end(
     }
     assert command(monkeypatch, *arguments[:2], films, *arguments[3:]) == 1
     assert len(stub.prompts) == 5, "nothing is judged twice"
+
+    (tmp_path / "prompts").mkdir()
+    own = (PROMPTS_FOLDER / "qa.txt").read_text().replace("\n---\n", "\n---\nIn words of our own. ")
+    (tmp_path / "prompts/qa.txt").write_text(own)
+    arguments[arguments.index(tmp_path / "out")] = tmp_path / "out again"
+    assert command(monkeypatch, *arguments, "--prompts", tmp_path / "prompts") == 1
+    assert len(stub.prompts) == 10 and all(text.startswith("In words of our own. ") for text in stub.prompts[5:])
 
 
 @pytest.mark.parametrize(
