@@ -35,8 +35,8 @@ leaving_out() {
     "$@" || { status=$?; [ "$status" -eq 1 ] || exit "$status"; echo "run.sh goes on without them." >&2; }
 }
 
-if [ -n "$BASE" ] && [ -z "$ENCODER" ]; then
-    echo "run.sh: BASE is $BASE, and no ENCODER is named; name the vision tower that it was trained with." >&2
+if { [ -n "$BASE" ] || [ "$RECIPE" != tiny.yaml ]; } && [ -z "$ENCODER" ]; then
+    echo "run.sh: ${BASE:-$RECIPE} needs features of its own encoder; name in ENCODER the vision tower it was trained with." >&2
     exit 2
 fi
 if [ -n "$JUDGE" ] && [ -z "${OPENAI_API_KEY:-}" ]; then

@@ -108,7 +108,9 @@ def summarise(results: dict[str, dict[str, Any]]) -> str:
         text += f" (95 %: {100 * whole['low']:.1f} to {100 * whole['high']:.1f}, n = {whole['n']})."
     if "lengths" in results:
         last = results["lengths"]["lengths"][-1]
-        text += f"\n\nVideos of {last['minutes']:g} minutes keep {last['of_the_first']:.0%} of the accuracy"
+        low, high = last["interval_95"]
+        text += f"\n\nOf {last['n']} questions about videos of {last['minutes']:g} minutes {last['accuracy']:.0%}"
+        text += f" (95 %: {low:.0%} to {high:.0%}) are answered right,\n{last['of_the_first']:.0%} of the accuracy"
         text += " at one minute: [heat map by length and depth](docs/results/default_model_lengths.png)."
     return text
 

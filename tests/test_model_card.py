@@ -66,7 +66,7 @@ def test_every_measurement_gets_its_table(writer: ModuleType, tmp_path: Path) ->
     assert "on 5 others (`--seed 4`, n = 22)\n90.0% (80.0% – 100.0%) are right, least of all *last*: 50.0%" in summary
     summary = writer.summarise(results)
     assert "lose 2.0 points on average (95 %: -1.0 to 5.0, n = 10)" in summary
-    assert "Videos of 60 minutes keep 90% of the accuracy at one minute" in summary
+    assert "Of 8 questions about videos of 60 minutes 81% (95 %: 70% to 90%) are answered right,\n90% of the" in summary
 
 
 def test_the_log_of_another_recipe_is_refused(writer: ModuleType) -> None:

@@ -76,12 +76,14 @@ def test_what_is_named_in_the_environment_reaches_the_commands(tmp_path: Path) -
     ]
 
 
-def test_a_base_without_its_encoder_is_refused_before_anything_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [{"BASE": "LLAVA_7B"}, {"RECIPE": "paper.yaml"}])
+def test_a_base_without_its_encoder_is_refused_before_anything_runs(tmp_path: Path, named: dict[str, str]) -> None:
     shutil.copy(SCRIPT, tmp_path)
-    environment = {**os.environ, "BASE": "LLAVA_7B", "PYTHON": str(make_program(tmp_path / "python3"))}
+    environment = {**os.environ, **named, "PYTHON": str(make_program(tmp_path / "python3"))}
     done = subprocess.run(["sh", "run.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "called").exists()
-    assert done.stderr.startswith("run.sh: BASE is LLAVA_7B, and no ENCODER is named; name the vision tower")
+    (name,) = named.values()
+    assert done.stderr.startswith(f"run.sh: {name} needs features of its own encoder; name in ENCODER the vision tower")
 
 
 def test_a_judge_without_a_key_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def data() -> None:
 @app.command()
 def check(
     root: Annotated[
-        Path, typer.Argument(metavar="ROOT", help="The folder that holds datasets/anet.", show_default=False)
+        Path,
+        typer.Argument(metavar="ROOT", help="The folder that holds datasets/anet, or that folder.", show_default=False),
     ],
     names_only: Annotated[
         bool, typer.Option("--names-only", help="Compare names; don't open the videos (takes no time).")

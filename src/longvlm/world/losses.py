@@ -62,7 +62,7 @@ def tabulate(losses: Sequence[Loss]) -> TextTable:
 def as_json(losses: Sequence[Loss]) -> list[dict[str, Any]]:
     """The same for machines: shares of 1."""
     return [
-        {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(one).items()}
-        | {"loss": round(one.loss, 4)}
+        {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(one).items()}
+        | {"loss": round(one.loss, 6)}
         for one in losses
     ]
