@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
@@ -16,7 +17,7 @@ from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.study import course as course_module
 from longvlm.study.blocks import BlockFeatures, plan_blocks
 from longvlm.study.course import Answer, Run, Study, StudyLessons, StudyVideos
-from longvlm.study.report import ALL, as_markdown, score_rows
+from longvlm.study.report import ALL, as_markdown, plot, score_rows
 from longvlm.study.rows import Row, choose_rows, load_study, make_bank
 from longvlm.study.spelling import spell_bank
 from longvlm.training import default_model
@@ -270,6 +271,16 @@ def test_rows_are_compared_with_the_first_on_the_same_seeds_and_videos() -> None
     mixed = score_rows([(Row("r", seeds=2), first), (Row("b", seeds=2), better), (Row("c"), swept)])
     assert mixed[2].gain == (0.0, 0.0, 0.0), "of the seed that both have"
     assert "| all, less r |  |  |  | +25.0 (" in as_markdown(scores)
+
+
+def test_the_plot_has_a_panel_for_each_group_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [Run("r", 0, 10.0, 0.5, answers(True, False, True, True))]
+    rows = [Row("r"), Row("s", group="sweep"), Row("t", group="other sweep")]
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
+    plot(score_rows([(row, runs) for row in rows]), tmp_path / "plot.png")
+    shown = [axes.get_title().partition(":")[0] for axes in figures[0].axes if axes.get_visible()]
+    assert shown == ["main", "sweep", "other sweep"] and len(figures[0].axes) == 4
 
 
 def test_a_document_gets_no_table_of_some_rows(run: Callable[..., Any], tmp_path: Path) -> None:

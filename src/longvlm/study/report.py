@@ -205,7 +205,7 @@ def plot(scores: Sequence[RowScore], path: Path) -> None:
     groups = _by_group(scores)
     figure = Figure(figsize=(11, 3.8 * ((len(groups) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(groups) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False).flat
-    for axes, members in zip(panels, groups.values(), strict=False):
+    for members, axes in zip(groups.values(), panels, strict=False):  # in this order, or an unused panel is lost
         places = _set_apart([score.tokens_per_video for score in members])
         for number, (place, score) in enumerate(zip(places, members, strict=True)):
             mean, low, high = (100 * value for value in score.shares[ALL])
