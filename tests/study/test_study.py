@@ -274,11 +274,12 @@ def test_rows_are_compared_with_the_first_on_the_same_seeds_and_videos() -> None
 
 
 def test_the_plot_has_a_panel_for_each_group_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [Run("r", 0, 10.0, 0.5, answers(True, False, True, True))]
     rows = [Row("r"), Row("s", group="sweep"), Row("t", group="other sweep")]
+    right = answers(True, False, True, True)
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
-    plot(score_rows([(row, runs) for row in rows]), tmp_path / "plot.png")
+    found = [(row, [Run(row.name, 0, 10.0 * number, 0.5, right)]) for number, row in enumerate(rows, start=1)]
+    plot(score_rows(found), tmp_path / "plot.png")
     shown = [axes.get_title().partition(":")[0] for axes in figures[0].axes if axes.get_visible()]
     assert shown == ["main", "sweep", "other sweep"] and len(figures[0].axes) == 4
 
