@@ -203,9 +203,12 @@ def plot(scores: Sequence[RowScore], path: Path) -> None:
     from matplotlib.figure import Figure
 
     groups = _by_group(scores)
+    tokens = [score.tokens_per_video for score in scores]
+    limits = (0.8 * min(_TICKS[0], *tokens), 1.25 * max(_TICKS[-1], *tokens))
     figure = Figure(figsize=(11, 3.8 * ((len(groups) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(groups) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False).flat
     for members, axes in zip(groups.values(), panels, strict=False):  # in this order, or an unused panel is lost
+        axes.set(xscale="log", xlim=limits)
         places = _set_apart([score.tokens_per_video for score in members])
         for number, (place, score) in enumerate(zip(places, members, strict=True)):
             mean, low, high = (100 * value for value in score.shares[ALL])
@@ -216,7 +219,6 @@ def plot(scores: Sequence[RowScore], path: Path) -> None:
         axes.axhline(100 * members[0].chances[ALL], color="grey", linestyle=":", label="guessing")
         axes.set(
             title=_title(members),
-            xscale="log",
             xlabel="visual tokens a video (nearly equal numbers side by side)",
             ylabel="right answers, %",
         )
