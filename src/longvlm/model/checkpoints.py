@@ -97,8 +97,9 @@ def load_config(
     else:
         refuse_unknown_family(raw, folder)
         if is_original_layout(raw, folder):
-            tower = _find_tower(raw, folder, vision_tower)
-            vision_tower = name_tower(raw, folder, vision_tower)
+            named = name_tower(raw, folder, vision_tower)
+            tower = resolve_model(named) if vision_tower else _find_named_tower(named, folder)
+            vision_tower = named
             config = convert_original(raw, folder, load_tower_config(tower), read_image_settings(tower).fit)
         else:
             fit = read_image_settings(resolve_model(vision_tower) if vision_tower else folder).fit
@@ -116,13 +117,11 @@ def load_config(
     return config
 
 
-def _find_tower(raw: dict[str, Any], folder: Path, vision_tower: str | None) -> Path:
-    """The folder of the tower given, or of the one that the checkpoint in `folder` names."""
+def _find_named_tower(tower: str, folder: Path) -> Path:
+    """The folder of the tower that the config of the checkpoint in `folder` names."""
     try:
-        return resolve_model(name_tower(raw, folder, vision_tower))
+        return resolve_model(tower)
     except LongVLMError as error:
-        if vision_tower is not None or "mm_vision_tower" not in raw:
-            raise
         raise LongVLMError(
             f"{error} It is the vision tower that {folder / 'config.json'} names; if you have it elsewhere, give its "
             "folder with --vision-tower, in a training's recipe as model.vision_tower."
