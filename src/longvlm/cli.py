@@ -155,6 +155,14 @@ def extract(
         ),
     ] = None,
     decoders: Annotated[int, typer.Option(min=1, help="Videos decoded at a time. Default: 2.", show_default=False)] = 2,
+    batch_segments: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Segments encoded at a time, of several videos together. Default: 8, on a processor 1.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     video_options: VideoOptions,
     model_options: EncoderOptions,
@@ -170,7 +178,7 @@ def extract(
     """
     from longvlm.commands.extract import extract
 
-    extract(source, output, video_folder, reference_features, decoders, video_options, model_options)
+    extract(source, output, video_folder, reference_features, decoders, batch_segments, video_options, model_options)
 
 
 @app.command()

@@ -221,6 +221,10 @@ class MergedSegments(_PrintsShapes):
         _require(self.sizes.shape == self.features.shape[:2], f"sizes {tuple(self.sizes.shape)}: want (S, M)")
         _require(self.assignment.ndim == 2 and len(self.assignment) == len(self.features), "assignment: want (S, N)")
 
+    def __getitem__(self, segments: slice) -> MergedSegments:
+        """Those of some of the segments."""
+        return MergedSegments(self.features[segments], self.sizes[segments], self.assignment[segments])
+
 
 @dataclass(frozen=True, repr=False)
 class VideoTokens(_PrintsShapes):

@@ -46,6 +46,11 @@ class WorkingAhead(Generic[_Item]):
             raise item.error
         raise StopIteration
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next item, or the end, can be taken without waiting."""
+        return self._is_left.is_set() or not self._made.empty()
+
     def close(self) -> None:
         """Tell the thread that nothing more is wanted; it ends at its next item, and doesn't keep anybody waiting."""
         self._is_left.set()

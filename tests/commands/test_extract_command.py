@@ -51,7 +51,8 @@ class TestExtract:
     def test_a_folder_becomes_indexes_and_a_second_run_skips_them(
         self, run: Run, model: Path, videos: Path, tmp_path: Path
     ) -> None:
-        command = ["extract", videos, "-o", tmp_path / "out", "--model", model, "--num-frames", 4]
+        settings = ["--batch-segments", 3, "--model", model, "--num-frames", 4]
+        command = ["extract", videos, "-o", tmp_path / "out", *settings]
         ended = run(*command).must_end_with(0)
         assert ended.stdout == "" and "wrote the features of 2 videos" in ended.stderr
         direct = LongVLM.from_pretrained(model).encode(videos / "v_0.mp4", num_frames=4)

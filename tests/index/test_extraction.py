@@ -8,8 +8,9 @@ import json
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ from longvlm.index.extraction import FeatureFolders, extract
 from longvlm.index.extraction_report import Progress, Report
 from longvlm.index.extractor import Extractor, extractor_of_model, extractor_of_tower
 from longvlm.index.video_folders import ListedVideo, find_videos
-from longvlm.stages.video import open_video
-from longvlm.types import Compression, Sampling
+from longvlm.stages import vision
+from longvlm.stages.video import VideoReader, open_video
+from longvlm.types import Compression, Frames, Sampling
 
 
 @pytest.fixture
@@ -47,14 +49,46 @@ def run(extractor: Extractor, tmp_path: Path) -> Run:
 
 
 class TestFeatures:
-    @pytest.mark.parametrize("num_decoders", [1, 3])
+    @pytest.mark.parametrize(("num_decoders", "batch_segments"), [(1, None), (3, None), (1, 3), (3, 2), (2, 100)])
     def test_stored_equals_direct_to_the_last_bit(
-        self, model: LongVLM, films: Path, run: Run, tmp_path: Path, num_decoders: int
+        self, model: LongVLM, films: Path, run: Run, tmp_path: Path, num_decoders: int, batch_segments: int | None
     ) -> None:
-        assert run(films, num_decoders=num_decoders) == Report(num_written=3)
+        assert run(films, num_decoders=num_decoders, batch_segments=batch_segments) == Report(num_written=3)
         for video in sorted(films.iterdir()):
             assert VideoIndex.load(tmp_path / "features" / f"{video.stem}.longvlm") == model.encode(video)
         assert len(list((tmp_path / "features").iterdir())) == 3
+
+    @pytest.mark.parametrize(("batch_segments", "sizes"), [(1, [1] * 6), (4, [4, 2]), (100, [6])])
+    def test_a_batch_takes_in_segments_of_several_videos(
+        self,
+        films: Path,
+        extractor: Extractor,
+        run: Run,
+        monkeypatch: pytest.MonkeyPatch,
+        batch_segments: int,
+        sizes: list[int],
+    ) -> None:
+        """The videos have 2 segments each."""
+        taken: list[int] = []
+        encode = extractor.encoder.encode_segments
+        monkeypatch.setattr(
+            extractor.encoder, "encode_segments", lambda segments: taken.append(len(segments)) or encode(segments)
+        )
+        assert run(films, batch_segments=batch_segments).num_written == 3
+        assert taken == sizes
+
+    def test_a_batch_encoded_together_is_close_to_direct(
+        self, mild_tower: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on an accelerator, where batches of 8 are the default."""
+        sampling = Sampling(num_frames=24)
+        made = extractor_of_tower(str(mild_tower), sampling, device="cpu")
+        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "alone"))
+        for module in (vision, extraction):
+            monkeypatch.setattr(module, "joins_segments", lambda device: True)
+        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "together"))
+        for path in sorted((tmp_path / "alone").iterdir()):
+            assert_close(VideoIndex.load(tmp_path / "together" / path.name), VideoIndex.load(path))
 
     def test_every_setting_counts_as_in_direct_encoding(self, model: LongVLM, films: Path, tmp_path: Path) -> None:
         """Settings that differ from the defaults in all fields, so that none can be forgotten."""
@@ -91,6 +125,24 @@ class TestFeatures:
         assert index.local_features.shape == (10, 30, 32) and index.segment_globals.shape == (10, 5, 32)
 
 
+@pytest.mark.gpu
+def test_batches_on_cuda_are_close_to_direct(mild_tower: Path, films: Path, tmp_path: Path) -> None:
+    sampling = Sampling(num_frames=24)
+    for device, folder in (("cpu", "alone"), ("cuda", "together")):
+        made = extractor_of_tower(str(mild_tower), sampling, device=device, dtype="float32")
+        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / folder))
+    for path in sorted((tmp_path / "alone").iterdir()):
+        assert_close(VideoIndex.load(tmp_path / "together" / path.name), VideoIndex.load(path), tolerance=1e-3)
+
+
+def assert_close(actual: VideoIndex, expected: VideoIndex, tolerance: float = 1e-5) -> None:
+    """The same tokens, up to rounding; all else is the same."""
+    for name in ("local_features", "segment_globals"):
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), atol=tolerance, rtol=tolerance)
+    rounded = {name: getattr(expected, name) for name in ("local_features", "segment_globals")}
+    assert dataclasses.replace(actual, **rounded) == expected
+
+
 class TestFailures:
     def test_a_broken_video_among_good_ones_is_listed_and_stops_none(
         self, videos: Path, run: Run, tmp_path: Path
@@ -123,6 +175,35 @@ class TestFailures:
         monkeypatch.setattr(extraction, "open_video", crash)
         reasons = [failure.reason for failure in run(films).failures]
         assert reasons == [f"ValueError: odd v_{number}.mp4" for number in range(3)]
+
+    @pytest.mark.parametrize("batch_segments", [1, 3, 4, 100])
+    def test_a_video_that_fails_midway_takes_nothing_of_others_with_it(
+        self,
+        model: LongVLM,
+        films: Path,
+        run: Run,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        batch_segments: int,
+    ) -> None:
+        """Also where its first segment waits beside others' to be encoded."""
+        segments = VideoReader.segments
+
+        def fail_midway(reader: VideoReader, *arguments: Any, **named: Any) -> Iterator[Frames]:
+            for number, frames in enumerate(segments(reader, *arguments, **named)):
+                if number == 1 and reader.info.name == "v_1.mp4":
+                    raise LongVLMError("The second segment can't be decoded.")
+                yield frames
+
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoReader, "segments", fail_midway)
+            report = run(films, batch_segments=batch_segments, num_decoders=1)
+        assert [(Path(one.video).name, one.reason) for one in report.failures] == [
+            ("v_1.mp4", "The second segment can't be decoded.")
+        ]
+        for name in ("v_0", "v_2"):
+            assert VideoIndex.load(tmp_path / "features" / f"{name}.longvlm") == model.encode(films / f"{name}.mp4")
+        assert len(list((tmp_path / "features").glob("*.longvlm"))) == report.num_written == 2
 
     def test_a_damaged_end_is_told(self, videos: Path, run: Run) -> None:
         from media import write_video
@@ -159,6 +240,16 @@ class TestFailures:
         with pytest.raises(LongVLMError, match="tokens_per_segment is 1000"):
             extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "features"))
         assert not list((tmp_path / "features").iterdir())
+
+    def test_a_batch_that_fits_no_memory_is_told_with_the_remedy(
+        self, films: Path, extractor: Extractor, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def have_no_room(segments: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(extractor.encoder, "encode_segments", have_no_room)
+        with pytest.raises(LongVLMError, match=r"no room for 4 segments of .* frames at once; take fewer"):
+            run(films, batch_segments=4)
 
 
 class TestResuming:
@@ -344,14 +435,14 @@ class TestDecodingAhead:
 
         videos = find_videos(films).videos
         decoding = decode_ahead(videos, lambda video: open_video(video.source), read_forever, num_threads=1)  # type: ignore[arg-type]
-        next(iter(next(decoding)))
+        next(next(decoding))
         wait_until(lambda: produced >= SEGMENTS_AHEAD)
         time.sleep(0.3)
         assert produced <= SEGMENTS_AHEAD + 2
         decoding.close()
         wait_until(lambda: not any(thread.name.startswith("longvlm-") for thread in threading.enumerate()))
 
-    def test_videos_come_in_their_order_with_the_next_ones_open(self, films: Path) -> None:
+    def test_videos_come_in_their_order_as_long_as_they_are_ready(self, films: Path) -> None:
         opened: list[str] = []
 
         def note_and_open(video: ListedVideo) -> object:
@@ -361,15 +452,39 @@ class TestDecodingAhead:
         def read(reader: object) -> object:
             return reader.segments(Sampling(num_frames=2), frames_per_segment=1, image_size=8, fit="squash")  # type: ignore[attr-defined]
 
-        taken: list[str] = []
+        taken: list[tuple[str, bool]] = []
         for decoding in decode_ahead(find_videos(films).videos, note_and_open, read, num_threads=2):  # type: ignore[arg-type]
             if not taken:
                 wait_until(lambda: {"v_0", "v_1"} <= set(opened))  # before anything of the first one is taken
-            segments = list(decoding)
-            assert torch.is_tensor(segments[0].pixels) and len(segments) == 2
-            assert decoding.info.name == Path(decoding.video.source).name and decoding.lost_seconds == 0
-            taken.append(decoding.video.id)
-        assert taken == ["v_0", "v_1", "v_2"] and set(opened) == set(taken)
+            frames = next(decoding, None)
+            taken.append((decoding.video.id, frames is not None))
+            if frames is None:
+                assert decoding.info.name == Path(decoding.video.source).name and decoding.lost_seconds == 0
+            wait_until(lambda: not any(thread.name == "longvlm-video" for thread in threading.enumerate()))
+        each = [True, True, False]
+        assert taken == [(name, has_frames) for name in ("v_0", "v_1", "v_2") for has_frames in each]
+
+    def test_the_next_video_comes_while_one_is_not_ready(self, films: Path) -> None:
+        other_is_made, other_is_taken = threading.Event(), threading.Event()
+        came_in_time: list[bool] = []
+
+        def read(reader: object) -> object:
+            frames = next(reader.segments(Sampling(), frames_per_segment=1, image_size=8, fit="squash"))  # type: ignore[attr-defined]
+            yield frames
+            if reader.info.name == "v_0.mp4":  # type: ignore[attr-defined]
+                came_in_time.append(other_is_taken.wait(timeout=10))
+                yield frames
+            other_is_made.set()
+
+        taken: list[str] = []
+        videos = find_videos(films).videos[:2]
+        for decoding in decode_ahead(videos, lambda video: open_video(video.source), read, num_threads=2):  # type: ignore[arg-type]
+            other_is_made.wait(timeout=10)
+            if next(decoding, None) is not None:
+                taken.append(decoding.video.id)
+            if decoding.video.id == "v_1":
+                other_is_taken.set()
+        assert came_in_time == [True] and taken == ["v_0", "v_1", "v_0"]
 
 
 def test_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:

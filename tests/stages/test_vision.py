@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from longvlm.errors import LongVLMError
+from longvlm.stages import vision
 from longvlm.stages.vision import VisionEncoder, count_patches, encode_pixels
 from longvlm.types import Frames
 
@@ -53,10 +55,10 @@ def make_pixels(num_frames: int = 3) -> torch.Tensor:
     return torch.randn(num_frames, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 
 
-def make_frames(num_frames: int = 3) -> Frames:
-    generator = torch.Generator().manual_seed(2)
+def make_frames(num_frames: int = 3, *, seed: int = 2, times_from: float = 0.0) -> Frames:
+    generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (num_frames, 3, 28, 28), generator=generator, dtype=torch.uint8)
-    return Frames(pixels, tuple(float(t) for t in range(num_frames)), num_frames)
+    return Frames(pixels, tuple(times_from + t for t in range(num_frames)), num_frames)
 
 
 def make_encoder(tower: PreTrainedModel, **changes: Any) -> VisionEncoder:
@@ -199,6 +201,37 @@ def test_a_clip_layer_in_fewer_passes_is_the_same(dtype: torch.dtype, tolerance:
     assert all(part.grad_fn is not None for part in plain) and all(part.grad_fn is None for part in lean)
     for ours, theirs in zip(lean, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_segments_are_each_as_if_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one to the last bit, as on a processor, and together, as on an accelerator, up to rounding."""
+    encoder = make_encoder(make_tower(kind))
+    segments = [make_frames(seed=seed, times_from=10.0 * seed) for seed in range(3)]
+    segments[2] = replace(segments[2], num_distinct=2)
+    alone = [encoder(frames) for frames in segments]
+    calls: list[int] = []
+    encode = encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    for together, sizes, tolerance in ((False, [3, 3, 3], 0.0), (True, [9], 1e-5)):
+        monkeypatch.setattr(vision, "joins_segments", lambda device, together=together: together)
+        calls.clear()
+        for expected, actual in zip(alone, encoder.encode_segments(segments), strict=True):
+            torch.testing.assert_close(actual.patches, expected.patches, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(actual.layer_globals, expected.layer_globals, atol=tolerance, rtol=tolerance)
+            assert (actual.times_seconds, actual.num_distinct) == (expected.times_seconds, expected.num_distinct)
+        assert calls == sizes
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_segments_on_cuda_are_as_on_a_processor(kind: str) -> None:
+    segments = [make_frames(seed=seed) for seed in range(3)]
+    tower = make_tower(kind)
+    expected = make_encoder(tower).encode_segments(segments)
+    for one, other in zip(expected, make_encoder(tower.cuda()).encode_segments(segments), strict=True):
+        torch.testing.assert_close(other.patches.cpu(), one.patches, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(other.layer_globals.cpu(), one.layer_globals, atol=1e-3, rtol=1e-3)
 
 
 def test_features_have_the_towers_dtype_and_no_gradient() -> None:

@@ -27,6 +27,7 @@ def extract(
     video_folder: Path | None,
     reference_folders: tuple[Path, Path] | None,
     num_decoders: int,
+    batch_segments: int | None,
     video_options: VideoOptions,
     model_options: EncoderOptions,
 ) -> None:
@@ -51,6 +52,7 @@ def extract(
             folders,
             known_failures=_clashes(found),
             num_decoders=num_decoders,
+            batch_segments=batch_segments,
             frame_rate=video_options.frame_rate,
             allow_references=video_options.allow_references,
             on_progress=show,

@@ -1,4 +1,4 @@
-"""Decoding ahead of the encoder: threads read the next videos while the encoder is busy with this one.
+"""Decoding ahead of the encoder: threads read several videos while the encoder is busy.
 
 Each video has a short queue of its own, and its thread waits where that is full: memory stays that of a few segments,
 however long the videos are.
@@ -6,9 +6,7 @@ however long the videos are.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
 from itertools import islice
 
 from longvlm.errors import LongVLMError
@@ -28,23 +26,40 @@ class VideoFailed(Exception):
 
 
 class DecodingVideo:
-    """One video that a thread decodes. Iterate it once for its segments; `info` and `lost_seconds` hold then."""
+    """One video that a thread decodes. Iterate it for its segments; `info` and `lost_seconds` hold after the last one.
+
+    `has_ended`: whether the last one was taken, or it failed.
+    """
 
     info: VideoInfo
     lost_seconds: float
 
     def __init__(self, video: ListedVideo, open_reader: OpenReader, read: ReadSegments) -> None:
         self.video = video
+        self.has_ended = False
         self._segments = WorkingAhead(self._decode(open_reader, read), room=SEGMENTS_AHEAD, name="longvlm-video")
 
     def __iter__(self) -> Iterator[Frames]:
-        """The segments. Raises VideoFailed where the video can't be opened, or decoded any further."""
+        return self
+
+    def __next__(self) -> Frames:
+        """The next segment. Raises VideoFailed where the video can't be opened, or decoded any further."""
         try:
-            yield from self._segments
+            return next(self._segments)
+        except StopIteration:
+            self.has_ended = True
+            raise
         except LongVLMError as error:
+            self.has_ended = True
             raise VideoFailed(str(error)) from error
         except Exception as error:
+            self.has_ended = True
             raise VideoFailed(f"{type(error).__name__}: {error}") from error
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its next segment, or its end, can be taken without waiting."""
+        return self._segments.is_ready
 
     def close(self) -> None:
         """Let its thread end."""
@@ -59,18 +74,21 @@ class DecodingVideo:
 def decode_ahead(
     videos: Iterable[ListedVideo], open_reader: OpenReader, read: ReadSegments, *, num_threads: int
 ) -> Generator[DecodingVideo, None, None]:
-    """The videos in their order, `num_threads` of them being decoded at any time.
+    """`num_threads` videos are being decoded at any time; of these the first one that has a segment ready, each time.
 
-    Take each one's segments to the end, or to its failure, before the next video. Closing the iterator, or
-    an error of the consumer, ends the threads.
+    Take one segment, or its end, of each that is given. So a slow encoder gets one video after the other, and a fast
+    one is fed by all decoders. Closing the iterator, or an error of the consumer, ends the threads.
     """
     waiting = iter(videos)
-    running = deque(DecodingVideo(video, open_reader, read) for video in islice(waiting, num_threads))
+    running = [DecodingVideo(video, open_reader, read) for video in islice(waiting, num_threads)]
     try:
         while running:
-            with closing(running.popleft()) as video:
-                yield video
-            running.extend(DecodingVideo(video, open_reader, read) for video in islice(waiting, 1))
+            chosen = next((video for video in running if video.is_ready), running[0])
+            yield chosen
+            if chosen.has_ended:
+                chosen.close()
+                running.remove(chosen)
+                running += [DecodingVideo(video, open_reader, read) for video in islice(waiting, 1)]
     finally:
         for video in running:
             video.close()

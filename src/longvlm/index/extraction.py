@@ -1,15 +1,15 @@
 """Extraction: many videos in, one feature file a video out; what is done is skipped, what fails is listed.
 
-Videos are decoded ahead of the encoder, but encoded segment by segment, not in larger batches across videos: a
-segment's K frames always fill a batch of one fixed shape (a short one is filled up), and on one shape alone
-are the features the very ones that `LongVLM.encode` gives, to the last bit.
+Videos are decoded ahead of the encoder, which takes a batch of segments at a time, of several videos where their ends
+and the decoders' pace make it so. Its size is one on a processor, where larger ones are slower.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,17 +27,20 @@ from longvlm.index.extraction_report import (
     write_damaged,
     write_failures,
 )
-from longvlm.index.extractor import Extractor
+from longvlm.index.extractor import Building, Extractor
 from longvlm.index.feature_pickles import read_pickled_array
 from longvlm.index.reference_features import write_reference_features
 from longvlm.index.video_folders import ListedVideo
 from longvlm.stages.tokens import count_segments
 from longvlm.stages.video import VideoReader, open_video
 from longvlm.stages.video_access import display_source
+from longvlm.stages.vision import joins_segments
+from longvlm.types import Frames
 from longvlm.video_index import OtherVersionError, VideoIndex
 from longvlm.whole_files import make_folder
 
 DEFAULT_DECODERS = 2
+DEFAULT_BATCH_SEGMENTS = 8  # on an accelerator
 _REMEDY = "Write to another folder, or remove that file."
 
 
@@ -183,6 +186,7 @@ def extract(
     *,
     known_failures: Sequence[Failure] = (),
     num_decoders: int = DEFAULT_DECODERS,
+    batch_segments: int | None = None,
     frame_rate: float | None = None,
     allow_references: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -192,13 +196,19 @@ def extract(
     The videos' ids must be distinct (`find_videos`). Failures, with those `known` before, are also written to
     `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`, beside those of earlier
     extractions of other videos; there is no such file where nothing failed.
-    `frame_rate` and `allow_references` are those of `open_video`.
+    `frame_rate` and `allow_references` are those of `open_video`. `batch_segments`: how many segments are encoded at
+    once, 1 on a processor and DEFAULT_BATCH_SEGMENTS elsewhere by default; with 1, features are those of
+    `LongVLM.encode` to the last bit, and on a processor always.
     Videos with a damaged end, and how many seconds of it were lost, are kept in `damaged.json` beside it, by id.
     Raises LongVLMError where a folder can't be written to, what is written stays whole, and where features are
     there that were made in another way, as `FeatureFolders.hold` tells.
     """
     if num_decoders < 1:
         raise LongVLMError(f"num_decoders is {num_decoders}; at least one video must be decoded at a time.")
+    if batch_segments is None:
+        batch_segments = DEFAULT_BATCH_SEGMENTS if joins_segments(extractor.encoder.tower.device) else 1
+    if batch_segments < 1:
+        raise LongVLMError(f"batch_segments is {batch_segments}; at least one segment must be encoded at a time.")
     for folder in folders.folders:
         make_folder(folder)
     report = Report(failures=list(known_failures))
@@ -215,18 +225,16 @@ def extract(
 
     decoding_videos = decode_ahead(waiting, open_reader, extractor.read, num_threads=num_decoders)
     try:
-        for decoding in decoding_videos:
-            name = display_source(decoding.video.source)
-            try:
-                index = _encode(decoding, extractor, pace)
-            except VideoFailed as failure:
-                report.failures.append(Failure(name, str(failure)))
+        for video, outcome in _encode(decoding_videos, extractor, batch_segments, pace):
+            name = display_source(video.source)
+            if isinstance(outcome, VideoFailed):
+                report.failures.append(Failure(name, str(outcome)))
             else:
-                video, lost_seconds = decoding.video.id, index.lost_seconds
-                if damaged.get(video, 0.0) != lost_seconds:  # noted before its features, which may be fewer
-                    damaged[video] = lost_seconds
+                lost_seconds = outcome.lost_seconds
+                if damaged.get(video.id, 0.0) != lost_seconds:  # noted before its features, which may be fewer
+                    damaged[video.id] = lost_seconds
                     write_damaged(damaged_path, damaged)
-                folders.save(video, index, extractor)
+                folders.save(video.id, outcome, extractor)
                 report.num_written += 1
                 if lost_seconds > 0:
                     report.lost_seconds[name] = lost_seconds
@@ -234,19 +242,43 @@ def extract(
             pace.count_video()
     finally:
         decoding_videos.close()
-        named = {display_source(video.source) for video in videos}
-        tried = named - not_reached | {one.video for one in report.failures}
+        named = {display_source(video.source): place for place, video in enumerate(videos)}
+        report.failures.sort(key=lambda failure: named.get(failure.video, -1))
+        tried = named.keys() - not_reached | {one.video for one in report.failures}
         earlier = [one for one in read_failures(failures_path) if one.video not in tried]
         write_failures(failures_path, [*earlier, *report.failures])
     return report
 
 
-def _encode(decoding: DecodingVideo, extractor: Extractor, pace: _Pace) -> VideoIndex:
-    building = extractor.start()
-    for frames in decoding:
-        building.add(frames)
-        pace.count_frames(frames.num_distinct)
-    return building.finish(decoding.info, decoding.lost_seconds)
+def _encode(
+    decoding_videos: Iterable[DecodingVideo], extractor: Extractor, batch_segments: int, pace: _Pace
+) -> Iterator[tuple[ListedVideo, VideoIndex | VideoFailed]]:
+    """Each video with its index, or why there is none, as soon as it is known."""
+    buildings: defaultdict[DecodingVideo, Building] = defaultdict(extractor.start)
+    batch: list[tuple[Building, Frames]] = []
+    read_through: list[DecodingVideo] = []  # whose last segments may still be in the batch
+
+    def encode_batch() -> Iterator[tuple[ListedVideo, VideoIndex]]:
+        if batch:
+            extractor.encode(batch)
+            pace.count_frames(sum(frames.num_distinct for _, frames in batch))
+            batch.clear()
+        for decoding in read_through:
+            yield decoding.video, buildings.pop(decoding).finish(decoding.info, decoding.lost_seconds)
+        read_through.clear()
+
+    for decoding in decoding_videos:
+        try:
+            batch.append((buildings[decoding], next(decoding)))
+        except StopIteration:
+            read_through.append(decoding)
+        except VideoFailed as failure:
+            building = buildings.pop(decoding)
+            batch = [segment for segment in batch if segment[0] is not building]
+            yield decoding.video, failure
+        if not 0 < len(batch) < batch_segments:
+            yield from encode_batch()
+    yield from encode_batch()
 
 
 class _Pace:

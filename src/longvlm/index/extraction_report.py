@@ -37,7 +37,9 @@ class Progress:
         return self.frames_encoded / self.elapsed_seconds if self.elapsed_seconds > 0 else 0.0
 
     def describe(self) -> str:
-        """Videos, frames a second, and the time left."""
+        """Videos, frames a second, and the time left, of which videos that fail at once foretell nothing."""
+        if not self.frames_encoded:
+            return f"{self.videos_done} of {self.videos_total} videos"
         rate = f"{self.frames_per_second:.1f} frames/s"
         return describe_pace(self.videos_done, self.videos_total, self.elapsed_seconds, rate)
 

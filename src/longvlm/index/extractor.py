@@ -6,12 +6,13 @@ It comes from a whole checkpoint, or from a vision tower alone, which is then re
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig
 
+from longvlm.errors import LongVLMError
 from longvlm.index_builder import IndexBuilder
 from longvlm.model.checkpoints import load_encoder, load_tower_config, resolve_model
 from longvlm.model.configuration import LongVLMConfig
@@ -20,7 +21,7 @@ from longvlm.pipeline import LongVLM
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.video import VideoReader, parse_time
 from longvlm.stages.vision import VisionEncoder
-from longvlm.types import Compression, Frames, Sampling, SamplingMode, VideoInfo
+from longvlm.types import Compression, FrameFeatures, Frames, MergedSegments, Sampling, SamplingMode, VideoInfo
 from longvlm.video_index import VideoIndex
 
 
@@ -47,21 +48,38 @@ class Extractor:
     def start(self) -> Building:
         return Building(self)
 
+    def encode(self, segments: Sequence[tuple[Building, Frames]]) -> None:
+        """Encode and merge segments of one video or several, in one batch, and add each to its video's index.
+
+        A video's own must come in order. What a batch of several costs in exactness, `VisionEncoder.encode_segments`
+        tells. Raises LongVLMError where the accelerator has no room for it.
+        """
+        try:
+            features = self.encoder.encode_segments([frames for _, frames in segments])
+            patches = torch.stack([one.patches.flatten(0, 1) for one in features])  # (S, K·P, D)
+            merged = merge_segments(patches, self.compression)
+        except torch.OutOfMemoryError as error:
+            num_frames, device = self.compression.frames_per_segment, self.encoder.tower.device
+            raise LongVLMError(
+                f"{device} has no room for {len(segments)} segments of {num_frames} frames at once; take fewer "
+                "(--batch-segments), or another --device."
+            ) from error
+        for place, ((building, _), one) in enumerate(zip(segments, features, strict=True)):
+            building.add(one, merged[place : place + 1])
+
 
 class Building:
-    """One video's index in the making: `add` its segments in order, then `finish`."""
+    """One video's index in the making: its segments are added in order, then it is finished."""
 
     def __init__(self, extractor: Extractor) -> None:
         self._extractor = extractor
         self._builder = IndexBuilder()
         self._global_layers = 0
 
-    def add(self, frames: Frames) -> None:
-        """Encode and merge one segment."""
-        features = self._extractor.encoder(frames)
+    def add(self, features: FrameFeatures, merged: MergedSegments) -> None:
+        """The next segment's features, and its merged tokens (S = 1)."""
         self._global_layers = features.layer_globals.shape[1]
-        patches = features.patches.flatten(0, 1)[None]  # (K, P, D) -> (S=1, N, D)
-        self._builder.add(features, merge_segments(patches, self._extractor.compression))
+        self._builder.add(features, merged)
 
     def finish(self, info: VideoInfo, lost_seconds: float) -> VideoIndex:
         encoder, settings = self._extractor.encoder, self._extractor.compression

@@ -30,7 +30,7 @@ _QUICK_GELU_SLOPE = 1.702
 
 
 class VisionEncoder:
-    """A frozen tower with the layers to read from it: one segment's frames in, its features out.
+    """A frozen tower with the layers to read from it: segments' frames in, their features out.
 
     `tower` is a CLIP, SigLIP or DINOv2 vision model; it stays on its device and in its dtype, and is put in
     evaluation mode. `feature_layer` and `select_strategy` are a LLaVA checkpoint's `vision_feature_layer` and
@@ -73,14 +73,33 @@ class VisionEncoder:
         self._mean = torch.tensor(image_mean, device=tower.device).view(3, 1, 1)
         self._std = torch.tensor(image_std, device=tower.device).view(3, 1, 1)
 
-    @torch.no_grad()
     def __call__(self, frames: Frames) -> FrameFeatures:
         """Encode one segment; the features stay on the tower's device and in its dtype."""
-        pixels = frames.pixels.to(self.tower.device).float().div_(255).sub_(self._mean).div_(self._std)
+        return self.encode_segments([frames])[0]
+
+    @torch.no_grad()
+    def encode_segments(self, segments: Sequence[Frames]) -> list[FrameFeatures]:
+        """Encode several segments, of several videos maybe, which must have equally many frames.
+
+        An accelerator takes all their frames at once, and features may then differ from those of single segments by
+        rounding. A processor, which would be slower so, takes them one by one, and the features are the same to the
+        last bit.
+        """
+        device = self.tower.device
+        pixels = torch.stack([frames.pixels for frames in segments]).to(device)  # (S, K, 3, R, R)
+        batches = [pixels.flatten(0, 1)] if joins_segments(device) else pixels.unbind()
+        encoded = [self._encode(some) for batch in batches for some in self._prepare(batch)]
+        patches, layer_globals = (torch.cat(part).unflatten(0, pixels.shape[:2]) for part in zip(*encoded, strict=True))
+        return [
+            FrameFeatures(patches[place], layer_globals[place], frames.times_seconds, frames.num_distinct)
+            for place, frames in enumerate(segments)
+        ]
+
+    def _prepare(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalised pixels (B, 3, R, R) in parts of as many frames as the tower encodes fastest at once."""
+        normalised = pixels.float().div_(255).sub_(self._mean).div_(self._std).to(self.tower.dtype)
         at_once = count_frames_at_once(self.tower.config, len(pixels), self.tower.device, self.tower.dtype)
-        parts = [self._encode(some) for some in pixels.to(self.tower.dtype).split(at_once)]
-        patches, layer_globals = (torch.cat(part) for part in zip(*parts, strict=True))
-        return FrameFeatures(patches, layer_globals, frames.times_seconds, frames.num_distinct)
+        return normalised.split(at_once)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,10 +111,15 @@ class VisionEncoder:
         return hashlib.sha256(json.dumps([settings, reading, pixels, weights]).encode()).hexdigest()
 
 
+def joins_segments(device: torch.device) -> bool:
+    """Whether several segments are encoded at once: on a processor, more than its caches hold are slower."""
+    return device.type != "cpu"
+
+
 def count_frames_at_once(
     vision_config: PretrainedConfig, num_frames: int, device: torch.device, dtype: torch.dtype
 ) -> int:
-    """Of a segment's frames, how many a tower encodes fastest at once: on a processor, what its caches hold."""
+    """Of so many frames, how many a tower encodes fastest at once: on a processor, what its caches hold."""
     if device.type != "cpu":
         return num_frames
     values_per_frame = MLP_WIDENING * vision_config.hidden_size * count_patches(vision_config, "full")
