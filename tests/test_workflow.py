@@ -11,13 +11,15 @@ from longvlm import cli
 from longvlm.commands.eval import TASKS
 from longvlm.training.recipe import bundled_recipes
 
+TORCHRUN = "torchrun --nproc-per-node 4 -m "
 WORKFLOW = (Path(__file__).parents[1] / "docs" / "workflow.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[list[str]]:
     blocks = re.findall(r"```\n(.*?)```", WORKFLOW, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["longvlm"]]
+    split = [shlex.split(line.replace(TORCHRUN, ""), comments=True) for line in lines]
+    return [words[1:] for words in split if words[:1] == ["longvlm"]]
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

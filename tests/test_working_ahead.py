@@ -62,18 +62,19 @@ def test_closing_it_closes_the_generator_in_its_own_thread():
 
 
 def test_it_tells_whether_the_next_item_or_the_end_is_there():
-    may_go_on = threading.Event()
+    may_go_on, told = threading.Event(), []
 
     def items():
         yield 1
         may_go_on.wait()
         yield 2
 
-    ahead = WorkingAhead(items(), room=2, name="slow")
+    ahead = WorkingAhead(items(), room=2, name="slow", on_made=lambda: told.append(True))
     wait_until(lambda: ahead.is_ready)
     assert next(ahead) == 1 and not ahead.is_ready
     may_go_on.set()
     assert next(ahead) == 2
     wait_until(lambda: ahead.is_ready)
     assert next(ahead, None) is None and ahead.is_ready
+    wait_until(lambda: len(told) == 3)  # two items and the end
     ahead.close()

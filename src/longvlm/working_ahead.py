@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Generic, NamedTuple, TypeVar
 
@@ -22,12 +22,15 @@ class _End(NamedTuple):
 class WorkingAhead(Generic[_Item]):
     """The items of a generator, which runs in a thread, at most `room` of them ahead. Close it after use.
 
-    What the generator raises is raised where its items are taken. PyAV releases Python's lock while it decodes, so
-    threads are enough for decoding.
+    What the generator raises is raised where its items are taken. `on_made` is called, in the thread, when one more
+    item can be taken, or the end. PyAV releases Python's lock while it decodes, so threads are enough for decoding.
     """
 
-    def __init__(self, items: Generator[_Item, None, None], *, room: int, name: str) -> None:
+    def __init__(
+        self, items: Generator[_Item, None, None], *, room: int, name: str, on_made: Callable[[], object] | None = None
+    ) -> None:
         self._items = items
+        self._on_made = on_made
         self._made: queue.Queue[_Item | _End] = queue.Queue(room)
         self._is_left = threading.Event()
         threading.Thread(target=self._work, name=name, daemon=True).start()
@@ -70,7 +73,9 @@ class WorkingAhead(Generic[_Item]):
         while not self._is_left.is_set():
             try:
                 self._made.put(item, timeout=_LOOK_UP_SECONDS)
-                return True
             except queue.Full:
                 continue
+            if self._on_made is not None:
+                self._on_made()
+            return True
         return False

@@ -22,12 +22,12 @@ from longvlm import LongVLM, VideoIndex
 from longvlm.errors import LongVLMError
 from longvlm.index import extraction
 from longvlm.index.decoding_ahead import SEGMENTS_AHEAD, decode_ahead
-from longvlm.index.extraction import FeatureFolders, extract
+from longvlm.index.extraction import FeatureFolders, default_batch_segments, extract
 from longvlm.index.extraction_report import Progress, Report
 from longvlm.index.extractor import Extractor, extractor_of_model, extractor_of_tower
 from longvlm.index.video_folders import ListedVideo, find_videos
-from longvlm.stages import vision
 from longvlm.stages.video import VideoReader, open_video
+from longvlm.stages.vision import VisionEncoder
 from longvlm.types import Compression, Frames, Sampling
 
 
@@ -49,44 +49,52 @@ def run(extractor: Extractor, tmp_path: Path) -> Run:
 
 
 class TestFeatures:
-    @pytest.mark.parametrize(("num_decoders", "batch_segments"), [(1, None), (3, None), (1, 3), (3, 2), (2, 100)])
+    @pytest.mark.parametrize("num_decoders", [1, 3])
     def test_stored_equals_direct_to_the_last_bit(
-        self, model: LongVLM, films: Path, run: Run, tmp_path: Path, num_decoders: int, batch_segments: int | None
+        self, model: LongVLM, films: Path, run: Run, tmp_path: Path, num_decoders: int
     ) -> None:
-        assert run(films, num_decoders=num_decoders, batch_segments=batch_segments) == Report(num_written=3)
+        assert run(films, num_decoders=num_decoders) == Report(num_written=3)
         for video in sorted(films.iterdir()):
             assert VideoIndex.load(tmp_path / "features" / f"{video.stem}.longvlm") == model.encode(video)
         assert len(list((tmp_path / "features").iterdir())) == 3
 
-    @pytest.mark.parametrize(("batch_segments", "sizes"), [(1, [1] * 6), (4, [4, 2]), (100, [6])])
+    @pytest.mark.parametrize(
+        ("num_decoders", "batch_segments", "sizes"),
+        [(1, None, [1] * 9), (1, 4, [4, 4, 1]), (3, 4, [4, 4, 1]), (2, 9, [9])],
+    )
     def test_a_batch_takes_in_segments_of_several_videos(
         self,
+        mild_tower: Path,
         films: Path,
-        extractor: Extractor,
-        run: Run,
+        tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
-        batch_segments: int,
+        num_decoders: int,
+        batch_segments: int | None,
         sizes: list[int],
     ) -> None:
-        """The videos have 2 segments each."""
-        taken: list[int] = []
-        encode = extractor.encoder.encode_segments
-        monkeypatch.setattr(
-            extractor.encoder, "encode_segments", lambda segments: taken.append(len(segments)) or encode(segments)
-        )
-        assert run(films, batch_segments=batch_segments).num_written == 3
+        """The videos have 3 segments each."""
+        taken = note_batches(monkeypatch)
+        made = extractor_of_tower(str(mild_tower), Sampling(num_frames=30), device="cpu")
+        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "alone"), batch_segments=1)
+        taken.clear()
+        folders = FeatureFolders(tmp_path / "together")
+        options: dict[str, Any] = {"num_decoders": num_decoders, "batch_segments": batch_segments}
+        assert extract(find_videos(films).videos, made, folders, **options) == Report(num_written=3)
         assert taken == sizes
+        for path in sorted((tmp_path / "alone").iterdir()):
+            assert_close(VideoIndex.load(tmp_path / "together" / path.name), VideoIndex.load(path))
 
-    def test_a_batch_encoded_together_is_close_to_direct(
+    def test_only_a_processor_takes_segments_one_by_one(self) -> None:
+        assert [default_batch_segments(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [1, 8, 8]
+
+    def test_a_batch_that_fits_no_memory_is_halved(
         self, mild_tower: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As on an accelerator, where batches of 8 are the default."""
-        sampling = Sampling(num_frames=24)
-        made = extractor_of_tower(str(mild_tower), sampling, device="cpu")
-        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "alone"))
-        for module in (vision, extraction):
-            monkeypatch.setattr(module, "joins_segments", lambda device: True)
-        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "together"))
+        made = extractor_of_tower(str(mild_tower), Sampling(num_frames=30), device="cpu")
+        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "alone"), batch_segments=1)
+        taken = note_batches(monkeypatch, room_for=2)
+        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "together"), batch_segments=9)
+        assert taken == [9, 4, 2, 2, 5, 2, 3, 1, 2]
         for path in sorted((tmp_path / "alone").iterdir()):
             assert_close(VideoIndex.load(tmp_path / "together" / path.name), VideoIndex.load(path))
 
@@ -126,13 +134,32 @@ class TestFeatures:
 
 
 @pytest.mark.gpu
-def test_batches_on_cuda_are_close_to_direct(mild_tower: Path, films: Path, tmp_path: Path) -> None:
-    sampling = Sampling(num_frames=24)
-    for device, folder in (("cpu", "alone"), ("cuda", "together")):
-        made = extractor_of_tower(str(mild_tower), sampling, device=device, dtype="float32")
-        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / folder))
+def test_batches_on_cuda_are_close_to_single_segments(
+    mild_tower: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    taken = note_batches(monkeypatch)
+    made = extractor_of_tower(str(mild_tower), Sampling(num_frames=30), device="cuda", dtype="float32")
+    for folder, batch_segments in (("alone", 1), ("together", None)):
+        extract(find_videos(films).videos, made, FeatureFolders(tmp_path / folder), batch_segments=batch_segments)
+    assert taken == [1] * 9 + [8, 1]
     for path in sorted((tmp_path / "alone").iterdir()):
-        assert_close(VideoIndex.load(tmp_path / "together" / path.name), VideoIndex.load(path), tolerance=1e-3)
+        assert_close(VideoIndex.load(tmp_path / "together" / path.name), VideoIndex.load(path))
+
+
+def note_batches(monkeypatch: pytest.MonkeyPatch, *, room_for: int = 100) -> list[int]:
+    """The sizes of the batches that encoders will be given; there is `room_for` so many segments at once."""
+    taken: list[int] = []
+    encode = VisionEncoder.encode_segments
+
+    def note_and_encode(encoder: VisionEncoder, segments: list[Frames]) -> object:
+        taken.append(len(segments))
+        if len(segments) > room_for:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return encode(encoder, segments)
+
+    monkeypatch.setattr(VisionEncoder, "encode_segments", note_and_encode)
+    return taken
 
 
 def assert_close(actual: VideoIndex, expected: VideoIndex, tolerance: float = 1e-5) -> None:
@@ -176,17 +203,21 @@ class TestFailures:
         reasons = [failure.reason for failure in run(films).failures]
         assert reasons == [f"ValueError: odd v_{number}.mp4" for number in range(3)]
 
+    @pytest.mark.parametrize("num_decoders", [1, 3])
     @pytest.mark.parametrize("batch_segments", [1, 3, 4, 100])
     def test_a_video_that_fails_midway_takes_nothing_of_others_with_it(
         self,
-        model: LongVLM,
+        mild_tower: Path,
         films: Path,
-        run: Run,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         batch_segments: int,
+        num_decoders: int,
     ) -> None:
         """Also where its first segment waits beside others' to be encoded."""
+        made = extractor_of_tower(str(mild_tower), Sampling(num_frames=20), device="cpu")
+        videos = find_videos(films).videos
+        extract(videos, made, FeatureFolders(tmp_path / "whole"))
         segments = VideoReader.segments
 
         def fail_midway(reader: VideoReader, *arguments: Any, **named: Any) -> Iterator[Frames]:
@@ -195,15 +226,15 @@ class TestFailures:
                     raise LongVLMError("The second segment can't be decoded.")
                 yield frames
 
-        with monkeypatch.context() as patch:
-            patch.setattr(VideoReader, "segments", fail_midway)
-            report = run(films, batch_segments=batch_segments, num_decoders=1)
+        monkeypatch.setattr(VideoReader, "segments", fail_midway)
+        options: dict[str, Any] = {"num_decoders": num_decoders, "batch_segments": batch_segments}
+        report = extract(videos, made, FeatureFolders(tmp_path / "features"), **options)
         assert [(Path(one.video).name, one.reason) for one in report.failures] == [
             ("v_1.mp4", "The second segment can't be decoded.")
         ]
-        for name in ("v_0", "v_2"):
-            assert VideoIndex.load(tmp_path / "features" / f"{name}.longvlm") == model.encode(films / f"{name}.mp4")
-        assert len(list((tmp_path / "features").glob("*.longvlm"))) == report.num_written == 2
+        assert {path.name for path in (tmp_path / "features").glob("*.longvlm")} == {"v_0.longvlm", "v_2.longvlm"}
+        for name in ("v_0.longvlm", "v_2.longvlm"):
+            assert_close(VideoIndex.load(tmp_path / "features" / name), VideoIndex.load(tmp_path / "whole" / name))
 
     def test_a_damaged_end_is_told(self, videos: Path, run: Run) -> None:
         from media import write_video
@@ -241,14 +272,13 @@ class TestFailures:
             extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "features"))
         assert not list((tmp_path / "features").iterdir())
 
-    def test_a_batch_that_fits_no_memory_is_told_with_the_remedy(
-        self, films: Path, extractor: Extractor, run: Run, monkeypatch: pytest.MonkeyPatch
+    def test_a_segment_that_fits_no_memory_is_told_with_the_remedy(
+        self, films: Path, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def have_no_room(segments: object) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-        monkeypatch.setattr(extractor.encoder, "encode_segments", have_no_room)
-        with pytest.raises(LongVLMError, match=r"no room for 4 segments of .* frames at once; take fewer"):
+        note_batches(monkeypatch, room_for=0)
+        with pytest.raises(
+            LongVLMError, match=r"cpu has no room to encode a segment of .* frames; choose another --device"
+        ):
             run(films, batch_segments=4)
 
 
@@ -444,47 +474,49 @@ class TestDecodingAhead:
 
     def test_videos_come_in_their_order_as_long_as_they_are_ready(self, films: Path) -> None:
         opened: list[str] = []
+        first_is_taken = threading.Event()
 
         def note_and_open(video: ListedVideo) -> object:
             opened.append(video.id)
             return open_video(video.source)
 
         def read(reader: object) -> object:
-            return reader.segments(Sampling(num_frames=2), frames_per_segment=1, image_size=8, fit="squash")  # type: ignore[attr-defined]
+            if reader.info.name != "v_0.mp4":  # type: ignore[attr-defined]
+                first_is_taken.wait(timeout=10)
+            yield from reader.segments(Sampling(num_frames=2), frames_per_segment=1, image_size=8, fit="squash")  # type: ignore[attr-defined]
 
         taken: list[tuple[str, bool]] = []
         for decoding in decode_ahead(find_videos(films).videos, note_and_open, read, num_threads=2):  # type: ignore[arg-type]
-            if not taken:
-                wait_until(lambda: {"v_0", "v_1"} <= set(opened))  # before anything of the first one is taken
+            wait_until(lambda: {"v_0", "v_1"} <= set(opened))
             frames = next(decoding, None)
             taken.append((decoding.video.id, frames is not None))
             if frames is None:
                 assert decoding.info.name == Path(decoding.video.source).name and decoding.lost_seconds == 0
+            first_is_taken.set()
             wait_until(lambda: not any(thread.name == "longvlm-video" for thread in threading.enumerate()))
         each = [True, True, False]
         assert taken == [(name, has_frames) for name in ("v_0", "v_1", "v_2") for has_frames in each]
 
     def test_the_next_video_comes_while_one_is_not_ready(self, films: Path) -> None:
-        other_is_made, other_is_taken = threading.Event(), threading.Event()
+        first_is_taken, other_is_taken = threading.Event(), threading.Event()
         came_in_time: list[bool] = []
 
         def read(reader: object) -> object:
             frames = next(reader.segments(Sampling(), frames_per_segment=1, image_size=8, fit="squash"))  # type: ignore[attr-defined]
-            yield frames
             if reader.info.name == "v_0.mp4":  # type: ignore[attr-defined]
-                came_in_time.append(other_is_taken.wait(timeout=10))
                 yield frames
-            other_is_made.set()
+                came_in_time.append(other_is_taken.wait(timeout=10))
+            else:
+                came_in_time.append(first_is_taken.wait(timeout=10))
+            yield frames
 
         taken: list[str] = []
         videos = find_videos(films).videos[:2]
         for decoding in decode_ahead(videos, lambda video: open_video(video.source), read, num_threads=2):  # type: ignore[arg-type]
-            other_is_made.wait(timeout=10)
             if next(decoding, None) is not None:
                 taken.append(decoding.video.id)
-            if decoding.video.id == "v_1":
-                other_is_taken.set()
-        assert came_in_time == [True] and taken == ["v_0", "v_1", "v_0"]
+            (first_is_taken if decoding.video.id == "v_0" else other_is_taken).set()
+        assert came_in_time == [True, True] and taken == ["v_0", "v_1", "v_0"]
 
 
 def test_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:

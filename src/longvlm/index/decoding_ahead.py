@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
+from threading import Semaphore
 
 from longvlm.errors import LongVLMError
 from longvlm.index.video_folders import ListedVideo
@@ -34,10 +35,14 @@ class DecodingVideo:
     info: VideoInfo
     lost_seconds: float
 
-    def __init__(self, video: ListedVideo, open_reader: OpenReader, read: ReadSegments) -> None:
+    def __init__(
+        self, video: ListedVideo, open_reader: OpenReader, read: ReadSegments, on_made: Callable[[], object]
+    ) -> None:
         self.video = video
         self.has_ended = False
-        self._segments = WorkingAhead(self._decode(open_reader, read), room=SEGMENTS_AHEAD, name="longvlm-video")
+        self._segments = WorkingAhead(
+            self._decode(open_reader, read), room=SEGMENTS_AHEAD, name="longvlm-video", on_made=on_made
+        )
 
     def __iter__(self) -> Iterator[Frames]:
         return self
@@ -79,16 +84,22 @@ def decode_ahead(
     Take one segment, or its end, of each that is given. So a slow encoder gets one video after the other, and a fast
     one is fed by all decoders. Closing the iterator, or an error of the consumer, ends the threads.
     """
-    waiting = iter(videos)
-    running = [DecodingVideo(video, open_reader, read) for video in islice(waiting, num_threads)]
+    waiting, num_ready = iter(videos), Semaphore(0)  # as many as can be taken of all videos together
+    running: list[DecodingVideo] = []
+
+    def start(count: int) -> None:
+        for video in islice(waiting, count):
+            running.append(DecodingVideo(video, open_reader, read, num_ready.release))
+
+    start(num_threads)
     try:
         while running:
-            chosen = next((video for video in running if video.is_ready), running[0])
+            num_ready.acquire()
+            chosen = next(video for video in running if video.is_ready)
             yield chosen
             if chosen.has_ended:
-                chosen.close()
                 running.remove(chosen)
-                running += [DecodingVideo(video, open_reader, read) for video in islice(waiting, 1)]
+                start(1)
     finally:
         for video in running:
             video.close()

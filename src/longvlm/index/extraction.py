@@ -1,18 +1,20 @@
 """Extraction: many videos in, one feature file a video out; what is done is skipped, what fails is listed.
 
 Videos are decoded ahead of the encoder, which takes a batch of segments at a time, of several videos where their ends
-and the decoders' pace make it so. Its size is one on a processor, where larger ones are slower.
+and the decoders' pace make it so. By default it is a single segment on a processor, where more are slower: then
+features are those that `LongVLM.encode` gives, to the last bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from longvlm.errors import LongVLMError
 from longvlm.index.decoding_ahead import DecodingVideo, VideoFailed, decode_ahead
@@ -34,13 +36,11 @@ from longvlm.index.video_folders import ListedVideo
 from longvlm.stages.tokens import count_segments
 from longvlm.stages.video import VideoReader, open_video
 from longvlm.stages.video_access import display_source
-from longvlm.stages.vision import joins_segments
 from longvlm.types import Frames
 from longvlm.video_index import OtherVersionError, VideoIndex
 from longvlm.whole_files import make_folder
 
 DEFAULT_DECODERS = 2
-DEFAULT_BATCH_SEGMENTS = 8  # on an accelerator
 _REMEDY = "Write to another folder, or remove that file."
 
 
@@ -179,6 +179,11 @@ def narrow_globals(index: VideoIndex, global_layers: int) -> VideoIndex:
     )
 
 
+def default_batch_segments(device: torch.device) -> int:
+    """How many segments are encoded at once: on a processor one, whose frames alone are more than its caches hold."""
+    return 1 if device.type == "cpu" else 8
+
+
 def extract(
     videos: Sequence[ListedVideo],
     extractor: Extractor,
@@ -197,8 +202,8 @@ def extract(
     `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`, beside those of earlier
     extractions of other videos; there is no such file where nothing failed.
     `frame_rate` and `allow_references` are those of `open_video`. `batch_segments`: how many segments are encoded at
-    once, 1 on a processor and DEFAULT_BATCH_SEGMENTS elsewhere by default; with 1, features are those of
-    `LongVLM.encode` to the last bit, and on a processor always.
+    once, `default_batch_segments` if None; with more than one, features are those of `LongVLM.encode` up to rounding,
+    which may also decide between merges that are nearly alike.
     Videos with a damaged end, and how many seconds of it were lost, are kept in `damaged.json` beside it, by id.
     Raises LongVLMError where a folder can't be written to, what is written stays whole, and where features are
     there that were made in another way, as `FeatureFolders.hold` tells.
@@ -206,7 +211,7 @@ def extract(
     if num_decoders < 1:
         raise LongVLMError(f"num_decoders is {num_decoders}; at least one video must be decoded at a time.")
     if batch_segments is None:
-        batch_segments = DEFAULT_BATCH_SEGMENTS if joins_segments(extractor.encoder.tower.device) else 1
+        batch_segments = default_batch_segments(extractor.encoder.tower.device)
     if batch_segments < 1:
         raise LongVLMError(f"batch_segments is {batch_segments}; at least one segment must be encoded at a time.")
     for folder in folders.folders:
@@ -244,6 +249,7 @@ def extract(
         decoding_videos.close()
         named = {display_source(video.source): place for place, video in enumerate(videos)}
         report.failures.sort(key=lambda failure: named.get(failure.video, -1))
+        report.lost_seconds = dict(sorted(report.lost_seconds.items(), key=lambda lost: named[lost[0]]))
         tried = named.keys() - not_reached | {one.video for one in report.failures}
         earlier = [one for one in read_failures(failures_path) if one.video not in tried]
         write_failures(failures_path, [*earlier, *report.failures])
@@ -254,31 +260,37 @@ def _encode(
     decoding_videos: Iterable[DecodingVideo], extractor: Extractor, batch_segments: int, pace: _Pace
 ) -> Iterator[tuple[ListedVideo, VideoIndex | VideoFailed]]:
     """Each video with its index, or why there is none, as soon as it is known."""
-    buildings: defaultdict[DecodingVideo, Building] = defaultdict(extractor.start)
-    batch: list[tuple[Building, Frames]] = []
-    read_through: list[DecodingVideo] = []  # whose last segments may still be in the batch
+    buildings: dict[DecodingVideo, Building] = {}
+    batch: list[tuple[DecodingVideo, Frames]] = []
+    read_through: list[DecodingVideo] = []
 
-    def encode_batch() -> Iterator[tuple[ListedVideo, VideoIndex]]:
-        if batch:
-            extractor.encode(batch)
-            pace.count_frames(sum(frames.num_distinct for _, frames in batch))
-            batch.clear()
-        for decoding in read_through:
+    def encode_batch() -> None:
+        extractor.encode([(buildings[decoding], frames) for decoding, frames in batch])
+        pace.count_frames(sum(frames.num_distinct for _, frames in batch))
+        batch.clear()
+
+    def finish_encoded() -> Iterator[tuple[ListedVideo, VideoIndex]]:
+        unencoded = {decoding for decoding, _ in batch}
+        for decoding in [one for one in read_through if one not in unencoded]:
+            read_through.remove(decoding)
             yield decoding.video, buildings.pop(decoding).finish(decoding.info, decoding.lost_seconds)
-        read_through.clear()
 
     for decoding in decoding_videos:
+        buildings.setdefault(decoding, extractor.start())
         try:
-            batch.append((buildings[decoding], next(decoding)))
+            batch.append((decoding, next(decoding)))
         except StopIteration:
             read_through.append(decoding)
         except VideoFailed as failure:
-            building = buildings.pop(decoding)
-            batch = [segment for segment in batch if segment[0] is not building]
+            del buildings[decoding]
+            batch = [segment for segment in batch if segment[0] is not decoding]
             yield decoding.video, failure
-        if not 0 < len(batch) < batch_segments:
-            yield from encode_batch()
-    yield from encode_batch()
+        if len(batch) >= batch_segments:
+            encode_batch()
+        yield from finish_encoded()
+    if batch:
+        encode_batch()
+    yield from finish_encoded()
 
 
 class _Pace:

@@ -37,7 +37,7 @@ class Progress:
         return self.frames_encoded / self.elapsed_seconds if self.elapsed_seconds > 0 else 0.0
 
     def describe(self) -> str:
-        """Videos, frames a second, and the time left, of which videos that fail at once foretell nothing."""
+        """Videos, frames a second, and the time left; before the first frame, videos that failed at once."""
         if not self.frames_encoded:
             return f"{self.videos_done} of {self.videos_total} videos"
         rate = f"{self.frames_per_second:.1f} frames/s"

@@ -49,23 +49,33 @@ class Extractor:
         return Building(self)
 
     def encode(self, segments: Sequence[tuple[Building, Frames]]) -> None:
-        """Encode and merge segments of one video or several, in one batch, and add each to its video's index.
+        """Encode and merge segments of one video or several together, and add each to its video's index.
 
-        A video's own must come in order. What a batch of several costs in exactness, `VisionEncoder.encode_segments`
-        tells. Raises LongVLMError where the accelerator has no room for it.
+        A video's own must come in order. A batch that the device has no room for is halved. Raises LongVLMError where
+        it has none for a single segment.
         """
         try:
-            features = self.encoder.encode_segments([frames for _, frames in segments])
-            patches = torch.stack([one.patches.flatten(0, 1) for one in features])  # (S, K·P, D)
-            merged = merge_segments(patches, self.compression)
+            encoded = self._encode([frames for _, frames in segments])
         except torch.OutOfMemoryError as error:
-            num_frames, device = self.compression.frames_per_segment, self.encoder.tower.device
-            raise LongVLMError(
-                f"{device} has no room for {len(segments)} segments of {num_frames} frames at once; take fewer "
-                "(--batch-segments), or another --device."
-            ) from error
-        for place, ((building, _), one) in enumerate(zip(segments, features, strict=True)):
-            building.add(one, merged[place : place + 1])
+            if len(segments) == 1:
+                num_frames, device = self.compression.frames_per_segment, self.encoder.tower.device
+                raise LongVLMError(
+                    f"{device} has no room to encode a segment of {num_frames} frames; choose another --device."
+                ) from error
+            encoded = None
+        if encoded is None:  # here the error, and with it what was half done, is gone
+            half = len(segments) // 2
+            self.encode(segments[:half])
+            self.encode(segments[half:])
+            return
+        for (building, _), (features, merged) in zip(segments, encoded, strict=True):
+            building.add(features, merged)
+
+    def _encode(self, segments: Sequence[Frames]) -> list[tuple[FrameFeatures, MergedSegments]]:
+        features = self.encoder.encode_segments(segments)
+        patches = torch.stack([one.patches.flatten(0, 1) for one in features])  # (S, K·P, D)
+        merged = merge_segments(patches, self.compression)
+        return [(one, merged[place : place + 1]) for place, one in enumerate(features)]
 
 
 class Building:

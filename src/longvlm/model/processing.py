@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -164,7 +165,9 @@ class LongVLMProcessor(ProcessorMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A whole conversation as `input_ids` (T,) and `labels` (T,).
 
-        Labels are the ids of the assistant's answers and their end marks; everything else is -100.
+        Labels are the ids of the assistant's answers and their end marks; everything else is -100. Answers stand after
+        what `prompt` ends with, even where the template opens past turns with other blanks. Raises LongVLMError where
+        they differ in more.
         """
 
         def text_of(count: int, generation_prompt: bool) -> str:
@@ -178,14 +181,21 @@ class LongVLMProcessor(ProcessorMixin):
                 add_generation_prompt=generation_prompt,
             )
 
-        text, answers = text_of(len(messages), False), []
+        whole, text, written, answers = text_of(len(messages), False), "", 0, []
         for position, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             before, after = text_of(position, True), text_of(position + 1, False).rstrip()
-            if not (after.startswith(before) and text.startswith(after)):
+            shared = len(commonprefix([before, after]))  # noqa: RUF071 - of texts, as meant
+            if before[shared:].strip() or not whole.startswith(after):
                 raise LongVLMError("The chat template rewrites earlier turns, so answers can't be told from prompts.")
-            answers.append((len(before), len(after)))
+            # Some templates open a turn with other blanks than they prompt for one: those of the prompt are written.
+            begins = shared if shared == len(before) else len(after) - len(after[shared:].lstrip())
+            text += whole[written:shared] + before[shared:]
+            answers.append((len(text), len(text) + len(after) - begins))
+            text += after[begins:]
+            written = len(after)
+        text += whole[written:]
         encoding = self.tokenizer(text, add_special_tokens=not self._has_start(text), return_offsets_mapping=True)
         input_ids = torch.tensor(encoding["input_ids"])
         starts, ends = torch.tensor(encoding["offset_mapping"]).unbind(1)

@@ -79,27 +79,20 @@ class VisionEncoder:
 
     @torch.no_grad()
     def encode_segments(self, segments: Sequence[Frames]) -> list[FrameFeatures]:
-        """Encode several segments, of several videos maybe, which must have equally many frames.
+        """Encode the frames of several segments together, of several videos maybe.
 
-        An accelerator takes all their frames at once, and features may then differ from those of single segments by
-        rounding. A processor, which would be slower so, takes them one by one, and the features are the same to the
-        last bit.
+        Features may differ by rounding from those of single segments, since kernels depend on a batch's shape.
         """
-        device = self.tower.device
-        pixels = torch.stack([frames.pixels for frames in segments]).to(device)  # (S, K, 3, R, R)
-        batches = [pixels.flatten(0, 1)] if joins_segments(device) else pixels.unbind()
-        encoded = [self._encode(some) for batch in batches for some in self._prepare(batch)]
-        patches, layer_globals = (torch.cat(part).unflatten(0, pixels.shape[:2]) for part in zip(*encoded, strict=True))
-        return [
-            FrameFeatures(patches[place], layer_globals[place], frames.times_seconds, frames.num_distinct)
-            for place, frames in enumerate(segments)
-        ]
-
-    def _prepare(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Normalised pixels (B, 3, R, R) in parts of as many frames as the tower encodes fastest at once."""
-        normalised = pixels.float().div_(255).sub_(self._mean).div_(self._std).to(self.tower.dtype)
+        counts = [len(frames.pixels) for frames in segments]
+        pixels = torch.cat([frames.pixels for frames in segments]).to(self.tower.device)
+        pixels = pixels.float().div_(255).sub_(self._mean).div_(self._std).to(self.tower.dtype)
         at_once = count_frames_at_once(self.tower.config, len(pixels), self.tower.device, self.tower.dtype)
-        return normalised.split(at_once)
+        parts = [self._encode(some) for some in pixels.split(at_once)]
+        patches, layer_globals = (torch.cat(part).split(counts) for part in zip(*parts, strict=True))
+        return [
+            FrameFeatures(*features, frames.times_seconds, frames.num_distinct)
+            for features, frames in zip(zip(patches, layer_globals, strict=True), segments, strict=True)
+        ]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -109,11 +102,6 @@ class VisionEncoder:
         pixels = [round(number, 6) for number in (*self._mean.flatten().tolist(), *self._std.flatten().tolist())]
         weights = digest_weights(self.tower) if self._weight_digests is None else self._weight_digests
         return hashlib.sha256(json.dumps([settings, reading, pixels, weights]).encode()).hexdigest()
-
-
-def joins_segments(device: torch.device) -> bool:
-    """Whether several segments are encoded at once: on a processor, more than its caches hold are slower."""
-    return device.type != "cpu"
 
 
 def count_frames_at_once(
