@@ -1,6 +1,8 @@
 """The paper's recipe on a tiny checkpoint of the layout that the paper starts from: LLaMA and a projector."""
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 
 from longvlm.index.extraction import FeatureFolders, extract
 from longvlm.index.extractor import extractor_of_tower
+from longvlm.index.reference_features import ImportSettings, import_reference_features
 from longvlm.index.video_folders import ListedVideo
 from longvlm.model.trained_part import TrainedPart
 from longvlm.pipeline import LongVLM
@@ -83,6 +86,33 @@ def test_the_paper_recipe_trains_projector_and_new_rows(base: Path, tmp_path: Pa
     assert prompt.count("<vid_patch>") == 305
     assert prompt.startswith("A chat between a curious user")
     assert trained.encoder.fingerprint == start.encoder.fingerprint
+    trained.ask(tmp_path / "features" / "v0.longvlm", "What is it?", max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_segment", "changes"), [(30, []), (20, ["model.compression.tokens_per_segment=20"])]
+)
+def test_it_trains_on_the_references_pickles(
+    base: Path, tmp_path: Path, tokens_per_segment: int, changes: list[str]
+) -> None:
+    """300 rows a video as the paper's training expects them, and 200 as the reference's extraction writes them."""
+    local, memory = tmp_path / "local", tmp_path / "memory"
+    for folder, num_rows in ((local, 10 * tokens_per_segment), (memory, 5)):
+        folder.mkdir()
+        for number in range(6):
+            rows = np.random.RandomState(number).randn(num_rows, 32).astype(np.float16)
+            (folder / f"v{number}.pkl").write_bytes(pickle.dumps(rows))
+    made = extractor_of_tower(str(base.parent / "clip"), Sampling(num_frames=100), device="cpu", dtype="float32")
+    compression = replace(made.compression, tokens_per_segment=tokens_per_segment, merge_schedule=None)
+    settings = ImportSettings(compression, 10, made.encoder, None)
+    assert list(import_reference_features(local, memory, tmp_path / "features", settings))[-1] == (6, 6)
+    (tmp_path / "train.json").write_text(json.dumps(make_rows()))
+    own = [f"output={tmp_path / 'run'}", f"model.base={base}", "schedule.max_steps=1", "schedule.batch_size=2"]
+    own += [f"data.0.instructions={tmp_path / 'train.json'}", f"data.0.features={tmp_path / 'features'}"]
+    own += ["machine.device=cpu", "machine.workers=0", *changes]
+    folder = train(load_recipe("paper.yaml", own), say=lambda text: None)
+    trained = LongVLM.from_pretrained(folder, device="cpu", dtype="float32")
+    assert trained.compression.tokens_per_segment == tokens_per_segment
     trained.ask(tmp_path / "features" / "v0.longvlm", "What is it?", max_new_tokens=3)
 
 
