@@ -51,8 +51,7 @@ class TestExtract:
     def test_a_folder_becomes_indexes_and_a_second_run_skips_them(
         self, run: Run, model: Path, videos: Path, tmp_path: Path
     ) -> None:
-        settings = ["--batch-segments", 3, "--model", model, "--num-frames", 4]
-        command = ["extract", videos, "-o", tmp_path / "out", *settings]
+        command = ["extract", videos, "-o", tmp_path / "out", "--model", model, "--num-frames", 4]
         ended = run(*command).must_end_with(0)
         assert ended.stdout == "" and "wrote the features of 2 videos" in ended.stderr
         direct = LongVLM.from_pretrained(model).encode(videos / "v_0.mp4", num_frames=4)
@@ -60,6 +59,19 @@ class TestExtract:
         assert "0 videos" in (again := run(*command).must_end_with(0).stderr) and "2 were there already" in again
         other = run(*command[:-1], 8)
         other.must_complain("v_0.longvlm is there already", "num_frames=4", "num_frames=8")
+
+    def test_segments_are_encoded_in_batches_where_that_is_asked_for(
+        self, run: Run, model: Path, videos: Path, tmp_path: Path
+    ) -> None:
+        ended = run("extract", videos, "-o", tmp_path / "out", "--model", model, "--batch-segments", 3, "--decoders", 1)
+        assert "wrote the features of 2 videos" in ended.must_end_with(0).stderr
+        direct = LongVLM.from_pretrained(model).encode(videos / "v_1.mp4")
+        batched = VideoIndex.load(tmp_path / "out" / "v_1.longvlm")
+        assert torch.equal(batched.segment_spans_seconds, direct.segment_spans_seconds)
+        assert batched.local_features.shape == direct.local_features.shape
+        run("extract", videos, "-o", tmp_path / "out", "--model", model, "--batch-segments", 0).must_complain(
+            "0 is not"
+        )
 
     def test_a_list_with_a_repetition_a_clash_and_two_bad_videos(
         self, run: Run, model: Path, videos: Path, tmp_path: Path

@@ -212,8 +212,8 @@ def test_several_segments_together_are_each_as_if_alone(kind: str, monkeypatch: 
     encode = encoder._encode
     monkeypatch.setattr(encoder, "_encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
     for expected, actual in zip(alone, encoder.encode_segments(segments), strict=True):
-        torch.testing.assert_close(actual.patches, expected.patches, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(actual.layer_globals, expected.layer_globals, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual.patches, expected.patches, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(actual.layer_globals, expected.layer_globals, atol=1e-4, rtol=1e-4)
         assert (actual.times_seconds, actual.num_distinct) == (expected.times_seconds, expected.num_distinct)
     assert calls == [9]
 
