@@ -268,7 +268,7 @@ class TestFailures:
 
         monkeypatch.setattr(longvlm.video_index, "save_file", save_until_full)
         with pytest.raises(LongVLMError, match=r"Can't write .*v_1\.longvlm .*No space left"):
-            run(films)
+            run(films, num_decoders=1)
         assert [path.name for path in (tmp_path / "features").iterdir()] == ["v_0.longvlm"]
         monkeypatch.undo()
         assert run(films) == Report(num_written=2, num_skipped=1)
@@ -402,7 +402,7 @@ def test_failures_are_listed_also_when_it_is_broken_off(videos: Path, run: Run, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(videos, on_progress=interrupt)
+        run(videos, on_progress=interrupt, num_decoders=1)
     (failure,) = json.loads((tmp_path / "features" / "failures.json").read_text())
     assert failure["video"] == str(videos / "v_0.mp4")
 
@@ -418,7 +418,7 @@ def test_the_list_keeps_what_failed_before_and_was_not_reached(videos: Path, run
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(videos, on_progress=interrupt)
+        run(videos, on_progress=interrupt, num_decoders=1)
     (failure,) = json.loads((tmp_path / "features" / "failures.json").read_text())
     assert failure["video"] == str(videos / "v_2.mp4")
 
