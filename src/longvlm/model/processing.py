@@ -181,7 +181,8 @@ class LongVLMProcessor(ProcessorMixin):
                 add_generation_prompt=generation_prompt,
             )
 
-        whole, text, written, answers = text_of(len(messages), False), "", 0, []
+        whole = text_of(len(messages), False)
+        text, copied, answers = "", 0, []  # `copied` characters of the whole stand in `text`
         for position, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -191,11 +192,11 @@ class LongVLMProcessor(ProcessorMixin):
                 raise LongVLMError("The chat template rewrites earlier turns, so answers can't be told from prompts.")
             # Some templates open a turn with other blanks than they prompt for one: those of the prompt are written.
             begins = shared if shared == len(before) else len(after) - len(after[shared:].lstrip())
-            text += whole[written:shared] + before[shared:]
+            text += whole[copied:shared] + before[shared:]
             answers.append((len(text), len(text) + len(after) - begins))
             text += after[begins:]
-            written = len(after)
-        text += whole[written:]
+            copied = len(after)
+        text += whole[copied:]
         encoding = self.tokenizer(text, add_special_tokens=not self._has_start(text), return_offsets_mapping=True)
         input_ids = torch.tensor(encoding["input_ids"])
         starts, ends = torch.tensor(encoding["offset_mapping"]).unbind(1)

@@ -79,7 +79,7 @@ class VisionEncoder:
 
     @torch.no_grad()
     def encode_segments(self, segments: Sequence[Frames]) -> list[FrameFeatures]:
-        """Encode the frames of several segments together, of several videos maybe.
+        """Encode the frames of several segments together, of several videos maybe: the features of each, in order.
 
         Features may differ by rounding from those of single segments, since kernels depend on a batch's shape.
         """
