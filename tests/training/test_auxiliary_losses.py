@@ -91,6 +91,42 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     torch.testing.assert_close(learner(**arguments, labels=labels)["loss"], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_sightings_are_told_and_looked_for_within_the_segment() -> None:
+    """Beside all else; tokens 1, 3 and 4 show the same object, the last one in another segment."""
+    model = tiny_model()
+    learner = ModelWithAuxiliaryLosses(model, state_layer=2, recall_layer=4, frames_per_segment=3)
+    place = model.config.video_token_index
+    input_ids = torch.tensor([[1, place, place, place, place]])
+    batch = {"input_ids": input_ids, "visual_tokens": torch.randn(4, model.config.visual_width)}
+    arguments = {
+        "states": torch.tensor([[size - 1 for size in STATE_SIZES]] * 4),
+        "motions": torch.zeros(4, MOTION_NUMBERS),
+        "token_events": torch.tensor([0, NO_EVENT, 0, 0]),
+        "token_frames": torch.tensor([0.0, 1.0, 2.0, 3.0]),
+        "is_name": torch.zeros_like(input_ids, dtype=torch.bool),
+        "recalls": torch.zeros(0, len(RECALL_SIZES), dtype=torch.int64),
+        "name_events": torch.zeros(0, dtype=torch.int64),
+        "named": torch.zeros(0, 2, dtype=torch.int64),
+        **batch,
+    }
+    seen_frames = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 0, 0]])
+    were_gone = torch.tensor([[0.0, 0], [0, 0], [1, 1], [0, 1]])  # in the segment, in the video
+    hidden, shows = model(**batch, output_hidden_states=True).hidden_states, [1, 3, 4]
+    told, wanted = learner.sighting_heads(rms(hidden[1][0, shows])).sigmoid(), seen_frames[[0, 2, 3]]
+    of_frames = -(wanted * told.log() + (1 - wanted) * (1 - told).log()).sum() / 3
+    in_segment, in_video = (
+        head(rms(hidden[layer][0, shows]))[:, 0].sigmoid()
+        for head, layer in zip(learner.gone_heads, (1, 2), strict=True)
+    )
+    of_gaps = -((1 - in_segment[0]).log() + 5 * in_segment[1].log() + (1 - in_segment[2]).log()) / 3
+    of_gaps = of_gaps - ((1 - in_video[0]).log() + 5 * in_video[1:].log().sum()) / 3
+    head = attention_of(model, 1, batch)[0, 2]
+    looked = (head[1, 0] + head[3, 1] + head[4, 0]) / 3
+    with_sightings = {"token_segments": torch.tensor([1, 1, 1, 2]), "seen_frames": seen_frames, "were_gone": were_gone}
+    difference = learner(**arguments, **with_sightings)["loss"] - learner(**arguments)["loss"]
+    torch.testing.assert_close(difference, of_frames + 4 * of_gaps - looked, rtol=1e-5, atol=1e-5)
+
+
 def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:
     """The name in the other conversation is neither its topic nor where the same name is to be found."""
     model = tiny_model()

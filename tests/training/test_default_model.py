@@ -51,7 +51,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 
 def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     log = json.loads(course.log_path.read_text())
-    assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours", "mixed"]
+    assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours", "gaps", "mixed"]
     assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", "wall_seconds", "cpu_seconds", "recipe"}
     again = Course(course.recipe, course.folder)
     again.run()
@@ -194,6 +194,22 @@ def test_batches_are_filled_to_the_budget(course: Course) -> None:
     sizes = [batches[index]["input_ids"].numel() for index in range(8)]  # with padding
     assert all(600 <= size <= 1200 for size in sizes), sizes
     assert len(compose_batches(course, tokens_per_batch=1)[0]["input_ids"]) == 1  # never none
+
+
+def test_a_lesson_may_ask_of_some_actions_and_weigh_kinds_itself(course: Course) -> None:
+    batches = compose_batches(course, kinds=("first",), actions=("stay", "blink"), kind_weights={"exists": 2.0})
+    assert batches.kinds == {"first": 1.0, "exists": 2.0}
+    scenes = batches.bank.scenes
+    assert all(not scene.events or {e.action for e in scene.events} & {"stay", "blink"} for scene in scenes)
+    every = SegmentBank.load(course.folder / "bank.safetensors").scenes
+    num_acting = sum(any(event.action in ("stay", "blink") for event in scene.events) for scene in every)
+    num_empty = sum(not scene.events for scene in every)
+    assert (num_acting, num_empty) > (0, 0) and len(scenes) == num_acting + (num_empty + 1) // 2
+    assert batches[0]["labels"].shape == batches[0]["input_ids"].shape
+    with pytest.raises(LongVLMError, match=r"actions has 'sleep'; the known ones are move left"):
+        compose_batches(course, actions=("stay", "sleep"))
+    with pytest.raises(LongVLMError, match=r"kind_weights has 'why'; the known ones are first"):
+        compose_batches(course, kind_weights={"why": 1.0})
 
 
 def test_the_tokenizer_knows_and_returns_every_question_and_answer() -> None:

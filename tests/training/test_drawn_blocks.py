@@ -9,6 +9,7 @@ from longvlm.training.drawn_blocks import (
     ShownObjects,
     describe_tokens,
     encode_blocks,
+    find_sightings,
     plan_blocks,
 )
 from longvlm.training.encoder_heads import describe_pose
@@ -33,6 +34,16 @@ def test_tokens_are_described_by_what_most_of_their_patches_show() -> None:
         assert events.tolist() == [NO_EVENT] * 3
         assert not poses.any()
         assert frames.tolist() == pytest.approx([1 / 3, 1.5, 2.0])
+
+
+def test_sightings_are_the_frames_of_the_patches_that_show_the_tokens_object() -> None:
+    assignment = torch.tensor([0, 0, 0, 1, 1, 2, 0, 1])  # of four frames with two patches each
+    patch_events = torch.tensor([1, 0, 1, NO_EVENT, NO_EVENT, 0, 1, 1])
+    shown = ShownObjects(patch_events, torch.zeros(8, 5), num_frames=4)
+    events, _, _ = describe_tokens(assignment, shown, 3)
+    assert events.tolist() == [1, NO_EVENT, 0]
+    expected = [[True, True, False, True], [False] * 4, [False, False, True, False]]
+    assert find_sightings(assignment, shown, events).tolist() == expected
 
 
 def test_patches_are_named_where_the_drawn_object_is() -> None:

@@ -10,6 +10,7 @@ from longvlm.training.ground_truth import (
     describe_motions,
     describe_names,
     describe_recalls,
+    describe_sightings,
     describe_states,
     find_events,
     find_latest,
@@ -67,6 +68,20 @@ def test_motions_are_how_a_pose_differs_from_those_before() -> None:
     ]
     rows = [torch.cat([*pose_and_changes, torch.tensor([since])]) for *pose_and_changes, since in expected]
     torch.testing.assert_close(motions, torch.stack(rows))
+
+
+def test_sightings_add_up_within_a_segment_and_gaps_in_it_and_over_all() -> None:
+    """The first object is gone in the second frame of four; the second one stays, though its last token comes early."""
+    shown = torch.tensor([NO_EVENT, 0, 1, 0, 1, NO_EVENT, 1, 0])
+    segments = torch.tensor([0, 1, 1, 1, 1, 1, 2, 2])
+    frames = [[], [0], [0, 2], [2, 3], [1, 3], [], [0], [0]]
+    sightings = torch.tensor([[frame in those for frame in range(4)] for those in frames])
+    seen, were_gone = describe_sightings(shown, segments, sightings)
+    so_far = [[], [0], [0, 2], [0, 2, 3], [0, 1, 2, 3], [], [0], [0]]
+    assert [row.nonzero().flatten().tolist() for row in seen] == so_far
+    in_segment, in_video = were_gone.unbind(1)
+    assert in_segment.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
+    assert in_video.tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
 
 
 def test_the_latest_are_those_of_the_last_frame_that_is_not_this_one() -> None:

@@ -12,7 +12,7 @@ from longvlm.training.drawn_blocks import plan_blocks
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.types import Compression
 from longvlm.world.render import NO_EVENT
-from longvlm.world.scene import make_scene
+from longvlm.world.scene import ACTIONS, make_scene
 
 COMPRESSION = Compression(frames_per_segment=10, tokens_per_segment=4, global_layers=2, merge_heads=2)
 
@@ -82,6 +82,10 @@ def test_the_events_of_a_joined_videos_tokens_are_those_of_its_scene(bank: Segme
     assert not video.token_poses[: COMPRESSION.global_layers].any()
     frames = [10 * i + frame for i, row in enumerate(bank.token_frames[rows].tolist()) for frame in row]
     assert video.token_frames.tolist() == pytest.approx([0.0] * COMPRESSION.global_layers + frames)
+    assert bank.token_sightings is not None and video.token_sightings is not None
+    assert torch.equal(video.token_sightings[COMPRESSION.global_layers :], bank.token_sightings[rows].flatten(0, 1))
+    assert not video.token_sightings[: COMPRESSION.global_layers].any()
+    assert torch.equal(bank.token_sightings.any(2), bank.token_events != NO_EVENT)
 
 
 @pytest.mark.parametrize("num_segments", [1, 3, 7])
@@ -104,8 +108,29 @@ def test_a_saved_bank_composes_the_same_videos(bank: SegmentBank, tmp_path: Path
     video, same = bank.compose(5, random.Random(1)), again.compose(5, random.Random(1))
     assert video.scene == same.scene
     assert torch.equal(video.visual_tokens, same.visual_tokens)
-    for name in ("token_events", "token_poses", "token_frames", "token_segments"):
+    for name in ("token_events", "token_poses", "token_frames", "token_segments", "token_sightings"):
         assert torch.equal(getattr(video, name), getattr(same, name))
+    joined = SegmentBank.join([bank, again])
+    assert joined.token_sightings is not None and len(joined.token_sightings) == 2 * len(bank.local)
+
+
+def test_a_bank_need_not_know_of_sightings(bank: SegmentBank, tmp_path: Path) -> None:
+    known = (bank.local, bank.layer_globals, bank.token_events, bank.token_poses, bank.token_frames)
+    SegmentBank(bank.plans, *known, segment_seconds=10.0, frames_per_segment=10).save(tmp_path / "bank.safetensors")
+    again = SegmentBank.load(tmp_path / "bank.safetensors")
+    assert again.token_sightings is None
+    assert again.compose(5, random.Random(1)).leave_out_empty(2, 10.0, random.Random(1)).token_sightings is None
+
+
+def test_a_part_of_the_bank_has_the_same_segments(bank: SegmentBank) -> None:
+    part = bank.with_actions(ACTIONS)
+    empty = [plan for plan, scene in zip(bank.plans, bank.scenes, strict=True) if not scene.events]
+    assert part.plans == [plan for plan in bank.plans if plan not in empty[1::2]]
+    for block, plan in enumerate(part.plans):
+        whole = bank.plans.index(plan)
+        rows, same = (range(b.first_segment[i], b.first_segment[i + 1]) for b, i in ((part, block), (bank, whole)))
+        for name in ("local", "layer_globals", "token_events", "token_poses", "token_frames", "token_sightings"):
+            assert torch.equal(getattr(part, name)[rows], getattr(bank, name)[same]), name
 
 
 def test_empty_segments_are_left_out_and_the_others_keep_their_places(bank: SegmentBank) -> None:
@@ -123,7 +148,7 @@ def test_empty_segments_are_left_out_and_the_others_keep_their_places(bank: Segm
         assert busy <= set(numbers) and shown.num_segments == max(12, len(busy))
         assert shown.scene is video.scene
         assert torch.equal(shown.visual_tokens, video.visual_tokens[shown.token_places])
-        for name in ("token_events", "token_poses", "token_frames", "token_segments"):
+        for name in ("token_events", "token_poses", "token_frames", "token_segments", "token_sightings"):
             assert torch.equal(getattr(shown, name), getattr(video, name)[shown.token_places]), name
     whole = video.leave_out_empty(30, 10.0, random.Random(0))
     assert torch.equal(whole.token_places, torch.arange(whole.num_places))

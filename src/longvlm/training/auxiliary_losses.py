@@ -7,7 +7,8 @@ every visual token and at every name of an object. And a few attention heads are
 token, to where the same object was before, where it was last, and where each object began; at a name, to where the
 object is, and to those right after and right before it; in an answer, to the name that the question is about, and to
 the object that the answer names next. What an object does is learned from what has changed since: its pose is asked
-for in numbers, and how it differs from that of before.
+for in numbers, and how it differs from that of before; and, where the bank knows, in which frames it was seen and
+whether it was gone in between, without which an object that stays would be one that blinks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, linear, mse_loss, rms_norm
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear, mse_loss, rms_norm
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
@@ -43,6 +44,9 @@ _START_WEIGHT, _BEGINNINGS_WEIGHT = MAX_EVENTS / 2, 4.0
 # A number that is only told apart by large weights is learned late: that of the objects so far is to stand in one
 # coordinate of the normalised hidden state, so many of them to one unit, where all later layers read it.
 _COUNT_COORDINATE, _COUNT_PER_UNIT, _COUNT_WEIGHT = 0, 2.0, 2.0
+# Few tokens show an object that was gone before, and it is learned late.
+_GONE_WEIGHT, _GONE_POSITIVE_WEIGHT = 4.0, 5.0
+_SEGMENT_HEAD = 2  # beside those that look for the object and for its last frame
 LOOKUP_HEADS = 3  # that are supervised in the layer that looks names up; the last of them counts beginnings, too
 
 
@@ -53,10 +57,18 @@ class ModelWithAuxiliaryLosses(nn.Module):
     `state_layer` attends to where each object began, and tells the states; `state_layer` + 1 looks names up and counts
     the beginnings again; `recall_layer` attends to the object before, and tells what is known of the named ones. At the
     words of an answer, `recall_layer` attends to the topic, `recall_layer` + 1 to it again and to the object that is
-    named next.
+    named next. With `frames_per_segment`, K, `state_layer` - 1 also attends to the object's other tokens of a segment,
+    and tells in which of its frames it was seen, and whether it was gone in between; `state_layer` whether it ever was.
     """
 
-    def __init__(self, model: LongVLMForConditionalGeneration, *, state_layer: int, recall_layer: int) -> None:
+    def __init__(
+        self,
+        model: LongVLMForConditionalGeneration,
+        *,
+        state_layer: int,
+        recall_layer: int,
+        frames_per_segment: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.state_layer, self.recall_layer = state_layer, recall_layer
@@ -64,6 +76,9 @@ class ModelWithAuxiliaryLosses(nn.Module):
         self.motion_heads = nn.Linear(width, MOTION_NUMBERS)
         self.state_heads = nn.Linear(width, sum(STATE_SIZES))
         self.recall_heads = nn.Linear(width, sum(RECALL_SIZES))
+        if frames_per_segment is not None:
+            self.sighting_heads = nn.Linear(width, frames_per_segment)
+            self.gone_heads = nn.ModuleList([nn.Linear(width, 1), nn.Linear(width, 1)])
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         self._attention_inputs: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
         model.model.language_model.set_attn_implementation(SHARED_ATTENTION)
@@ -92,12 +107,18 @@ class ModelWithAuxiliaryLosses(nn.Module):
         named: torch.Tensor,
         labels: torch.Tensor | None = None,
         num_shared: torch.Tensor | None = None,
+        token_segments: torch.Tensor | None = None,
+        seen_frames: torch.Tensor | None = None,
+        were_gone: torch.Tensor | None = None,
         **batch: Any,
     ) -> dict[str, torch.Tensor]:
         """`states` (visual tokens, 11), `motions` (visual tokens, 16) and `recalls` (names, 8): see `describe_states`,
         `describe_motions` and `describe_recalls`; `token_events` (visual tokens,) and `name_events` (names,): the
         object of the video that is shown, or named; `token_frames` (visual tokens,): when; `named` (names, 2): its
         colour and shape, which are to be known just as if the object were seen.
+
+        `token_segments` (visual tokens,), `seen_frames` (visual tokens, K) and `were_gone` (visual tokens, 2): see
+        `describe_sightings`; needed with `frames_per_segment`.
 
         `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
@@ -117,6 +138,11 @@ class ModelWithAuxiliaryLosses(nn.Module):
             self._name_loss(is_name, named, recalls),
             self._lookup_attention_loss(is_name & has_local, shown, named_events),
         ]
+        if token_segments is not None and seen_frames is not None and were_gone is not None:
+            losses += [
+                self._segment_attention_loss(shown, _scatter(token_segments, is_visual, 0)),
+                self._sighting_loss(shown >= 0, seen_frames[token_events >= 0], were_gone[token_events >= 0]),
+            ]
         if labels is not None:
             losses += [self._answer_loss(hidden, labels), self._topic_attention_loss(is_visual, is_name, labels)]
             losses += [self._naming_attention_loss(shown, is_name, named_events, labels)]
@@ -147,6 +173,19 @@ class ModelWithAuxiliaryLosses(nn.Module):
         errors = mse_loss(self.motion_heads(rms_norm(known, known.shape[-1:])), motions, reduction="sum")
         return errors / max(1, motions.numel())
 
+    def _sighting_loss(
+        self, shows_object: torch.Tensor, seen_frames: torch.Tensor, were_gone: torch.Tensor
+    ) -> torch.Tensor:
+        """The gap in a segment is told a layer before that in the video: what attends to a segment's tokens sees it."""
+        known = [self._hidden[layer][shows_object] for layer in (self.state_layer - 1, self.state_layer)]
+        known = [rms_norm(hidden, hidden.shape[-1:]) for hidden in known]
+        seen = self.sighting_heads(known[0])
+        gone = torch.cat([head(hidden) for head, hidden in zip(self.gone_heads, known, strict=True)], dim=1)
+        weight = gone.new_tensor(_GONE_POSITIVE_WEIGHT)
+        of_frames = binary_cross_entropy_with_logits(seen, seen_frames, reduction="sum")
+        of_gaps = binary_cross_entropy_with_logits(gone, were_gone, reduction="sum", pos_weight=weight)
+        return (of_frames + _GONE_WEIGHT * of_gaps) / max(1, len(were_gone))
+
     def _name_loss(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
         named_there = self._hidden[self.state_layer][is_name]
         recalled = self._hidden[self.recall_layer][is_name]
@@ -175,6 +214,14 @@ class ModelWithAuxiliaryLosses(nn.Module):
             _BEGINNINGS_WEIGHT * self._attention_loss(self.state_layer + 1, LOOKUP_HEADS - 1, beginnings, evenly=True),
         ]
         return torch.stack(losses).sum()
+
+    def _segment_attention_loss(self, shown: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        """Where the object was before in the same segment; the start of the text where it was not."""
+        shows_object = shown >= 0
+        is_same = (shown[:, :, None] == shown[:, None]) & (segments[:, :, None] == segments[:, None])
+        same = (is_same & shows_object[:, :, None]).tril(-1)
+        same[:, :, 0] = shows_object & ~same.any(2)
+        return self._attention_loss(self.state_layer - 1, _SEGMENT_HEAD, same, evenly=True)
 
     def _lookup_attention_loss(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Where the named object is; the next one; where the object is the newest so far, which is where the one before

@@ -120,7 +120,10 @@ class Course:
         self.tokenizer = build_tokenizer()
         self.model = build_model(recipe.model, self.tokenizer)
         self.learner = ModelWithAuxiliaryLosses(
-            self.model, state_layer=recipe.model.state_layer, recall_layer=recipe.model.recall_layer
+            self.model,
+            state_layer=recipe.model.state_layer,
+            recall_layer=recipe.model.recall_layer,
+            frames_per_segment=recipe.model.frames_per_segment,
         )
         self.processor = LongVLMProcessor(
             self.tokenizer,

@@ -17,7 +17,7 @@ from longvlm.errors import LongVLMError
 from longvlm.training.augmentation import Augmentation, draw_augmentation
 from longvlm.training.encoder_heads import ASPECTS, POSE_NUMBERS, describe_pose, patch_labels
 from longvlm.types import Frames, fill_places
-from longvlm.world.render import render_labelled
+from longvlm.world.render import NO_EVENT, render_labelled
 from longvlm.world.scene import MIN_SECONDS_PER_EVENT, Scene, make_scene, max_events
 
 _NO_EVENT_SHARE = 0.12
@@ -95,6 +95,19 @@ def describe_tokens(
     sums = torch.zeros(num_tokens, seen.shape[1]).index_add_(0, assignment, seen)
     means = sums[:, :-1] / sums[:, -1:]
     return events - 1, means[:, :-1], means[:, -1]
+
+
+def find_sightings(assignment: torch.Tensor, shown: ShownObjects, token_events: torch.Tensor) -> torch.Tensor:
+    """In which of a segment's K frames some patch of each token shows what most of its patches do, (M, K) bool; nowhere
+    where that is nothing.
+
+    assignment (K·P,) and `token_events` (M,) as in `describe_tokens`.
+    """
+    events = shown.events
+    counts = torch.zeros(len(token_events), shown.num_frames)
+    frames = torch.arange(shown.num_frames).repeat_interleave(len(events) // shown.num_frames)
+    is_shown = (events == token_events[assignment]) & (events != NO_EVENT)
+    return counts.index_put_((assignment, frames), is_shown.float(), accumulate=True) > 0
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from longvlm.errors import LongVLMError
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.ground_truth import (
     NameFinder,
     describe_motions,
     describe_names,
     describe_recalls,
+    describe_sightings,
     describe_states,
     find_events,
     list_names,
 )
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
-from longvlm.world.questions import Question, make_conversation, make_questions
-from longvlm.world.scene import Scene
+from longvlm.world.questions import KINDS, Question, make_conversation, make_questions
+from longvlm.world.scene import ACTIONS, Scene
 
 IGNORED = -100
 # What padding holds. It has a branch of its own, that no token sees.
@@ -37,6 +39,9 @@ _FLAT = (
     "name_events",
     "named",
     "recalls",
+    "token_segments",
+    "seen_frames",
+    "were_gone",
 )
 Example = dict[str, torch.Tensor]
 
@@ -108,7 +113,12 @@ def restore_positions(example: Example, video: ComposedVideo, video_token_id: in
 def describe_example(input_ids: torch.Tensor, video: ComposedVideo, finder: NameFinder) -> Example:
     """What is known at the visual tokens and at the names of an example, as `ModelWithAuxiliaryLosses` takes it."""
     is_name, names = finder.find(input_ids)
+    sightings = {}
+    if video.token_sightings is not None:
+        seen_frames, were_gone = describe_sightings(video.token_events, video.token_segments, video.token_sightings)
+        sightings = {"token_segments": video.token_segments, "seen_frames": seen_frames, "were_gone": were_gone}
     return {
+        **sightings,
         "token_events": video.token_events,
         "token_frames": video.token_frames,
         "states": describe_states(video.scene, video.token_events, video.token_segments),
@@ -166,6 +176,9 @@ class Lesson:
         questions_per_video: at most.
         conversation_share: of the videos with questions, that are also asked in two or three turns that refer back.
         names_share: of the batches, whose videos are followed by names of objects, there or not, instead.
+        actions: only blocks of the bank are used in which some object does one of these, and half of those without any
+            object; None: all are.
+        kind_weights: of kinds of questions, in place of the usual ones.
     """
 
     tokens_per_batch: int
@@ -176,6 +189,14 @@ class Lesson:
     names_share: float
     feature_noise: float = 0.0
     shown_segments: int | None = None
+    actions: tuple[str, ...] | None = None
+    kind_weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, names, known in (("actions", self.actions or (), ACTIONS), ("kind_weights", self.kind_weights, KINDS)):
+            unknown = next((name for name in names if name not in known), None)
+            if unknown is not None:
+                raise LongVLMError(f"{key} has {unknown!r}; the known ones are {', '.join(known)}.")
 
 
 class ComposedBatches(Dataset):
@@ -196,11 +217,11 @@ class ComposedBatches(Dataset):
         timestamps: bool,
         seed: str,
     ) -> None:
-        self.bank = bank
+        self.bank = bank if lesson.actions is None else bank.with_actions(lesson.actions)
         self.processor = processor
         self.lesson = lesson
         self.num_batches = num_batches
-        self.kinds = kinds
+        self.kinds = kinds | lesson.kind_weights
         self.timestamps = timestamps
         self.seed = seed
         self._names = NameFinder(processor.tokenizer)

@@ -77,6 +77,32 @@ def describe_motions(token_events: torch.Tensor, token_poses: torch.Tensor, toke
     return motions
 
 
+def describe_sightings(
+    token_events: torch.Tensor, token_segments: torch.Tensor, token_sightings: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """When the object of each visual token has been seen: in which frames of the token's segment by tokens up to it,
+    (n, K) float; and whether it was gone in between, in that segment and in the video, (n, 2) float: in some frame
+    between the first that any token shows it in and the last that this one does, no token shows it. Zeros where there
+    is no object.
+
+    `token_events` (n,), `token_segments` (n,) and `token_sightings` (n, K) as in `ComposedVideo`.
+    """
+    num_frames = token_sightings.shape[1]
+    seen, were_gone = torch.zeros(token_sightings.shape), torch.zeros(len(token_events), 2)
+    for event in set(token_events.tolist()) - {NO_EVENT}:
+        (rows,) = torch.nonzero(token_events == event, as_tuple=True)
+        segments, sightings = token_segments[rows], token_sightings[rows]
+        so_far = (segments[:, None] == segments).tril().float()
+        seen[rows] = (so_far @ sightings.float() > 0).float()
+        frames = num_frames * segments[:, None] + torch.arange(num_frames)
+        last = frames.masked_fill(~sightings, -1).amax(1)
+        ever = frames[sightings].unique()
+        first = torch.stack([ever[torch.searchsorted(ever, num_frames * segments)], ever[:1].expand(len(rows))], dim=1)
+        num_seen = torch.searchsorted(ever, last, right=True)[:, None] - torch.searchsorted(ever, first)
+        were_gone[rows] = (num_seen < last[:, None] - first + 1).float()
+    return seen, were_gone
+
+
 def find_latest(earlier: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """Row by row, those of the `earlier` tokens (..., T, T) of the last frame before: as many, from frames (..., T)."""
     apart = earlier & (frames[..., None, :] <= frames[..., None] - _LEAST_FRAMES_APART)

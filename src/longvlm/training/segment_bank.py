@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +23,14 @@ from safetensors.torch import save_file
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.drawn_blocks import BlockPlan, DrawnBlocks, DrawnSegment, describe_tokens, encode_blocks
+from longvlm.training.drawn_blocks import (
+    BlockPlan,
+    DrawnBlocks,
+    DrawnSegment,
+    describe_tokens,
+    encode_blocks,
+    find_sightings,
+)
 from longvlm.types import Compression
 from longvlm.whole_files import replacing
 from longvlm.world.render import NO_EVENT
@@ -44,6 +51,7 @@ class ComposedVideo:
     `token_poses` (G + S·M, 5): that object's pose, see `describe_pose`; zeros where there is none.
     `token_frames` (G + S·M,): the frame it shows it in, or the mean of several; 0 for global tokens.
     `token_segments` (G + S·M,): the segment of each token, counted from 1; 0 for global tokens.
+    `token_sightings` (G + S·M, K): in which frames of that segment it shows its object; None where the bank can't tell.
     `token_places` (G + S·M,): where each token stands among the `num_places` of the whole video; other than one after
     another only where segments were left out.
     """
@@ -56,6 +64,7 @@ class ComposedVideo:
     token_segments: torch.Tensor
     token_places: torch.Tensor
     num_places: int
+    token_sightings: torch.Tensor | None = None
 
     @property
     def num_segments(self) -> int:
@@ -92,10 +101,11 @@ class SegmentBank:
     """Encoded blocks and their scenes: local (segments of all blocks, M, D), layer_globals (as many, L, D).
 
     `token_events` (segments of all blocks, M): the event of its block that a token shows, or -1; `token_poses` (as
-    many, M, 5): that object's pose; `token_frames` (as many, M): when, in frames of the segment.
+    many, M, 5): that object's pose; `token_frames` (as many, M): when, in frames of the segment; `token_sightings` (as
+    many, M, K) bool: in which frames of it, see `find_sightings`, or None where that is not known.
     """
 
-    _TENSORS = ("local", "layer_globals", "token_events", "token_poses", "token_frames")
+    _TENSORS = ("local", "layer_globals", "token_events", "token_poses", "token_frames", "token_sightings")
 
     def __init__(
         self,
@@ -105,6 +115,7 @@ class SegmentBank:
         token_events: torch.Tensor,
         token_poses: torch.Tensor,
         token_frames: torch.Tensor,
+        token_sightings: torch.Tensor | None = None,
         *,
         segment_seconds: float,
         frames_per_segment: int,
@@ -115,6 +126,7 @@ class SegmentBank:
         self.token_events = token_events
         self.token_poses = token_poses
         self.token_frames = token_frames
+        self.token_sightings = token_sightings
         self.segment_seconds = segment_seconds
         self.frames_per_segment = frames_per_segment
         self.scenes = [plan.scene(segment_seconds) for plan in plans]
@@ -152,10 +164,27 @@ class SegmentBank:
         """One bank of the blocks of several, all with segments alike."""
         return cls(
             [plan for bank in banks for plan in bank.plans],
-            *(torch.cat([getattr(bank, name) for bank in banks]) for name in cls._TENSORS),
+            *(torch.cat(column) for column in zip(*(bank._tensors().values() for bank in banks), strict=True)),
             segment_seconds=banks[0].segment_seconds,
             frames_per_segment=banks[0].frames_per_segment,
         )
+
+    def with_actions(self, actions: Collection[str]) -> SegmentBank:
+        """The blocks in which some object does one of `actions`, and every other one of those without an object."""
+        empty = [block for block, scene in enumerate(self.scenes) if not scene.events]
+        acting = [b for b, scene in enumerate(self.scenes) if any(event.action in actions for event in scene.events)]
+        blocks = sorted(acting + empty[::2])
+        rows = self._rows(blocks)
+        return SegmentBank(
+            [self.plans[block] for block in blocks],
+            **{name: tensor[rows] for name, tensor in self._tensors().items()},
+            segment_seconds=self.segment_seconds,
+            frames_per_segment=self.frames_per_segment,
+        )
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        named = {name: getattr(self, name) for name in self._TENSORS}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def save(self, path: Path) -> None:
         """Write all of it, in one step."""
@@ -165,14 +194,14 @@ class SegmentBank:
             "frames_per_segment": str(self.frames_per_segment),
         }
         with replacing(path) as whole:
-            save_file({name: getattr(self, name) for name in self._TENSORS}, whole, metadata)
+            save_file(self._tensors(), whole, metadata)
 
     @classmethod
     def load(cls, path: Path) -> SegmentBank:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata()
             plans = [BlockPlan(*numbers) for numbers in json.loads(metadata["plans"])]
-            tensors = [file.get_tensor(name) for name in cls._TENSORS]
+            tensors = [file.get_tensor(name) for name in cls._TENSORS if name in file.keys()]  # noqa: SIM118
         return cls(
             plans,
             *tensors,
@@ -225,8 +254,12 @@ class SegmentBank:
                 return block
         return None
 
+    def _rows(self, blocks: list[int]) -> torch.Tensor:
+        """Where the segments of these blocks lie, one block after the other."""
+        return torch.cat([torch.arange(self.first_segment[b], self.first_segment[b + 1]) for b in blocks])
+
     def _join(self, blocks: list[int]) -> ComposedVideo:
-        rows = torch.cat([torch.arange(self.first_segment[b], self.first_segment[b + 1]) for b in blocks])
+        rows = self._rows(blocks)
         segment_globals = self.layer_globals[rows]
         weights = torch.ones(len(rows))
         weights[-1] -= self.plans[blocks[-1]].short_by_seconds / self.segment_seconds
@@ -244,16 +277,12 @@ class SegmentBank:
             self._join_scenes(blocks),
             torch.cat([video_globals, self.local[rows].flatten(0, 1)]),
             torch.cat(token_events),
-            torch.cat(
-                [
-                    self.token_poses.new_zeros(num_globals, self.token_poses.shape[-1]),
-                    self.token_poses[rows].flatten(0, 1),
-                ]
-            ),
+            _after_globals(self.token_poses[rows], num_globals),
             torch.cat([torch.zeros(num_globals), frames.flatten()]),
             torch.cat([torch.zeros(num_globals, dtype=torch.int64), (segments + 1).repeat(1, num_tokens).flatten()]),
             torch.arange(num_places),
             num_places,
+            None if self.token_sightings is None else _after_globals(self.token_sightings[rows], num_globals),
         )
 
     def _join_scenes(self, blocks: list[int]) -> Scene:
@@ -268,16 +297,21 @@ class SegmentBank:
         )
 
 
+def _after_globals(per_token: torch.Tensor, num_globals: int) -> torch.Tensor:
+    """What is known of local tokens (S, M, n), after zeros for global ones: (G + S·M, n)."""
+    return torch.cat([per_token.new_zeros(num_globals, per_token.shape[-1]), per_token.flatten(0, 1)])
+
+
 def _encode_block(
     encoder: VisionEncoder, compression: Compression, block: list[DrawnSegment]
 ) -> tuple[torch.Tensor, ...]:
     """The rows that a block's segments have in the bank's tensors."""
     features = [encoder(segment.frames) for segment in block]
     merged = merge_segments(torch.stack([segment.patches.flatten(0, 1) for segment in features]), compression)
-    described = [
-        describe_tokens(assignment, segment.shown, compression.tokens_per_segment)
-        for assignment, segment in zip(merged.assignment, block, strict=True)
-    ]
+    described = []
+    for assignment, segment in zip(merged.assignment, block, strict=True):
+        tokens = describe_tokens(assignment, segment.shown, compression.tokens_per_segment)
+        described.append((*tokens, find_sightings(assignment, segment.shown, tokens[0])))
     layer_globals = torch.stack([segment.mean_globals.float() for segment in features])
     return merged.features.float(), layer_globals, *(torch.stack(rows) for rows in zip(*described, strict=True))
 
