@@ -42,10 +42,12 @@ _WARM_UP_SHARE = 1 / 3  # of the steps, on videos of one block
 _FIRST_HELD_OUT = 100_000  # the number of that block, far above all that are trained on
 # What every result depends on, beside the settings.
 _CODE = (
-    "stages/merging.py",
+    *(f"stages/{name}.py" for name in ("merging", "tokens", "vision")),
+    *(f"model/{name}.py" for name in ("modeling", "processing")),
     *(f"study/{name}.py" for name in ("blocks", "course", "rows", "spelling", "start")),
-    *(f"training/{name}.py" for name in ("auxiliary_losses", "drawn_blocks", "examples", "ground_truth")),
-    *(f"training/{name}.py" for name in ("run", "segment_bank", "shared_attention", "untrained_model")),
+    *(f"training/{name}.py" for name in ("augmentation", "auxiliary_losses", "drawn_blocks", "encoder_heads")),
+    *(f"training/{name}.py" for name in ("examples", "ground_truth", "run", "segment_bank", "shared_attention")),
+    "training/untrained_model.py",
     *(f"world/{name}.py" for name in ("questions", "render", "scene", "shapes", "wordings")),
 )
 _READ = ("input_ids", "position_ids", "attention_mask", "visual_tokens")
