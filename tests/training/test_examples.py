@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from transformers import set_seed
@@ -9,12 +11,15 @@ from longvlm.training.examples import (
     IGNORED,
     branch_attention_mask,
     collate,
+    describe_example,
     make_example,
     pack_conversations,
     restore_positions,
 )
+from longvlm.training.ground_truth import NameFinder
 from longvlm.training.segment_bank import ComposedVideo
 from longvlm.training.untrained_model import build_model, build_tokenizer
+from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import make_scene
 
 QUESTION = [("What appears first?", "a red circle")]
@@ -99,6 +104,33 @@ def test_what_is_left_out_of_a_video_keeps_its_place(processor: LongVLMProcessor
     )
     for name in ("input_ids", "labels", "branches", "position_ids"):
         assert torch.equal(placed[name], whole[name][rows]), name
+
+
+def test_sightings_are_described_where_the_video_has_them(processor: LongVLMProcessor) -> None:
+    """Beside all that is known anyway."""
+    shown = torch.tensor([NO_EVENT, 0, 0])
+    scene = dataclasses.replace(make_scene(5, 20.0), events=make_scene(5, 20.0).events[:1])
+    flat = {"token_events": shown, "token_frames": torch.tensor([0.0, 1.0, 4.0])}
+    video = ComposedVideo(
+        scene,
+        torch.zeros(3, 128),
+        **flat,
+        token_poses=torch.zeros(3, 5),
+        token_segments=torch.tensor([0, 1, 1]),
+        token_places=torch.arange(3),
+        num_places=3,
+    )
+    finder, ids = NameFinder(processor.tokenizer), torch.tensor([1, 2])
+    without = describe_example(ids, video, finder)
+    assert not without.keys() & {"token_segments", "seen_frames", "were_gone"}
+    sightings = torch.tensor([[False] * 4, [True, False, False, False], [False, False, True, True]])
+    known = describe_example(ids, dataclasses.replace(video, token_sightings=sightings), finder)
+    assert all(torch.equal(known[name], without[name]) for name in without)
+    example = {"input_ids": ids, "labels": ids}
+    batch = collate([{**example, **known}, {**example, **known}])
+    assert batch["token_segments"].tolist() == [0, 1, 1] * 2
+    assert batch["seen_frames"].tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 1]] * 2
+    assert batch["were_gone"].tolist() == [[0, 0], [0, 0], [1, 1]] * 2
 
 
 def test_without_branches_the_mask_tells_padding(processor: LongVLMProcessor) -> None:
