@@ -19,7 +19,7 @@ from longvlm.stages.tokens import count_visual_tokens, format_timestamp
 from longvlm.text_table import TextTable
 from longvlm.types import Answer
 from longvlm.whole_files import replacing, write_whole
-from longvlm.world.evaluate import EVALUATION_SEEDS
+from longvlm.world.planned_videos import EVALUATION_SEEDS
 from longvlm.world.questions import Question, make_conversation, make_questions
 from longvlm.world.render import render_frame
 from longvlm.world.scene import Scene, make_scene

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,19 +28,16 @@ from longvlm import (
 from longvlm.world.__main__ import main
 from longvlm.world.evaluate import (
     ALL_KINDS,
-    EVALUATION_SEEDS,
     FOLLOW_UP,
     MAX_NEW_TOKENS,
     Record,
     as_json,
     evaluate,
     kinds_for,
-    plan_videos,
-    reencode_in_turns,
-    render_plan,
     score,
 )
 from longvlm.world.losses import measure_losses
+from longvlm.world.planned_videos import EVALUATION_SEEDS, _rendered, plan_videos, reencode_in_turns, render_plan
 from longvlm.world.questions import Question, make_conversation, make_questions, vocabulary
 from longvlm.world.reencode import REENCODINGS
 from longvlm.world.scene import make_scene
@@ -180,6 +179,31 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path, tmp_path: Path) -> None
     summary = as_json(score(records), plans, model=model.name, seed=1, duration_seconds=(10, 12))
     assert summary["scores"]["all"]["n"] == len(records)
     assert (summary["videos"], summary["duration_seconds"]) == (2, [10, 12])
+
+
+@pytest.mark.usefixtures("short_answers")
+def test_kept_indexes_are_asked_again_and_missing_ones_made(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    plans = [
+        dataclasses.replace(plan, width=64, height=48, fps=4)
+        for plan in plan_videos(2, seed=1, min_seconds=10, max_seconds=12)
+    ]
+    plans[1] = dataclasses.replace(plans[1], reencoding=REENCODINGS[1])
+    arguments: dict[str, Any] = {"seed": 1, "kinds": ("first",), "with_controls": False}
+    expected = evaluate(model, plans, **arguments)
+    assert evaluate(model, plans[:1], **arguments, kept=tmp_path) == [one for one in expected if one.video == 0]
+    (first,) = tmp_path.iterdir()
+    assert VideoIndex.load(first).num_frames == math.ceil(plans[0].duration_seconds)
+    drawn = []
+    monkeypatch.setattr("longvlm.world.planned_videos._rendered", lambda plans: drawn.append(plans) or _rendered(plans))
+    assert evaluate(model, plans, **arguments, kept=tmp_path) == expected
+    assert evaluate(model, plans, **arguments, kept=tmp_path) == expected
+    assert drawn == [plans[1:], []] and len(list(tmp_path.iterdir())) == 3
+    other = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32", compression={"global_layers": 1})
+    with pytest.raises(LongVLMError, match=r"longvlm can't be used: .* global_layers=1 is wanted .* another folder"):
+        evaluate(other, plans, **arguments, kept=tmp_path)
 
 
 def test_follow_ups_are_asked_in_one_conversation_and_scored_without_its_opening(

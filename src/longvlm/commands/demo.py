@@ -81,7 +81,7 @@ def _sample(seed: int | None, progress: console.Progress) -> Iterator[tuple[Path
         with importlib.resources.as_file(assets / "sample.mp4") as video:
             yield video, json.loads((assets / "sample.json").read_text(encoding="utf-8"))
         return
-    from longvlm.world.evaluate import EVALUATION_SEEDS
+    from longvlm.world.planned_videos import EVALUATION_SEEDS
     from longvlm.world.scene import make_scene
     from longvlm.world.truth import truth_of
     from longvlm.world.video import write_video

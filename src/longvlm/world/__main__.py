@@ -58,6 +58,15 @@ def render(
         write_whole(truth, f"{json.dumps(facts, indent=2)}\n".encode())
 
 
+Indexes = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder where encoded videos stay: what lies there is neither drawn nor encoded again, so that another "
+        "model with the same encoder is scored in minutes."
+    ),
+]
+
+
 @app.command()
 def evaluate(
     videos: Annotated[int, typer.Option(help="How many videos.")] = 20,
@@ -79,28 +88,32 @@ def evaluate(
     replies: Annotated[
         Path | None, typer.Option(help="JSON Lines file for every question, its right answer and the replies.")
     ] = None,
+    indexes: Indexes = None,
 ) -> None:
     """Render videos, encode them at 1 frame a second, ask, and score by kind of question.
 
     Example: python -m longvlm.world evaluate --videos 20 --seed 1 --duration 30:600
     """
-    from longvlm.whole_files import require_writable, write_whole
+    from longvlm.whole_files import make_folder, require_writable, write_whole
     from longvlm.world import evaluate as evaluation
     from longvlm.world.losses import as_json as losses_as_json
     from longvlm.world.losses import measure_losses
     from longvlm.world.losses import tabulate as tabulate_losses
+    from longvlm.world.planned_videos import plan_videos, reencode_in_turns
 
     shortest, longest = _pair(duration, ":", "--duration", "MIN:MAX in seconds, such as 30:600")
-    plans = evaluation.plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest)
+    plans = plan_videos(videos, seed=seed, min_seconds=shortest, max_seconds=longest)
     if reencoded:
-        plans = evaluation.reencode_in_turns(plans)
+        plans = reencode_in_turns(plans)
     if replies is not None:
         require_writable(replies)
+    if indexes is not None:
+        make_folder(indexes)
 
     from longvlm.pipeline import LongVLM
 
     loaded = LongVLM.from_pretrained(model, timestamps=timestamps or None)
-    records = evaluation.evaluate(loaded, plans, seed=seed)
+    records = evaluation.evaluate(loaded, plans, seed=seed, kept=indexes)
     if replies is not None:
         write_whole(replies, evaluation.as_json_lines(records, plans).encode())
     scores, losses = evaluation.score(records), measure_losses(plans, records) if reencoded else []
@@ -129,20 +142,24 @@ def lengths(
     seed: Annotated[int, typer.Option(help="Chooses the videos; none of them occurs in training.")] = 0,
     model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    indexes: Indexes = None,
 ) -> None:
     """Accuracy against the length of the video, and the depth at which an object appears in it.
 
     Example: python -m longvlm.world lengths --minutes 1,5,20,60 --videos 10 -o lengths.png
     """
+    from longvlm.whole_files import make_folder
     from longvlm.world import lengths as study
 
     wanted = _numbers(minutes, "--minutes", "numbers such as 1,5,20,60")
     study.require_plottable(output)
+    if indexes is not None:
+        make_folder(indexes)
 
     from longvlm.pipeline import LongVLM
 
     loaded = LongVLM.from_pretrained(model)
-    scores = study.measure_lengths(loaded, wanted, videos=videos, seed=seed)
+    scores = study.measure_lengths(loaded, wanted, videos=videos, seed=seed, kept=indexes)
     study.plot(scores, output)
     if as_json:
         print(json.dumps({"model": loaded.name, "seed": seed, "lengths": study.as_json(scores)}))

@@ -19,7 +19,7 @@ from typing import Any
 
 from longvlm.errors import LongVLMError
 from longvlm.whole_files import first_difference, write_whole
-from longvlm.world.evaluate import EVALUATION_SEEDS
+from longvlm.world.planned_videos import EVALUATION_SEEDS
 from longvlm.world.questions import KINDS, Question, make_questions
 from longvlm.world.scene import MIN_DURATION_SECONDS, Scene, make_scene
 from longvlm.world.video import write_video

@@ -7,16 +7,9 @@ Beside every score stand chance, and what the same model answers without the vid
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import random
-import tempfile
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import cycle
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,39 +18,21 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from longvlm.errors import LongVLMError
 from longvlm.intervals import interval_of_share
 from longvlm.text_table import TextTable
+from longvlm.world.planned_videos import ENCODED_FPS, VideoPlan, encode_planned
 from longvlm.world.questions import KINDS, Question, make_conversation, make_questions
-from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
-from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
+from longvlm.world.scene import make_scene
 from longvlm.world.scoring import is_correct
-from longvlm.world.video import write_video
 from longvlm.world.wordings import TIMED_KINDS
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
     from longvlm.video_index import VideoIndex
 
-EVALUATION_SEEDS = 10**9  # scenes are evaluated with seeds from here on; training stays below
-SIZES = ((320, 240), (384, 216), (256, 256), (240, 320), (216, 384))
-FRAMES_PER_SECOND = (10, 12, 15, 20, 24, 25)
-ENCODED_FPS = 1.0
 MAX_NEW_TOKENS = 128  # the longest right answer, a story of twelve events, has about a hundred
 FOLLOW_UP = "follow-up"  # later turns of a conversation, whatever they ask for
 ALL_KINDS = (*KINDS, FOLLOW_UP)
-
-
-@dataclass(frozen=True)
-class VideoPlan:
-    """One video of an evaluation, before it is drawn."""
-
-    seed: int
-    duration_seconds: float
-    width: int
-    height: int
-    fps: int
-    reencoding: Reencoding | None = None  # in which the file is passed on; the same is asked about that one, too
 
 
 @dataclass(frozen=True)
@@ -109,29 +84,6 @@ class Score:
     another_video: float
 
 
-def plan_videos(count: int, *, seed: int, min_seconds: float, max_seconds: float) -> list[VideoPlan]:
-    """The videos of an evaluation: log-uniform durations, mixed sizes, 10 to 25 frames per second."""
-    if count < 1:
-        raise LongVLMError(f"The number of videos is {count}; it must be at least 1.")
-    if not MIN_DURATION_SECONDS <= min_seconds <= max_seconds < float("inf"):
-        raise LongVLMError(
-            f"Durations from {min_seconds:g} to {max_seconds:g} s are not possible; "
-            f"give MIN:MAX in seconds with {MIN_DURATION_SECONDS:g} <= MIN <= MAX."
-        )
-    rng = random.Random(f"longvlm evaluation {seed}")
-    plans = []
-    for i in range(count):
-        duration = round(min_seconds * (max_seconds / min_seconds) ** rng.random(), 2)
-        (width, height), fps = rng.choice(SIZES), rng.choice(FRAMES_PER_SECOND)
-        plans.append(VideoPlan(EVALUATION_SEEDS + 10_000 * seed + i, duration, width, height, fps))
-    return plans
-
-
-def reencode_in_turns(plans: Sequence[VideoPlan]) -> list[VideoPlan]:
-    """The same videos, passed on in each of REENCODINGS by turns."""
-    return [replace(plan, reencoding=how) for plan, how in zip(plans, cycle(REENCODINGS), strict=False)]
-
-
 def evaluate(
     model: LongVLM,
     plans: Sequence[VideoPlan],
@@ -140,13 +92,17 @@ def evaluate(
     kinds: Sequence[str] | None = None,
     per_kind: int = 1,
     with_controls: bool = True,
+    kept: Path | None = None,
 ) -> list[Record]:
     """Render every planned video, read it back through the model at 1 frame a second, and ask; then pass it on as its
     plan says, and ask the same again.
 
     Videos live in a temporary folder only as long as they are needed. `seed` chooses the questions. `kinds` are some
     of ALL_KINDS, those that the model can tell unless given. `with_controls`, everything is also asked without the
-    video, and of the video before it; else those replies are empty.
+    video, and of the video before it; else those replies are empty. In the folder `kept`, videos stay as indexes, so
+    that those that lie there are neither drawn nor encoded again, for any model with the same encoder.
+
+    Raises LongVLMError where an index there is of another encoder, or can't be read or written.
     """
     chosen = tuple(kinds) if kinds is not None else kinds_for(model)
     single_turn = [kind for kind in chosen if kind != FOLLOW_UP]
@@ -155,12 +111,12 @@ def evaluate(
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as progress, _leaving_cores_for_drawing():
         task = progress.add_task("Videos", total=len(plans))
-        for number, files in enumerate(_rendered(plans)):
+        for number, indexes in enumerate(encode_planned(model, plans, kept)):
             scene = make_scene(plans[number].seed, plans[number].duration_seconds)
             questions = make_questions(scene, seed=seed, kinds=single_turn, per_kind=per_kind)
             conversation = make_conversation(scene, seed=seed) if FOLLOW_UP in chosen else []
             if questions or conversation:
-                rows = _ask_in_all_ways(model, files, questions, conversation, controls)
+                rows = _ask_in_all_ways(model, indexes, questions, conversation, controls)
                 records += [Record(number, plans[number].duration_seconds, *row) for row in rows]
             progress.advance(task)
     return records
@@ -168,16 +124,15 @@ def evaluate(
 
 def _ask_in_all_ways(
     model: LongVLM,
-    files: Sequence[Path],
+    indexes: Sequence[VideoIndex],
     questions: Sequence[Question],
     conversation: Sequence[Question],
     controls: _Controls | None,
 ) -> list[tuple[Question, str, str, str | None, str | None]]:
-    """What a Record holds after the video's number and duration, of every question; `files` are the video, and the one
-    that was passed on if there is any.
+    """What a Record holds after the video's number and duration, of every question; `indexes` are the video, and the
+    one that was passed on if there is any.
     """
     asked = [*questions, *conversation]
-    indexes = [model.encode(path, fps=ENCODED_FPS) for path in files]
     replies, *after = (_ask(model, index, questions, conversation) for index in indexes)
     blind, another = controls.guess(questions, conversation) if controls else ([""] * len(asked), None)
     if controls:
@@ -227,28 +182,6 @@ def kinds_for(model: LongVLM) -> tuple[str, ...]:
     return tuple(kind for kind in ALL_KINDS if model.config.timestamps or kind not in TIMED_KINDS)
 
 
-def _rendered(plans: Sequence[VideoPlan]) -> Iterator[list[Path]]:
-    """The plans' files, video by video, drawn a few ahead by other processes and deleted after use."""
-    workers = min(os.cpu_count() or 1, len(plans))
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
-    with (
-        tempfile.TemporaryDirectory(prefix="longvlm-world-") as folder,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-    ):
-        pending: deque[Future[list[Path]]] = deque()
-        waiting = iter(enumerate(plans))
-        while True:
-            while len(pending) <= workers and (following := next(waiting, None)):
-                number, plan = following
-                pending.append(pool.submit(render_plan, plan, Path(folder) / f"{number:05}.mp4"))
-            if not pending:
-                return
-            paths = pending.popleft().result()
-            yield paths
-            for path in paths:
-                path.unlink()
-
-
 @contextmanager
 def _leaving_cores_for_drawing() -> Iterator[None]:
     """A thread of torch that waits for a core which another process has makes all the others wait."""
@@ -260,18 +193,6 @@ def _leaving_cores_for_drawing() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def render_plan(plan: VideoPlan, path: Path) -> list[Path]:
-    """Write one planned video, and after it the one that is passed on if there is any; a function of its own, so that
-    another process can run it."""
-    scene = make_scene(plan.seed, plan.duration_seconds)
-    write_video(scene, path, width=plan.width, height=plan.height, fps=plan.fps, threads=1, show_progress=False)
-    if plan.reencoding is None:
-        return [path]
-    passed_on = path.with_suffix(".mkv")
-    reencode(path, passed_on, plan.reencoding)
-    return [path, passed_on]
 
 
 def as_json_lines(records: Sequence[Record], plans: Sequence[VideoPlan]) -> str:

@@ -17,7 +17,8 @@ from longvlm.errors import LongVLMError
 from longvlm.intervals import interval_of_share
 from longvlm.text_table import TextTable
 from longvlm.whole_files import replacing, require_writable
-from longvlm.world.evaluate import Record, evaluate, plan_videos
+from longvlm.world.evaluate import Record, evaluate
+from longvlm.world.planned_videos import plan_videos
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -44,13 +45,15 @@ class LengthScore:
     by_depth: tuple[tuple[float, int], ...]
 
 
-def measure_lengths(model: LongVLM, minutes: Sequence[float], *, videos: int, seed: int) -> list[LengthScore]:
-    """Write `videos` videos of every length, ask about them, and score."""
+def measure_lengths(
+    model: LongVLM, minutes: Sequence[float], *, videos: int, seed: int, kept: Path | None = None
+) -> list[LengthScore]:
+    """Write `videos` videos of every length, ask about them, and score; `kept`: see `evaluate`."""
     plans = [plan_videos(videos, seed=seed, min_seconds=60 * length, max_seconds=60 * length) for length in minutes]
     scores = []
     for length, of_length in zip(minutes, plans, strict=True):
         slow = [replace(plan, fps=FRAMES_PER_SECOND) for plan in of_length]
-        records = evaluate(model, slow, seed=seed, per_kind=QUESTIONS_PER_KIND, with_controls=False)
+        records = evaluate(model, slow, seed=seed, per_kind=QUESTIONS_PER_KIND, with_controls=False, kept=kept)
         scores.append(score_length(length, records))
     return scores
 

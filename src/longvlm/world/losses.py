@@ -10,7 +10,8 @@ import numpy as np
 
 from longvlm.intervals import clustered_interval
 from longvlm.text_table import TextTable
-from longvlm.world.evaluate import Record, VideoPlan
+from longvlm.world.evaluate import Record
+from longvlm.world.planned_videos import VideoPlan
 
 
 @dataclass(frozen=True)
