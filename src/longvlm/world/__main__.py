@@ -61,8 +61,8 @@ def render(
 Indexes = Annotated[
     Path | None,
     typer.Option(
-        help="Folder where encoded videos stay: what lies there is neither drawn nor encoded again, so that another "
-        "model with the same encoder is scored in minutes."
+        help="Folder where encoded videos stay: what lies there is neither drawn nor encoded again, for this model and "
+        "any other with the same encoder."
     ),
 ]
 
