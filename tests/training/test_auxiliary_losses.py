@@ -49,8 +49,9 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     outputs = model(labels=labels, **batch, output_hidden_states=True)
     state_weights, recall_weights = (1.0,) * 8 + (4.0, 2.0, 1.0), (1.0,) * 5 + (2.0, 1.0, 1.0)
     known = mean_loss(learner.state_heads, outputs.hidden_states[2][0, visual], STATE_SIZES, state_weights)
-    for layer in (2, 3):  # one coordinate tells the number of objects, 12 of them, from -3 to 3
-        known = known + 2 * (rms(outputs.hidden_states[layer][0, visual])[:, 0] - 3).square().mean()
+    # One coordinate tells the number of objects, 12 of them, from -3 to 3.
+    miscounted = sum((rms(outputs.hidden_states[layer][0, visual])[:, 0] - 3).square().mean() for layer in (2, 3))
+    known = known + 2 * miscounted
     read = mean_loss(learner.state_heads, outputs.hidden_states[2][0, names], STATE_SIZES[:2], (1.0, 1.0))
     moved = (
         (learner.motion_heads(rms(outputs.hidden_states[1][0, visual])) - torch.eye(3, MOTION_NUMBERS)).square().mean()
@@ -89,6 +90,9 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     answers = (said_logs[0] + said_logs[1] + said_logs[2:].mean()) / 3  # the last one has two tokens
     expected = without_answers + answers - topic - named
     torch.testing.assert_close(learner(**arguments, labels=labels)["loss"], expected, rtol=1e-5, atol=1e-5)
+    learner.loss_weights = {"count": 6.0}
+    expected = without_answers + 4 * miscounted
+    torch.testing.assert_close(learner(**arguments)["loss"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sightings_are_told_and_looked_for_within_the_segment() -> None:
@@ -125,6 +129,9 @@ def test_sightings_are_told_and_looked_for_within_the_segment() -> None:
     with_sightings = {"token_segments": torch.tensor([1, 1, 1, 2]), "seen_frames": seen_frames, "were_gone": were_gone}
     difference = learner(**arguments, **with_sightings)["loss"] - learner(**arguments)["loss"]
     torch.testing.assert_close(difference, of_frames + 4 * of_gaps - looked, rtol=1e-5, atol=1e-5)
+    learner.loss_weights = {"count": 2.0, "gone": 1.0}
+    difference = learner(**arguments, **with_sightings)["loss"] - learner(**arguments)["loss"]
+    torch.testing.assert_close(difference, of_frames + of_gaps - looked, rtol=1e-5, atol=1e-5)
 
 
 def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:

@@ -51,7 +51,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 
 def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     log = json.loads(course.log_path.read_text())
-    assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours", "gaps", "mixed"]
+    assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours", "gaps", "mixed", "counts"]
     assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", "wall_seconds", "cpu_seconds", "recipe"}
     again = Course(course.recipe, course.folder)
     again.run()
@@ -210,6 +210,35 @@ def test_a_lesson_may_ask_of_some_actions_and_weigh_kinds_itself(course: Course)
         compose_batches(course, actions=("stay", "sleep"))
     with pytest.raises(LongVLMError, match=r"kind_weights has 'why'; the known ones are first"):
         compose_batches(course, kind_weights={"why": 1.0})
+
+
+def test_a_stage_may_keep_a_share_of_the_weights_before_it(course: Course) -> None:
+    folder = course.folder
+    before, kept = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("mixed", "counts"))
+    stage = course.recipe.lessons[-1]
+    assert (stage.name, stage.kept_share, stage.loss_weights) == ("counts", 0.4, {"count": 6.0, "gone": 1.0})
+    trained = load_file(max((folder / "counts").glob("checkpoint-*")) / "model.safetensors")
+    assert kept.keys() == before.keys() and trained.keys() <= before.keys()
+    changed = [name for name in trained if not torch.equal(trained[name], before[name])]
+    assert "state_heads.weight" in changed and not any("vision_tower" in name for name in changed)
+    for name in trained:
+        torch.testing.assert_close(kept[name], 0.6 * trained[name] + 0.4 * before[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kept_share": 1.0}, r"lessons.0: kept_share is 1; give a share from 0 to below 1"),
+        ({"loss_weights": {"counts": 2.0}}, r"lessons.0: loss_weights has 'counts'; the known ones are count, gone"),
+        ({"loss_weights": {"count": "much"}}, r"lessons.0: loss_weights.count is 'much'; a number is expected"),
+    ],
+)
+def test_wrong_weights_of_a_stage_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["lessons"][0].update(change)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(LongVLMError, match=message):
+        load_recipe(tmp_path / "r.yaml")
 
 
 def test_the_tokenizer_knows_and_returns_every_question_and_answer() -> None:

@@ -43,9 +43,10 @@ _RECALL_WEIGHTS = (1.0,) * 5 + (2.0, 1.0, 1.0)
 _START_WEIGHT, _BEGINNINGS_WEIGHT = MAX_EVENTS / 2, 4.0
 # A number that is only told apart by large weights is learned late: that of the objects so far is to stand in one
 # coordinate of the normalised hidden state, so many of them to one unit, where all later layers read it.
-_COUNT_COORDINATE, _COUNT_PER_UNIT, _COUNT_WEIGHT = 0, 2.0, 2.0
-# Few tokens show an object that was gone before, and it is learned late.
-_GONE_WEIGHT, _GONE_POSITIVE_WEIGHT = 4.0, 5.0
+_COUNT_COORDINATE, _COUNT_PER_UNIT = 0, 2.0
+_GONE_POSITIVE_WEIGHT = 5.0  # few tokens show an object that was gone before
+# Both are learned late, and in the same layers: what one gains by a larger weight the other loses.
+LOSS_WEIGHTS = {"count": 2.0, "gone": 4.0}
 _SEGMENT_HEAD = 2  # beside those that look for the object and for its last frame
 LOOKUP_HEADS = 3  # that are supervised in the layer that looks names up; the last of them counts beginnings, too
 
@@ -59,6 +60,8 @@ class ModelWithAuxiliaryLosses(nn.Module):
     words of an answer, `recall_layer` attends to the topic, `recall_layer` + 1 to it again and to the object that is
     named next. With `frames_per_segment`, K, `state_layer` - 1 also attends to the object's other tokens of a segment,
     and tells in which of its frames it was seen, and whether it was gone in between; `state_layer` whether it ever was.
+
+    `loss_weights`: of the errors in the number of objects so far and in whether they were gone; may be set at any time.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class ModelWithAuxiliaryLosses(nn.Module):
         if frames_per_segment is not None:
             self.sighting_heads = nn.Linear(width, frames_per_segment)
             self.gone_heads = nn.ModuleList([nn.Linear(width, 1), nn.Linear(width, 1)])
+        self.loss_weights = LOSS_WEIGHTS
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         self._attention_inputs: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
         model.model.language_model.set_attn_implementation(SHARED_ATTENTION)
@@ -166,7 +170,8 @@ class ModelWithAuxiliaryLosses(nn.Module):
             mse_loss(rms_norm(hidden, hidden.shape[-1:])[:, _COUNT_COORDINATE], counts, reduction="sum")
             for hidden in (known, recounted)
         ) / max(1, len(states))
-        return _head_loss(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS) + _COUNT_WEIGHT * error
+        of_states = _head_loss(self.state_heads, known, states, STATE_SIZES, _STATE_WEIGHTS)
+        return of_states + self.loss_weights["count"] * error
 
     def _motion_loss(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
         known = self._hidden[self.state_layer - 1][shows_object]
@@ -184,7 +189,7 @@ class ModelWithAuxiliaryLosses(nn.Module):
         weight = gone.new_tensor(_GONE_POSITIVE_WEIGHT)
         of_frames = binary_cross_entropy_with_logits(seen, seen_frames, reduction="sum")
         of_gaps = binary_cross_entropy_with_logits(gone, were_gone, reduction="sum", pos_weight=weight)
-        return (of_frames + _GONE_WEIGHT * of_gaps) / max(1, len(were_gone))
+        return (of_frames + self.loss_weights["gone"] * of_gaps) / max(1, len(were_gone))
 
     def _name_loss(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
         named_there = self._hidden[self.state_layer][is_name]

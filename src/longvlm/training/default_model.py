@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +30,7 @@ from longvlm.heap import keep_one_heap
 from longvlm.model.placement import choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
+from longvlm.training.auxiliary_losses import LOSS_WEIGHTS, ModelWithAuxiliaryLosses
 from longvlm.training.checkpointing import naming_what_is_not_written
 from longvlm.training.drawn_blocks import plan_blocks
 from longvlm.training.encoder_heads import CrowdedFrames, EncoderWithHeads, init_as_cosine_transform, measure
@@ -88,10 +88,23 @@ class FrameStage(StageSettings):
 
 @dataclass(frozen=True)
 class LessonStage(StageSettings):
-    """A stage of projector and language model on videos composed from the bank."""
+    """A stage of projector and language model on videos composed from the bank.
+
+    `loss_weights`: in place of the usual LOSS_WEIGHTS. `kept_share`: of the weights before the stage, in the average of
+    these and of those after it that the stage leaves (Wortsman et al., WiSE-FT, 2022).
+    """
 
     name: str
     lesson: Lesson
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    kept_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = next((name for name in self.loss_weights if name not in LOSS_WEIGHTS), None)
+        if unknown is not None:
+            raise LongVLMError(f"loss_weights has {unknown!r}; the known ones are {', '.join(LOSS_WEIGHTS)}.")
+        if not 0 <= self.kept_share < 1:
+            raise LongVLMError(f"kept_share is {self.kept_share:g}; give a share from 0 to below 1.")
 
 
 @dataclass(frozen=True)
@@ -232,7 +245,11 @@ class Course:
             seed=f"{self.recipe.seed} {stage.name}",
         )
         folder, seed = self.folder / stage.name, self.recipe.seed
+        before = copy.deepcopy(self.learner.state_dict())
+        self.learner.loss_weights = LOSS_WEIGHTS | stage.loss_weights
         self._spent_earlier = run_stage(self.learner, batches, take_only, stage, folder, seed=seed)
+        after = self.learner.state_dict()
+        self.learner.load_state_dict({name: after[name].lerp(before[name], stage.kept_share) for name in after})
 
     def export(self, output: Path) -> None:
         """Write model and processor, the weights in bfloat16."""

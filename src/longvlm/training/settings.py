@@ -66,6 +66,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return tuple(
             _convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
+    if origin is dict and isinstance(value, Mapping) and choices[-1] is not Any:
+        return {key: _convert(choices[-1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is Literal:
         if value not in choices:
             raise LongVLMError(f"{where} is {value!r}; choose one of {', '.join(map(str, choices))}.")
