@@ -6,7 +6,7 @@ docs/results holds what was measured; what is not there is left out of the card:
   default_model.json           python -m longvlm.world evaluate --videos 120 --duration 30:600 --reencoded --json
   default_model_lengths.json   python -m longvlm.world lengths --json -o docs/results/default_model_lengths.png
   default_model_again.json     the first command on weights trained again, without --reencoded
-  default_model_fresh.json     the same with --seed 5, by which no recipe was chosen
+  default_model_fresh.json     the same with --seed 7, by which no recipe was chosen
 """
 
 from __future__ import annotations

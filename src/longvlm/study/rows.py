@@ -134,7 +134,9 @@ class StudySettings:
             raise LongVLMError(f"kinds has {unknown!r}; those that can be asked are {known}.")
         for kind, weight in self.kinds.items():
             if not weight > 0:
-                raise LongVLMError(f"kinds has {weight} for {kind!r}; a weight must be above 0, or its kind left out.")
+                raise LongVLMError(
+                    f"kinds has {weight:g} for {kind!r}; a weight must be above 0, or its kind left out."
+                )
         if not 1 <= self.blocks_per_video[0] <= self.blocks_per_video[1]:
             raise LongVLMError(f"blocks_per_video is {list(self.blocks_per_video)}; give the least and the most.")
 

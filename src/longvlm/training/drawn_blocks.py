@@ -184,5 +184,6 @@ def encode_blocks(blocks: DrawnBlocks, encode: EncodeBlock, what: str) -> Iterat
     small an encoder are too few for two threads to share.
     """
     encoded = DataLoader(_Encoded(blocks, encode), batch_size=None, num_workers=torch.get_num_threads())
-    for tensors in track(encoded, what, len(blocks), console=Console(stderr=True), transient=True):
+    arriving = iter(encoded)  # forks now: later the progress bar's threads may hold locks, which a fork never lets go
+    for tensors in track(arriving, what, len(blocks), console=Console(stderr=True), transient=True):
         yield tuple(tensor.clone() for tensor in tensors)  # what lies in shared memory keeps a file open
