@@ -37,7 +37,7 @@ from longvlm.training.encoder_heads import CrowdedFrames, EncoderWithHeads, init
 from longvlm.training.examples import ComposedBatches, Lesson
 from longvlm.training.run import Spent, StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank
-from longvlm.training.settings import build_settings, read_settings
+from longvlm.training.settings import build_settings, read_settings, require_known
 from longvlm.training.untrained_model import FPS, ModelShape, build_model, build_tokenizer
 from longvlm.whole_files import give_usual_mode, locked, make_folder, write_whole
 from longvlm.world.wordings import TIMED_KINDS
@@ -100,9 +100,7 @@ class LessonStage(StageSettings):
     kept_share: float = 0.0
 
     def __post_init__(self) -> None:
-        unknown = next((name for name in self.loss_weights if name not in LOSS_WEIGHTS), None)
-        if unknown is not None:
-            raise LongVLMError(f"loss_weights has {unknown!r}; the known ones are {', '.join(LOSS_WEIGHTS)}.")
+        require_known(self.loss_weights, LOSS_WEIGHTS, "loss_weights")
         if not 0 <= self.kept_share < 1:
             raise LongVLMError(f"kept_share is {self.kept_share:g}; give a share from 0 to below 1.")
 

@@ -11,7 +11,6 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from longvlm.errors import LongVLMError
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.ground_truth import (
     NameFinder,
@@ -24,6 +23,7 @@ from longvlm.training.ground_truth import (
     list_names,
 )
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
+from longvlm.training.settings import require_known
 from longvlm.world.questions import KINDS, Question, make_conversation, make_questions
 from longvlm.world.scene import ACTIONS, Scene
 
@@ -193,10 +193,8 @@ class Lesson:
     kind_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, names, known in (("actions", self.actions or (), ACTIONS), ("kind_weights", self.kind_weights, KINDS)):
-            unknown = next((name for name in names if name not in known), None)
-            if unknown is not None:
-                raise LongVLMError(f"{key} has {unknown!r}; the known ones are {', '.join(known)}.")
+        require_known(self.actions or (), ACTIONS, "actions")
+        require_known(self.kind_weights, KINDS, "kind_weights")
 
 
 class ComposedBatches(Dataset):

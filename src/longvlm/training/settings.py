@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -50,6 +50,13 @@ def build_settings(kind: type[Settings], values: Any, where: str) -> Settings:
         raise LongVLMError(str(mistake) if where in str(mistake) else f"{where}: {mistake}") from mistake
     except (TypeError, ValueError) as mistake:
         raise LongVLMError(f"{where} holds a value of another kind than it should ({mistake}).") from mistake
+
+
+def require_known(names: Iterable[str], known: Collection[str], where: str) -> None:
+    """Raise LongVLMError, naming the key `where` and the known ones, for the first of `names` that is none of these."""
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise LongVLMError(f"{where} has {unknown!r}; the known ones are {', '.join(known)}.")
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

@@ -193,11 +193,12 @@ def dataset(
 
 
 def _load(model: str | None, **options: Any) -> LongVLM:
-    from longvlm.heap import keep_one_heap
-    from longvlm.pipeline import LongVLM
+    from longvlm.commands.loading import loading_libraries
 
-    keep_one_heap()  # an eighth less of the processor's time goes into encoding
-    return LongVLM.from_pretrained(model, **options)
+    with loading_libraries(verbose=False):
+        from longvlm.pipeline import LongVLM
+
+        return LongVLM.from_pretrained(model, **options)
 
 
 def _numbers(text: str, option: str, form: str) -> list[float]:
