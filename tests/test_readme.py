@@ -68,7 +68,7 @@ def test_the_python_code_runs(film_folder: Path, capsys: pytest.CaptureFixture[s
     assert names["part"].num_segments == 6  # type: ignore[attr-defined]
     assert len(capsys.readouterr().out) > 20
     tiny = str(save_tiny_checkpoint(film_folder / "tiny"))
-    exec(compile(HUB_ID.sub(tiny, compression).replace("60", "16"), "README.md", "exec"), names)
+    exec(compile(HUB_ID.sub(tiny, compression.replace("60", "16")), "README.md", "exec"), names)
     assert names["model"].compression.tokens_per_segment == 16  # type: ignore[attr-defined]
 
 
