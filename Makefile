@@ -25,8 +25,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup  ## ask the bundled sample video six questions
 	$(BIN)/longvlm demo
 
-test: setup  ## the tests (minutes; slow and GPU ones are marked and left out)
-	$(BIN)/python -m pytest
+test: setup  ## the tests (minutes; slow and GPU ones are marked and left out), one process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: setup  ## the tests that take many minutes
 	$(BIN)/python -m pytest -m slow

@@ -1,6 +1,7 @@
 """Encoded videos: true times, pictures that belong to them, damage, addresses, memory, Ctrl-C."""
 
 import functools
+import os
 import shutil
 import signal
 import subprocess
@@ -152,6 +153,32 @@ def test_closing_the_reader_ends_its_decoders_though_somebody_holds_its_segments
             assert not thread.is_alive()
     finally:
         torch.set_num_threads(before)
+
+
+FORK = """
+import gc, os, sys
+from longvlm.stages.video_decoder import Decoder
+gc.disable()
+decoder = Decoder(sys.argv[1], allow_references=False)
+decoder.stream.codec_context.thread_count = 2
+shown = decoder.frames(decoder.packets(), None)
+next(shown)
+if sys.argv[2] == "closed":
+    decoder.close()
+decoder.garbage = [decoder, shown]
+del decoder, shown
+if not (child := os.fork()):
+    gc.collect()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("left", ["open", "closed"])
+def test_a_forked_child_waits_for_no_thread_of_a_decoder_that_its_parent_left(tmp_path, left):
+    path = write_video(tmp_path / "video.mp4", 60)
+    subprocess.run([sys.executable, "-c", FORK, str(path), left], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("audio_seconds", [20, 60])

@@ -7,7 +7,9 @@ wanted frame, those that no other frame is predicted from are not decoded.
 
 from __future__ import annotations
 
+import gc
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
@@ -29,6 +31,11 @@ Threads = Literal["AUTO", "NONE"]
 _Result = TypeVar("_Result")
 
 _SEEK_MARGINS_SECONDS = (0, 1, 8, 64)
+
+if hasattr(os, "register_at_fork"):
+    # A forked child has none of its parent's threads. Were it to collect a decoder that its parent left as garbage, it
+    # would wait for ever for those of the codec to end, so it collects nothing of its parent's.
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 class Presented(NamedTuple):
