@@ -24,3 +24,10 @@ def test_where_all_are_right_or_none_the_interval_has_a_width(share: float) -> N
     assert (high if share else low) == share
     values[0] = 1 - share
     assert interval_of_share(values, clusters) == clustered_interval(values, clusters)
+
+
+def test_one_video_tells_little_of_others() -> None:
+    values, clusters = np.array([1.0, 1.0, 1.0, 0.0]), np.zeros(4)
+    low, high = interval_of_share(values, clusters)
+    assert (low, high) == pytest.approx((0.1179, 0.9854), abs=0.0001)  # Wilson's, of 1
+    assert np.isnan(clustered_interval(values, clusters)).all()

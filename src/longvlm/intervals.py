@@ -10,18 +10,24 @@ RESAMPLES = 2000
 def interval_of_share(is_right: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
     """95 % interval of the share of right answers (n,), by whole clusters.
 
-    Where all answers are alike no draw of them differs; then Wilson's interval for as many clusters.
+    Where all answers are alike, or of one cluster, no draw differs from another; then Wilson's interval for as many
+    clusters.
     """
-    share, squared = float(is_right[0]), 1.96**2
-    if (is_right != share).any():
+    share, num_clusters = float(np.mean(is_right)), len(np.unique(clusters))
+    if 0 < share < 1 and num_clusters > 1:
         return clustered_interval(is_right, clusters)
-    num_clusters = len(np.unique(clusters))
-    uncertain = squared / (num_clusters + squared)
-    return (1 - uncertain, 1.0) if share else (0.0, uncertain)
+    weight = 1.96**2 / num_clusters
+    centre, spread = share + weight / 2, np.sqrt(weight * (share * (1 - share) + weight / 4))
+    low, high = (float(bound / (1 + weight)) for bound in (centre - spread, centre + spread))
+    return (low if share else 0.0), (high if share < 1 else 1.0)
 
 
 def clustered_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of `values` (n,): a percentile bootstrap that draws whole clusters."""
+    """95 % interval of the mean of `values` (n,): a percentile bootstrap that draws whole clusters; NaN where there is
+    but one, which tells nothing of others.
+    """
+    if len(np.unique(clusters)) == 1:
+        return float("nan"), float("nan")
     _, member = np.unique(clusters, return_inverse=True)
     totals, sizes = np.bincount(member, weights=values), np.bincount(member)
     drawn = np.random.RandomState(0).randint(0, len(sizes), (RESAMPLES, len(sizes)))

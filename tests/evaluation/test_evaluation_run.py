@@ -306,7 +306,7 @@ def test_five_axes_of_given_predictions(
     assert described == {"model": "stub", "url": stub.url, "versions": ["stub-2026-01-01"]}
     before = len(stub.prompts)
     again = run(None, files, tmp_path, tmp_path / "out", "video-chatgpt", judge=judge)
-    assert len(stub.prompts) == before and again.results == outcome.results
+    assert len(stub.prompts) == before and again.results.as_json() == outcome.results.as_json()
     text = (tmp_path / "out/results.md").read_text()
     assert "| correctness | 2 of 3 | 3.00 | 1.00 to 5.00 | 2.76 | 2.40 |" in text
     assert (tmp_path / "out/results.png").read_bytes().startswith(b"\x89PNG")

@@ -39,6 +39,12 @@ def test_exact_match_and_f1(prediction: str, answer: str, exact: float, f1: floa
     assert token_f1(prediction, answer) == pytest.approx(f1)
 
 
+def test_values_about_one_video_have_no_interval() -> None:
+    for one in (estimate([1.0, 3.0], ["a", "a"]), estimate_mean_of_means([([1.0], ["a"]), ([3.0], ["a"])])):
+        assert (one.n, one.mean) == (2, 2.0)
+        assert math.isnan(one.low) and math.isnan(one.high)
+
+
 def test_an_estimate_is_the_mean_with_the_spread_between_videos() -> None:
     one = estimate([1, 1, 0, 0, 1, 1], ["a", "a", "b", "b", "c", "c"])
     assert (one.n, one.mean, one.low, one.high) == (6, pytest.approx(4 / 6), 0.0, 1.0)

@@ -75,6 +75,21 @@ def test_another_plan_is_refused(folder: Path) -> None:
         write_dataset(folder, other)
 
 
+def test_files_that_are_not_of_a_generated_data_set_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "test_q.json").write_text("mine")
+    with pytest.raises(LongVLMError, match=r"test_q\.json is there already, but no plan\.json"):
+        write_dataset(tmp_path, PLAN)
+    assert [path.name for path in tmp_path.iterdir()] == ["test_q.json"]
+    assert (tmp_path / "test_q.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", r"plan\.json can't be read as JSON"), ("[1]", "of another plan")])
+def test_a_plan_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(LongVLMError, match=words):
+        write_dataset(tmp_path, PLAN)
+
+
 def test_impossible_plans_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LongVLMError, match="number of training videos is 0; 1 at least"):
         DatasetPlan(0, 1)

@@ -259,14 +259,28 @@ def test_evaluate_command_prints_one_json_object(
     plan = plan_videos(1, seed=1, min_seconds=10, max_seconds=11)[0]
     assert (plan.width, plan.height, plan.fps) == (256, 256, 10), "the seed of a video that is soon drawn"
     arguments = ["evaluate", "--videos", "1", "--seed", "1", "--duration", "10:11", "--json"]
-    arguments += ["--model", str(checkpoint), "--reencoded", "--replies", str(tmp_path / "replies.jsonl")]
+    arguments += [
+        "--model",
+        str(checkpoint),
+        "--dtype",
+        "float32",
+        "--reencoded",
+        "--replies",
+        str(tmp_path / "replies.jsonl"),
+    ]
+    arguments += ["--timestamps"]
     monkeypatch.setattr(sys, "argv", ["longvlm.world", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
-    summary = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert "has not learned to read times" in printed.err
+    assert {"start", "duration"} & set(summary["scores"])
     assert summary["videos"] == 1 and 0 <= summary["scores"]["all"]["accuracy"] <= 1
+    assert summary["precision"] == "float32"
     only, over_all = summary["reencoded"]
+    assert only["low"] is None is over_all["high"], "one video tells nothing of others"
     assert (only.pop("reencoding"), over_all.pop("reencoding")) == (REENCODINGS[0].name, "all") and only == over_all
     assert over_all["n"] == summary["scores"]["all"]["n"]
     assert over_all["original"] == summary["scores"]["all"]["accuracy"]
@@ -325,9 +339,11 @@ def test_losses_are_paired_and_told_by_reencoding() -> None:
         (["render", "--seed", "one", "-o", "x.mp4"], "Invalid value for '--seed'"),
         (["evaluate", "--duration", "60"], "--duration is '60'; write it as MIN:MAX"),
         (["evaluate", "--videos", "0"], "The number of videos is 0"),
+        (["lengths", "--minutes", "1,0.1", "-o", "x.png"], "--minutes has 0.1; videos are 0.16 minutes or longer"),
+        (["lengths", "--minutes", "nan", "-o", "x.png"], "--minutes has nan;"),
         (["lengths", "-o", "x.xyz"], "Can't draw x.xyz"),
         (["lengths", "-o", "no-such-folder/x.png"], "no-such-folder does not exist; create it"),
-        (["evaluate", "--model", "no-such-folder/model"], "Unknown model 'no-such-folder/model'"),
+        (["evaluate", "--model", "/no-such-folder"], "There is no model folder /no-such-folder"),
         (["dance"], "No such command 'dance'"),
     ],
 )

@@ -109,6 +109,8 @@ def test_order_is_asked_only_where_it_can_be_seen(asked: list[tuple[Scene, list[
                 times = [time for event in scene.events for time in (event.start_seconds, event.end_seconds)]
                 assert all(abs(moment - time) >= 1.5 for time in times)
                 assert not any(event.action == "blink" and event.object in question.answer for event in scene.events)
+            if question.kind == "duration":  # what blinks is seen for less than it lasts
+                assert not any(event.action == "blink" and event.object in question.text for event in scene.events)
             if question.kind == "exists" and question.answer == "no":
                 colour, shape = _objects(question.text)[0].split()
                 assert any(event.colour == colour or event.shape == shape for event in scene.events)

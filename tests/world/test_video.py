@@ -69,6 +69,7 @@ def test_streamed_times_follow_the_rate() -> None:
     [
         ("x.mp4", {"width": 31}, "video size is 31x32; codecs need even sides"),
         ("x.mp4", {"height": 0}, "video size is 32x0; codecs need even sides"),
+        ("x.mp4", {"width": 40000}, "video size is 40000x32; codecs need even sides of 2 to 8192 pixels"),
         ("x.mp4", {"fps": 0.0}, r"fps is 0\.0; it must lie between 0\.001 and 1000"),
         ("x.mp4", {"fps": float("nan")}, r"fps is nan; it must lie between"),
         ("x.mp4", {"codec": "no-such-codec"}, "codec is 'no-such-codec', which writes no video here; choose libx264"),

@@ -59,7 +59,7 @@ class Measure:
 
     @property
     def interval(self) -> str:
-        if not self.value.n:
+        if math.isnan(self.value.low):
             return "–"
         return f"{self.show(self.value.low).removesuffix(' %')} to {self.show(self.value.high)}"
 

@@ -42,7 +42,9 @@ def token_f1(prediction: str, answer: str) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `n` values; `low` and `high` bound its 95 % interval. All are NaN where n is 0."""
+    """A mean of `n` values; `low` and `high` bound its 95 % interval. All are NaN where n is 0, and the bounds of other
+    means than shares where the values are of one video.
+    """
 
     n: int
     mean: float
@@ -59,7 +61,9 @@ def estimate(values: Sequence[float], videos: Sequence[str]) -> Estimate:
 
 
 def estimate_share(is_right: Sequence[bool], videos: Sequence[str]) -> Estimate:
-    """The share of right answers, in percent; where all are, or none, with Wilson's interval for as many videos."""
+    """The share of right answers, in percent; with Wilson's interval for as many videos where all answers are alike, or
+    about one video.
+    """
     if not is_right:
         return estimate([], [])
     low, high = interval_of_share(np.array(is_right, dtype=float), np.array(videos))
@@ -77,7 +81,7 @@ def estimate_mean_of_means(parts: Sequence[tuple[Sequence[float], Sequence[str]]
         totals, sizes = (np.bincount(here, weights=one, minlength=len(names)) for one in (values, None))
         with np.errstate(invalid="ignore"):  # a draw may hold no video of a small part
             means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = np.nanpercentile(np.mean(means, axis=0), [2.5, 97.5])
+    low, high = np.nanpercentile(np.mean(means, axis=0), [2.5, 97.5]) if len(names) > 1 else [float("nan")] * 2
     return Estimate(
         sum(len(values) for values, _ in parts),
         float(np.mean([np.mean(values) for values, _ in parts])),

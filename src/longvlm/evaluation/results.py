@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from longvlm.evaluation.measures import LETTERS, Measure
@@ -116,7 +117,7 @@ def judge_name(judge: Mapping[str, Any]) -> str:
 
 
 def _as_json(measure: Measure) -> dict[str, Any]:
-    value, has_value = measure.value, measure.value.n > 0
+    value = measure.value
     return {
         "judge": measure.judge,
         "measure": measure.name,
@@ -125,7 +126,7 @@ def _as_json(measure: Measure) -> dict[str, Any]:
         "n": value.n,
         "unreadable": measure.unreadable,
         "unreached": measure.unreached,
-        "mean": round(value.mean, 4) if has_value else None,
-        "interval_95": [round(value.low, 4), round(value.high, 4)] if has_value else None,
+        "mean": None if isnan(value.mean) else round(value.mean, 4),
+        "interval_95": None if isnan(value.low) else [round(value.low, 4), round(value.high, 4)],
         "published": dict(measure.published),
     }

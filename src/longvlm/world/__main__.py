@@ -6,15 +6,13 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from longvlm.commands.ending import run_to_end
+from longvlm.commands.options import ModelOptions, spread_options
 from longvlm.errors import LongVLMError
-
-if TYPE_CHECKING:
-    from longvlm.pipeline import LongVLM
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -22,7 +20,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def render(
     output: Annotated[Path, typer.Option("--output", "-o", help="The video file to write (.mp4, .mkv, .webm).")],
-    seed: Annotated[int, typer.Option(help="Chooses the video; the same seed gives the same video.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the video; with the same duration, always the same.")] = 0,
     duration: Annotated[float, typer.Option(help="In seconds.")] = 60.0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, both even.")] = "320x240",
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 15.0,
@@ -71,11 +69,12 @@ Indexes = Annotated[
 
 
 @app.command()
+@spread_options
 def evaluate(
+    model_options: ModelOptions,
     videos: Annotated[int, typer.Option(help="How many videos.")] = 20,
     seed: Annotated[int, typer.Option(help="Chooses the videos; none of them occurs in training.")] = 0,
     duration: Annotated[str, typer.Option(help="MIN:MAX in seconds; durations are log-uniform.")] = "30:600",
-    model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
     timestamps: Annotated[
         bool, typer.Option("--timestamps", help="Write times between the segments' tokens, and ask about times, too.")
     ] = False,
@@ -97,6 +96,8 @@ def evaluate(
 
     Example: python -m longvlm.world evaluate --videos 20 --seed 1 --duration 30:600
     """
+    from longvlm.commands.console import note
+    from longvlm.commands.loading import load_model
     from longvlm.whole_files import make_folder, require_writable, write_whole
     from longvlm.world import evaluate as evaluation
     from longvlm.world.losses import as_json as losses_as_json
@@ -113,7 +114,10 @@ def evaluate(
     if indexes is not None:
         make_folder(indexes)
 
-    loaded = _load(model, timestamps=timestamps or None)
+    loaded = load_model(model_options)
+    if timestamps and not loaded.config.timestamps:
+        note(f"{loaded.name} has not learned to read times; what it says about them may mean nothing.")
+        loaded.config.timestamps = True
     records = evaluation.evaluate(loaded, plans, seed=seed, kept=indexes)
     if replies is not None:
         write_whole(replies, evaluation.as_json_lines(records, plans).encode())
@@ -121,6 +125,7 @@ def evaluate(
     if as_json:
         durations = (shortest, longest)
         found = evaluation.as_json(scores, plans, model=loaded.name, seed=seed, duration_seconds=durations)
+        found["precision"] = loaded.precision
         print(json.dumps(found | ({"reencoded": losses_as_json(losses)} if reencoded else {})))
         return
     from rich.console import Console
@@ -136,12 +141,13 @@ def evaluate(
 
 
 @app.command()
+@spread_options
 def lengths(
+    model_options: ModelOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="The heat map to write (.png, .svg, .pdf).")],
     minutes: Annotated[str, typer.Option(help="Lengths of the videos.")] = "1,5,20,60",
     videos: Annotated[int, typer.Option(help="How many videos of each length.")] = 10,
     seed: Annotated[int, typer.Option(help="Chooses the videos; none of them occurs in training.")] = 0,
-    model: Annotated[str | None, typer.Option(help="Folder or hub name; the bundled model unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     indexes: Indexes = None,
 ) -> None:
@@ -149,19 +155,25 @@ def lengths(
 
     Example: python -m longvlm.world lengths --minutes 1,5,20,60 --videos 10 -o lengths.png
     """
+    from longvlm.commands.loading import load_model
     from longvlm.whole_files import make_folder
     from longvlm.world import lengths as study
 
     wanted = _numbers(minutes, "--minutes", "numbers such as 1,5,20,60")
     study.require_plottable(output)
+    study.require_lengths(wanted)
     if indexes is not None:
         make_folder(indexes)
 
-    loaded = _load(model)
+    loaded = load_model(model_options)
     scores = study.measure_lengths(loaded, wanted, videos=videos, seed=seed, kept=indexes)
     study.plot(scores, output)
     if as_json:
-        print(json.dumps({"model": loaded.name, "seed": seed, "lengths": study.as_json(scores)}))
+        print(
+            json.dumps(
+                {"model": loaded.name, "precision": loaded.precision, "seed": seed, "lengths": study.as_json(scores)}
+            )
+        )
     else:
         from rich.console import Console
 
@@ -170,7 +182,7 @@ def lengths(
 
 @app.command()
 def dataset(
-    folder: Annotated[Path, typer.Argument(help="Where to write; what is there already is kept.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; videos that are there already are kept.")],
     videos: Annotated[int, typer.Option(help="How many videos to learn from.")] = 100,
     test_videos: Annotated[int | None, typer.Option(help="How many others to test by; a fifth unless given.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the videos.")] = 0,
@@ -190,15 +202,6 @@ def dataset(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Drawing videos", total=None)
         write_dataset(folder, plan, lambda done, total: progress.update(task, completed=done, total=total))
-
-
-def _load(model: str | None, **options: Any) -> LongVLM:
-    from longvlm.commands.loading import loading_libraries
-
-    with loading_libraries(verbose=False):
-        from longvlm.pipeline import LongVLM
-
-        return LongVLM.from_pretrained(model, **options)
 
 
 def _numbers(text: str, option: str, form: str) -> list[float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -74,42 +74,48 @@ class DatasetPlan:
 def write_dataset(folder: Path, plan: DatasetPlan, on_video: Callable[[int, int], None] | None = None) -> None:
     """Write videos, lists and questions; a video that is there already is kept.
 
-    `on_video` is told how many of how many videos are done. Raises LongVLMError where something can't be written, and
-    where the folder holds a data set of another plan, whose videos are others by the same names.
+    `on_video` is told how many of how many videos are done. Raises LongVLMError where something can't be written, where
+    the folder holds a data set of another plan, whose videos are others by the same names, and where files are there
+    that no such plan tells of.
     """
     training = dict(_scenes(plan, plan.training_videos, TRAINING_SEEDS))
     tests = dict(_scenes(plan, plan.test_videos, EVALUATION_SEEDS))
-    total, done = len(training) + len(tests), count(1)
-
-    def tell() -> None:
-        number = next(done)
-        if on_video is not None:
-            on_video(number, total)
-
+    splits = {**_split(list(training)), TEST_SPLIT: list(tests)}
+    texts = {listing: "".join(f"{name}.mp4\n" for name in names) for (_, listing), names in splits.items()}
+    for file_name, rows in (*_training_files(training), *_test_files(tests)):
+        texts[file_name] = f"{json.dumps(rows, indent=1)}\n"
     try:
-        _claim(folder, plan)
-        for split, names in _split(list(training)).items():
-            _write_videos(folder / split[0], {name: training[name] for name in names}, tell)
-            _write_list(folder / split[1], names)
-        _write_videos(folder / TEST_SPLIT[0], tests, tell)
-        _write_list(folder / TEST_SPLIT[1], list(tests))
-        for name, rows in (*_training_files(training), *_test_files(tests)):
-            write_whole(folder / name, f"{json.dumps(rows, indent=1)}\n".encode())
+        _claim(folder, plan, texts)
+        done, scenes = count(1), training | tests
+        for (split, _), names in splits.items():
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                _write_unless_there(scenes[name], folder / split / f"{name}.mp4")
+                if on_video is not None:
+                    on_video(next(done), len(scenes))
+        for file_name, text in texts.items():
+            write_whole(folder / file_name, text.encode())
     except OSError as error:
         raise LongVLMError(
             f"Can't write {error.filename or folder}: {error.strerror}; choose another place."
         ) from error
 
 
-def _claim(folder: Path, plan: DatasetPlan) -> None:
+def _claim(folder: Path, plan: DatasetPlan, to_be_written: Iterable[str]) -> None:
+    """Leave the plan in the folder, so that nothing of somebody else's is taken for a part of the data set."""
     path, wanted = folder / PLAN_FILE, json.loads(json.dumps(asdict(plan)))
     if path.is_file():
-        if differing := first_difference(json.loads(path.read_bytes()), wanted):
-            key, found, other = differing
-            raise LongVLMError(
-                f"{folder} holds a data set made with {key}={found}, not {key}={other}; choose another folder."
-            )
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise LongVLMError(f"{path} can't be read as JSON ({error}); choose another folder.") from error
+        if differing := first_difference(found, wanted):
+            key, had, other = differing
+            what = f"made with {key}={had}, not {key}={other}" if key else "of another plan"
+            raise LongVLMError(f"{folder} holds a data set {what}; choose another folder.")
         return
+    if foreign := next((folder / name for name in to_be_written if (folder / name).exists()), None):
+        raise LongVLMError(f"{foreign} is there already, but no {PLAN_FILE} that tells of it; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(wanted).encode())
 
@@ -134,17 +140,9 @@ def _split(names: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     return splits
 
 
-def _write_videos(folder: Path, scenes: dict[str, Scene], on_done: Callable[[], None]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, scene in scenes.items():
-        path = folder / f"{name}.mp4"
-        if not path.is_file():
-            write_video(scene, path, width=WIDTH, height=HEIGHT, fps=FPS, threads=1, show_progress=False)
-        on_done()
-
-
-def _write_list(path: Path, names: Sequence[str]) -> None:
-    write_whole(path, "".join(f"{name}.mp4\n" for name in names).encode())
+def _write_unless_there(scene: Scene, path: Path) -> None:
+    if not path.is_file():
+        write_video(scene, path, width=WIDTH, height=HEIGHT, fps=FPS, threads=1, show_progress=False)
 
 
 def _training_files(scenes: dict[str, Scene]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -19,6 +19,7 @@ from longvlm.text_table import TextTable
 from longvlm.whole_files import replacing, require_writable
 from longvlm.world.evaluate import Record, evaluate
 from longvlm.world.planned_videos import plan_videos
+from longvlm.world.scene import MIN_DURATION_SECONDS
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -43,6 +44,15 @@ class LengthScore:
     low: float
     high: float
     by_depth: tuple[tuple[float, int], ...]
+
+
+def require_lengths(minutes: Sequence[float]) -> None:
+    """Raise LongVLMError, before any work is done, where a length is none that a video can have."""
+    for length in minutes:
+        if not MIN_DURATION_SECONDS <= 60 * length < float("inf"):
+            raise LongVLMError(
+                f"--minutes has {length:g}; videos are {MIN_DURATION_SECONDS / 60:.2g} minutes or longer."
+            )
 
 
 def measure_lengths(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from longvlm.world.planned_videos import VideoPlan
 
 @dataclass(frozen=True)
 class Loss:
-    """Accuracies as shares of 1, over the same questions; `low` and `high` bound the 95 % interval of the loss."""
+    """Accuracies as shares of 1, over the same questions; `low` and `high` bound the 95 % interval of the loss, and are
+    NaN where the questions are about one video.
+    """
 
     reencoding: str
     n: int
@@ -52,7 +55,7 @@ def tabulate(losses: Sequence[Loss]) -> TextTable:
             f"{one.original:.1%}",
             f"{one.reencoded:.1%}",
             f"{100 * one.loss:.1f}",
-            f"{100 * one.low:.1f} – {100 * one.high:.1f}",
+            "–" if isnan(one.low) else f"{100 * one.low:.1f} – {100 * one.high:.1f}",
         )
         for one in losses
     ]
@@ -63,7 +66,11 @@ def tabulate(losses: Sequence[Loss]) -> TextTable:
 def as_json(losses: Sequence[Loss]) -> list[dict[str, Any]]:
     """The same for machines: shares of 1."""
     return [
-        {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(one).items()}
-        | {"loss": round(one.loss, 6)}
-        for one in losses
+        {name: _for_json(value) for name, value in asdict(one).items()} | {"loss": round(one.loss, 6)} for one in losses
     ]
+
+
+def _for_json(value: str | float) -> str | float | None:
+    if not isinstance(value, float):
+        return value
+    return None if isnan(value) else round(value, 6)

@@ -195,6 +195,9 @@ def _about_start(scene: Scene, rng: random.Random, event: Event) -> list[Questio
 
 
 def _about_duration(scene: Scene, rng: random.Random, event: Event) -> list[Question]:
+    """Not of what blinks, which is seen for less than it lasts."""
+    if event.action == "blink":
+        return []
     text = fill(_wording("duration", rng), x=event.object)
     span = (event.start_seconds, event.end_seconds)
     chance = _chances_of_times(_rounded(scene.duration_seconds)).duration

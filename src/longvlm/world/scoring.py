@@ -11,7 +11,7 @@ from longvlm.world.scene import COLOURS, DIRECTIONS, SHAPES
 from longvlm.world.wordings import NOTHING, NUMBERS, TIMES_OF_VIDEO, split_words
 
 _NEGATION = re.compile(r"\b(?:not|never|cannot)\b|n['’]t\b")
-_MINUTES_AND_SECONDS = re.compile(r"(\d+) ?min(?:ute)?s?,?(?: and)? (\d+) ?s(?:ec(?:ond)?s?)?\b")
+_MINUTES = re.compile(r"(\d+) ?min(?:ute)?s?\b(?:,?(?: and)? (\d+) ?s(?:ec(?:ond)?s?)?\b)?")
 _QUANTITY = re.compile(r"\d+(?::\d\d)+|\d+(?:\.\d+)?")  # a time on a clock ("1:23", "1:02:03"), or a number
 _LARGER_NUMBERS = (
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
@@ -30,8 +30,15 @@ _VERBS = {
         "stays": "stay",
     },
     **{"moving": "move", "growing": "grow", "shrinking": "shrink", "spinning": "spin", "blinking": "blink"},
-    **{"staying": "stay", "rotates": "spin", "rotating": "spin"},
+    **{"staying": "stay", "stationary": "stay", "motionless": "stay"},
+    **dict.fromkeys(("rotate", "rotates", "rotating", "turns", "turning"), "spin"),
+    **dict.fromkeys(("flash", "flashes", "flashing", "flickers", "flickering"), "blink"),
+    **dict.fromkeys(("bigger", "larger", "expands", "expanding"), "grow"),
+    **dict.fromkeys(("smaller", "contracts", "contracting"), "shrink"),
+    **dict.fromkeys(("goes", "going", "travels", "travelling"), "move"),
 }
+_DIRECTIONS = {form: word for word in DIRECTIONS for form in (word, f"{word}ward", f"{word}wards")}
+_NO_OBJECT = re.compile(r"\bno(?: objects?| thing|body)\b|\bempty\b")
 
 
 def is_correct(question: Question, reply: str) -> bool:
@@ -57,10 +64,12 @@ def _meaning(question: Question, text: str) -> tuple[str, ...]:
         return _distinct(words, ("yes", "no")) or (("no",) if is_negated else ())
     if kind == "action":
         return _action(words, is_negated)
+    if kind == "at" and _NO_OBJECT.search(text.lower()):
+        return (NOTHING,)
     if is_negated or "no" in words:
         return ()
     if kind == "direction":
-        return _distinct(words, DIRECTIONS)
+        return _directions(words)
     if kind == "when":
         return _distinct(words, TIMES_OF_VIDEO)
     repeated = question.subject if kind in ("after", "before") else ""
@@ -73,10 +82,14 @@ def _action(words: Collection[str], is_negated: bool) -> tuple[str, ...]:
     """What does not move stays; "still" says so only where no verb says otherwise ("it is still moving")."""
     verbs = _distinct([_VERBS.get(word, "") for word in words], set(_VERBS.values()))
     if is_negated:
-        return ("stay",) if verbs == ("move",) and not _distinct(words, DIRECTIONS) else ()
+        return ("stay",) if verbs == ("move",) and not _directions(words) else ()
     if not verbs and "still" in words:
         return ("stay",)
-    return verbs + (_distinct(words, DIRECTIONS) if "move" in verbs else ())
+    return verbs + (_directions(words) if "move" in verbs else ())
+
+
+def _directions(words: Collection[str]) -> tuple[str, ...]:
+    return _distinct([_DIRECTIONS.get(word, "") for word in words], DIRECTIONS)
 
 
 def _is_near_enough(question: Question, reply: str) -> bool:
@@ -89,7 +102,7 @@ def _is_near_enough(question: Question, reply: str) -> bool:
 def _quantities(text: str) -> list[float]:
     """In seconds; small numbers may be written as words."""
     in_digits = re.sub(r"[a-z]+", lambda word: _in_digits(word[0]), text.lower())
-    on_a_clock = _MINUTES_AND_SECONDS.sub(lambda parts: f"{parts[1]}:{int(parts[2]):02}", in_digits)
+    on_a_clock = _MINUTES.sub(lambda parts: f"{parts[1]}:{int(parts[2] or 0):02}", in_digits)
     return [_in_seconds(written) for written in _QUANTITY.findall(on_a_clock)]
 
 

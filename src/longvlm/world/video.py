@@ -20,6 +20,7 @@ from longvlm.world.render import render_frame
 from longvlm.world.scene import Scene
 
 QUIET_SECONDS = 2.0  # work shorter than this shows no progress bar
+MAX_SIDE = 8192  # pixels
 
 
 def frames(scene: Scene, *, width: int, height: int, fps: float) -> Iterator[tuple[float, np.ndarray]]:
@@ -50,8 +51,8 @@ def write_video(
     `threads` are the codec's own (0: as many as it likes). Progress goes to stderr. Raises LongVLMError for a
     size, rate, codec or path that cannot be written.
     """
-    if width < 2 or height < 2 or width % 2 or height % 2:
-        raise LongVLMError(f"The video size is {width}x{height}; codecs need even sides of 2 pixels or more.")
+    if not all(2 <= side <= MAX_SIDE and side % 2 == 0 for side in (width, height)):
+        raise LongVLMError(f"The video size is {width}x{height}; codecs need even sides of 2 to {MAX_SIDE} pixels.")
     rate = _exact_rate(fps)
     _require_video_codec(codec)
     stream_of_frames = frames(scene, width=width, height=height, fps=fps)
