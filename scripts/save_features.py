@@ -21,6 +21,7 @@ parser.add_argument("--list_file", help="their names, one a line; all videos of 
 parser.add_argument("--clip_feat_path_local", required=True, help="folder to write local features into")
 parser.add_argument("--clip_feat_path_mem", "--clip_feat_path_memory", required=True, help="and [CLS] features")
 parser.add_argument("--pretrained_path", help="folder or hub id of the CLIP; openai/clip-vit-large-patch14 without it")
+parser.add_argument("--infer_batch", type=int, help="read and not used: --batch-segments says what is encoded at once")
 arguments, others = parser.parse_known_args()
 
 sources = [arguments.video_dir_path]

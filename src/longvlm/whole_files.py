@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -50,6 +51,21 @@ def replacing(path: Path) -> Iterator[Path]:
         yield whole
         whole.chmod(usual_mode)
         whole.replace(target)
+
+
+@contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Raise as OSError what the system refuses to libraries in Rust that have no class of their own for it, as
+    tokenizers.
+    """
+    try:
+        yield
+    except Exception as error:
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if type(error) is not Exception or refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number)) from error
 
 
 def require_writable(path: Path) -> None:

@@ -434,6 +434,33 @@ def test_the_list_keeps_what_failed_among_other_videos(videos: Path, run: Run, t
     assert [Path(row["video"]).name for row in listed] == ["v_0.mp4", "v_8.mp4"]
 
 
+def test_a_name_too_long_for_features_stops_no_other_video(videos: Path, run: Run, tmp_path: Path) -> None:
+    (videos / "v_0.mp4").rename(videos / f"{'x' * 251}.mp4")
+    report = run(videos)
+    assert report.num_written == 2
+    assert [failure.reason for failure in report.failures] == [
+        "its name is too long for one of a file of features; rename it."
+    ]
+
+
+def test_a_video_that_failed_by_another_path_is_no_longer_listed(
+    videos: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (videos / "v_0.mp4").write_bytes(b"")
+    run(videos)
+    assert (tmp_path / "features" / "failures.json").exists()
+    write_video(videos / "v_0.mp4", 30)
+    monkeypatch.chdir(videos.parent)
+    assert run(Path(videos.name)).num_written == 1
+    assert not (tmp_path / "features" / "failures.json").exists()
+
+
+def test_one_folder_under_two_names_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LongVLMError, match="can't both go to"):
+        FeatureFolders(None, tmp_path / "one", Path("one"))
+
+
 @pytest.mark.parametrize("name", ["failures.json", "damaged.json"])
 def test_lists_that_are_not_its_own_are_refused_and_kept(videos: Path, run: Run, tmp_path: Path, name: str) -> None:
     other = tmp_path / "features" / name

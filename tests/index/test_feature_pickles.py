@@ -154,6 +154,22 @@ class TestRefusal:
         (tmp_path / "v.pkl").write_bytes(noted)
         assert np.array_equal(read_pickled_array(tmp_path / "v.pkl"), FEATURES)
 
+    def test_bytes_that_are_announced_and_not_there_take_no_memory(self, tmp_path: Path) -> None:
+        (tmp_path / "v.pkl").write_bytes(b"\x80\x05\x96" + (10**15).to_bytes(8, "little") + b".")
+        with pytest.raises(LongVLMError, match="is refused"):
+            read_pickled_array(tmp_path / "v.pkl")
+
+    def test_what_refers_to_itself_again_and_again_is_not_shown(self, tmp_path: Path) -> None:
+        """Forty lists, each of which holds the one before twice."""
+        nested = b"]" + b"".join(b"q%c](h%ch%ce" % (level, level, level) for level in range(40))
+        (tmp_path / "v.pkl").write_bytes(
+            b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01K\x00\x85cnumpy\ndtype\n("
+            + nested
+            + b"tR\x89U\x00tb."
+        )
+        with pytest.raises(LongVLMError, match=r"of type no text \(list\)"):
+            read_pickled_array(tmp_path / "v.pkl")
+
     def test_names_cannot_write_to_the_terminal(self, tmp_path: Path) -> None:
         (tmp_path / "v.pkl").write_bytes(b"c\x1b[31mos\nsystem\n.")
         with pytest.raises(LongVLMError) as error:

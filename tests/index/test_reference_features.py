@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 import zlib
 from pathlib import Path
+from pickletools import genops
 
 import numpy as np
 import pytest
@@ -18,7 +19,12 @@ from longvlm.errors import LongVLMError
 from longvlm.index.extraction import FeatureFolders, extract
 from longvlm.index.extraction_report import Report
 from longvlm.index.extractor import extractor_of_model, extractor_of_tower
-from longvlm.index.reference_features import ImportSettings, import_reference_features, read_reference_index
+from longvlm.index.reference_features import (
+    ImportSettings,
+    import_reference_features,
+    read_reference_index,
+    write_reference_features,
+)
 from longvlm.index.video_folders import find_videos
 from longvlm.stages.tokens import assemble
 from longvlm.stages.video import open_video
@@ -46,6 +52,15 @@ def run_import(folder: Path, settings: ImportSettings = PAPER) -> list[tuple[int
 
 
 class TestWriting:
+    def test_numpy_1_could_read_them(self, model: LongVLM, films: Path, tmp_path: Path) -> None:
+        """They name no module that only numpy 2 has."""
+        write_reference_features(model.encode(films / "v_0.mp4"), tmp_path / "local", tmp_path / "memory")
+        for name in ("local", "memory"):
+            modules = {
+                str(one).split()[0] for code, one, _ in genops((tmp_path / name).read_bytes()) if "GLOBAL" in code.name
+            }
+            assert modules == {"numpy.core.multiarray", "numpy"}
+
     def test_content_is_the_references(self, mild_tower: Path, films: Path, tmp_path: Path) -> None:
         """Against transformers' own hidden states, averaged as the index says: near equals may merge either way."""
         sampling = Sampling(num_frames=20)

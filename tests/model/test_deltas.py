@@ -219,6 +219,19 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"base", "target"}
 
 
+def test_a_full_disk_is_named_whichever_library_finds_it(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            LongVLMError, match=r"Can't write .*new \(.*No space left on device.*\); choose a place with room"
+        ),
+        weight_writing.whole_folder(tmp_path / "new"),
+    ):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+    with pytest.raises(Exception, match="odd"), weight_writing.whole_folder(tmp_path / "new"):
+        raise Exception("odd")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def two_folders(tmp_path: Path) -> tuple[Path, Path]:
     base, config = random_llama()

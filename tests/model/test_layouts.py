@@ -71,6 +71,25 @@ def test_a_llama_alone_is_refused_by_its_type(tmp_path: Path) -> None:
         load_config(folder, vision_tower=str(save_tower(tmp_path / "tower")))
 
 
+@pytest.mark.parametrize(
+    "tiles", [{"image_aspect_ratio": "anyres"}, {"mm_patch_merge_type": "spatial_unpad", "model_type": "llava_llama"}]
+)
+def test_one_that_reads_pictures_as_tiles_is_refused(tmp_path: Path, tiles: dict[str, Any]) -> None:
+    folder = save_llava(tmp_path / "next", tiles)
+    with pytest.raises(LongVLMError, match=r"LLaVA-NeXT layout reads a picture as tiles.* use a LLaVA 1\.5 style one"):
+        load_config(folder, vision_tower=str(save_tower(tmp_path / "tower")))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hidden_size": "32"}, {"vocab_size": None}, {"num_attention_heads": 5}, {"torch_dtype": "abc"}]
+)
+def test_values_that_no_config_has_are_one_line(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    tower = save_tower(tmp_path / "tower")
+    folder = save_llava(tmp_path / "odd", {"mm_vision_tower": str(tower)} | wrong)
+    with pytest.raises(LongVLMError, match=r"odd/config\.json is not supported by transformers"):
+        load_config(folder)
+
+
 def test_no_weight_is_read_to_know_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_llava(tmp_path / "bare", {})
     monkeypatch.setattr(weight_files, "read_tensors", pytest.fail)

@@ -359,6 +359,43 @@ def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(
     assert folder.is_dir()
 
 
+def test_a_run_that_goes_on_saves_as_often_as_its_recipe_says_now(small_recipe: Path, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if line.startswith("step 2/"):
+            raise Stopped
+
+    settings = ["schedule.max_steps=5", "reports.log_every=1", "reports.checkpoints_kept=9"]
+    with pytest.raises(Stopped):
+        train(read_recipe(small_recipe, *settings, f"output={tmp_path / 'run'}", "reports.save_every=1"), stop)
+    folder = tmp_path / "run" / CHECKPOINTS
+    assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-1"]
+    run(small_recipe, tmp_path / "run", *settings, "reports.save_every=2")
+    assert [path.name for path in complete_checkpoints(folder)] == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-5",
+    ]
+
+
+def test_a_language_model_that_learns_is_not_rounded_before(small_recipe: Path, tmp_path: Path) -> None:
+    still = [
+        "machine.precision=bf16",
+        "learning_rates={projector: 1e-12, language_model: 1e-12}",
+        "schedule.max_steps=1",
+    ]
+    trained = open_model(run(small_recipe, tmp_path / "run", *still)[0]).language_model.state_dict()
+    base = open_model(small_recipe.parent / "base").language_model.state_dict()
+    rounded = {name for name, tensor in base.items() if not torch.equal(tensor, tensor.bfloat16().float())}
+    learning = {name for name in rounded if "vision_tower" not in name and "embed_tokens" not in name}
+    assert len(learning) > 10
+    for name in learning:
+        torch.testing.assert_close(trained[name], base[name], atol=1e-6, rtol=0)
+
+
 def test_a_new_projector_is_random_and_the_same_each_time(small_recipe: Path, tmp_path: Path) -> None:
     still = ["model.new_projector=true", "learning_rates={projector: 1e-12}", "schedule.max_steps=1"]
     first, second, other = (

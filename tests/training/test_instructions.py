@@ -77,6 +77,7 @@ class TestMistakes:
         [
             ({"q": "What?", "video_id": "v_1"}, ["row 1", "lacks the field 'a'", "'q', 'video_id'"]),
             ({**SHORT[0], "a": 3}, ["row 1", "field 'a' is 3", "text"]),
+            ({**SHORT[0], "video_id": "/"}, ["row 1", "field 'video_id' is '/', which names no file"]),
             ({**SHORT[0], "q": "  "}, ["row 1", "field 'q' is empty"]),
             ({**SHORT[0], "q": "<video> what?"}, ["row 1", "'q' holds <video>"]),
             ({"question": "What?"}, ["row 1", "'conversations'", "'video_id'", "but 'question'"]),

@@ -99,7 +99,7 @@ def _print_table(checks: list[SplitCheck], names_only: bool) -> None:
     for check in checks:
         counts = [
             check.num_listed,
-            len(check.present),
+            check.num_listed_present,
             len(check.missing),
             "–" if names_only else len(check.unreadable),
             sum(len(names) - 1 for names in check.duplicates),
@@ -158,7 +158,11 @@ def list_command(
     for name in names:
         if name != name.strip() or len(name.splitlines()) != 1:
             raise LongVLMError(f"The file name {name!r} can't stand in a list: rename it, without blanks at its ends.")
-    content = "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
+        if _SURROGATE.search(name):
+            raise LongVLMError(
+                f"The file name {console.printable(name)} is no UTF-8 and can't stand in a list: rename it."
+            )
+    content = "".join(f"{name}\n" for name in names).encode()
     if output is None:
         typer.echo(content, nl=False)
         return

@@ -95,19 +95,21 @@ class Predictor:
     def _answer(self, batch: Sequence[tuple[Row, VideoIndex]]) -> Iterator[tuple[Row, tuple[str, ...]]]:
         questions = [question for row, _ in batch for question in row.questions]
         indexes = [index for row, index in batch for _ in row.questions]
+        texts: Iterator[str] | None = None
         try:
             if len(questions) == 1:  # alone, a question is answered without being padded
                 texts = iter([self.model.ask(indexes[0], questions[0], **self.asking.answer).text])
             else:
                 texts = iter([answer.text for answer in self.model.ask(indexes, questions, **self.asking.answer)])
         except (LongVLMError, MemoryError, torch.OutOfMemoryError) as error:
+            reason = one_line(error)
+        if texts is None:  # here the error, and with it what the batch held in memory, is gone
             if len(batch) > 1:  # one of them is to blame; the others are not to suffer
                 for one in batch:
                     yield from self._answer([one])
                 return
             row = batch[0][0]
-            failure = {"video": row.video_name, "rows": 1, "reason": one_line(error), "question": row.questions[0]}
-            self.failures.append(failure)
+            self.failures.append({"video": row.video_name, "rows": 1, "reason": reason, "question": row.questions[0]})
             return
         for row, _ in batch:
             yield row, tuple(itertools.islice(texts, len(row.questions)))

@@ -8,6 +8,7 @@ features are those that `LongVLM.encode` gives, to the last bit.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from longvlm.index.extraction_report import (
     Failure,
     Progress,
     Report,
+    as_written,
     read_damaged,
     read_failures,
     write_damaged,
@@ -32,7 +34,7 @@ from longvlm.index.extraction_report import (
 from longvlm.index.extractor import Building, Extractor
 from longvlm.index.feature_pickles import read_pickled_array
 from longvlm.index.reference_features import write_reference_features
-from longvlm.index.video_folders import ListedVideo
+from longvlm.index.video_folders import ListedVideo, video_id
 from longvlm.stages.tokens import count_segments
 from longvlm.stages.video import VideoReader, open_video
 from longvlm.stages.video_access import display_source
@@ -42,6 +44,8 @@ from longvlm.whole_files import make_folder
 
 DEFAULT_DECODERS = 2
 _REMEDY = "Write to another folder, or remove that file."
+_LONGEST_FILE_NAME = 255  # bytes, on nearly all systems
+_TOO_LONG = "its name is too long for one of a file of features; rename it."
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class FeatureFolders:
     def __post_init__(self) -> None:
         if (self.local_pickles is None) != (self.memory_pickles is None):
             raise LongVLMError("Reference features need two folders, for local and for memory features; give both.")
-        if self.local_pickles is not None and self.local_pickles == self.memory_pickles:
+        if self.local_pickles and self.memory_pickles and self.local_pickles.resolve() == self.memory_pickles.resolve():
             raise LongVLMError(
                 f"Local and memory features can't both go to {self.local_pickles}: their files have the same names."
             )
@@ -200,7 +204,7 @@ def extract(
 
     The videos' ids must be distinct (`find_videos`). Failures, with those `known` before, are also written to
     `failures.json` in the first of the folders, a JSON list of `{"video", "reason"}`, beside those of earlier
-    extractions of other videos; there is no such file where nothing failed.
+    extractions of videos with other ids; there is no such file where nothing failed.
     `frame_rate` and `allow_references` are those of `open_video`. `batch_segments`: how many segments are encoded at
     once, `default_batch_segments` if None; with more than one, features are those of `LongVLM.encode` up to rounding,
     which may also decide between merges that are nearly alike.
@@ -220,8 +224,10 @@ def extract(
     failures_path, damaged_path = (folders.folders[0] / name for name in (FAILURES_FILE, DAMAGED_FILE))
     read_failures(failures_path)  # another's file is refused, not replaced
     damaged = read_damaged(damaged_path)
-    waiting = [v for v in videos if not folders.hold(v.id, extractor, lost_its_end=v.id in damaged)]
-    report.num_skipped = len(videos) - len(waiting)
+    named_well = [video for video in videos if _can_be_named(video)]
+    report.failures += [Failure(display_source(v.source), _TOO_LONG) for v in videos if v not in named_well]
+    waiting = [v for v in named_well if not folders.hold(v.id, extractor, lost_its_end=v.id in damaged)]
+    report.num_skipped = len(named_well) - len(waiting)
     not_reached = {display_source(video.source) for video in waiting}
     pace = _Pace(len(waiting), on_progress)
 
@@ -250,10 +256,14 @@ def extract(
         named = {display_source(video.source): place for place, video in enumerate(videos)}
         report.failures.sort(key=lambda failure: named.get(failure.video, -1))
         report.lost_seconds = dict(sorted(report.lost_seconds.items(), key=lambda lost: named[lost[0]]))
-        tried = named.keys() - not_reached | {one.video for one in report.failures}
-        earlier = [one for one in read_failures(failures_path) if one.video not in tried]
+        known_ids = {as_written(video.id) for video in videos if display_source(video.source) not in not_reached}
+        earlier = [one for one in read_failures(failures_path) if video_id(one.video) not in known_ids]
         write_failures(failures_path, [*earlier, *report.failures])
     return report
+
+
+def _can_be_named(video: ListedVideo) -> bool:
+    return len(os.fsencode(f"{video.id}{VideoIndex.SUFFIX}")) <= _LONGEST_FILE_NAME
 
 
 def _encode(

@@ -68,10 +68,14 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     """Write the list of failures; where there are none, there is no file."""
     if failures:
         rows = [dataclasses.asdict(failure) for failure in failures]
-        text = json.dumps(rows, indent=1, ensure_ascii=False)
-        write_whole(path, text.encode("utf-8", "replace"))
+        write_whole(path, as_written(json.dumps(rows, indent=1, ensure_ascii=False)).encode())
     else:
         path.unlink(missing_ok=True)
+
+
+def as_written(text: str) -> str:
+    """A text as these files have it: what is no UTF-8 in a file's name is a question mark there."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def read_damaged(path: Path) -> dict[str, float]:

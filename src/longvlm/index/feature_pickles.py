@@ -10,7 +10,7 @@ import math
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -66,8 +66,16 @@ _STAND_INS: dict[tuple[str, str], type[_Inert]] = {
 }
 
 
+def _load_bytearray8(unpickler: Any) -> None:
+    """As many bytes as there are; pickle itself takes the memory of as many as are announced."""
+    announced = int.from_bytes(unpickler.read(8), "little")
+    unpickler.append(bytearray(unpickler.read(announced)))
+
+
 # The one in C keeps what a pickle notes for later in an array, of which a note of a huge number would take all memory.
 class _Unpickler(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray8}
+
     def find_class(self, module: str, name: str) -> type[_Inert]:
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
@@ -103,7 +111,7 @@ def _build_array(built: Any) -> np.ndarray:
     elif isinstance(built, _BufferArray):
         data, dtype, shape, order, *axes = built.arguments
         if order not in ("C", "F") or any(axis is not None for axis in axes):
-            raise _Refused(f"its axes are in the order {order} {axes}")
+            raise _Refused("its axes are in an order of their own")
     else:
         raise _Refused(f"it holds an object of another kind, {type(built).__name__.strip('_').lower()}")
     if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):
@@ -120,11 +128,16 @@ def _numeric_dtype(noted: Any) -> np.dtype:
         raise _Refused("its element type is missing")
     code, state = noted.arguments[0], noted.state
     if not isinstance(code, str) or not _NUMERIC.fullmatch(code):
-        raise _Refused(f"its elements are of type {code!r}")
+        raise _Refused(f"its elements are of type {_shown(code)}")
     byte_order = "=" if state is None else state[1]
     if byte_order not in ("<", ">", "=", "|"):
-        raise _Refused(f"its byte order is {byte_order!r}")
+        raise _Refused(f"its byte order is {_shown(byte_order)}")
     return np.dtype(f"{byte_order}{code}")
+
+
+def _shown(value: Any) -> str:
+    """A short text as it is, of anything else only the kind: what refers to itself would never end."""
+    return repr(value[:40]) if isinstance(value, str) else f"no text ({type(value).__name__})"
 
 
 def _bytes(data: Any) -> bytes:

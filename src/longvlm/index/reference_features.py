@@ -32,13 +32,15 @@ UNKNOWN_ENCODER = "unknown (imported reference features)"
 def write_reference_features(index: VideoIndex, local_file: Path, memory_file: Path) -> None:
     """Write an index's features as the reference does; the index must have the [CLS] of every hidden state.
 
-    The reference's Python reads them with numpy 1.26 or later. Raises LongVLMError where there is no room.
+    The reference reads them with its numpy (1.24), and any later one. Raises LongVLMError where there is no room.
     """
     local = index.local_features.flatten(0, 1)
     memory = average_globals(index.segment_globals, index.frames_distinct)
     for path, features in ((local_file, local), (memory_file, memory)):
         array = features.to("cpu", torch.float16).numpy()
-        write_whole(path, pickle.dumps(array, protocol=4))
+        # numpy 2 names a module that numpy 1 doesn't know; both know the older name, which protocol 3 writes as text.
+        pickled = pickle.dumps(array, protocol=3).replace(b"cnumpy._core.", b"cnumpy.core.", 1)
+        write_whole(path, pickled)
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,12 @@ def video_id(name: str) -> str:
 
 
 def list_videos(folder: Path) -> list[Path]:
-    """The video files right in a folder, by name. Raises LongVLMError where the folder can't be read."""
+    """The video files right in a folder, by name; hidden ones, as macOS leaves beside others, are none.
+
+    Raises LongVLMError where the folder can't be read.
+    """
     try:
-        entries = sorted(folder.iterdir())
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         return [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
     except OSError as error:
         raise LongVLMError(f"Can't read the folder {folder}: {error.strerror or error}.") from error

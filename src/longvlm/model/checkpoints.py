@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,8 @@ def load_config(
             named = name_tower(raw, folder, vision_tower)
             tower = resolve_model(named) if vision_tower else _find_named_tower(named, folder)
             vision_tower = named
-            config = convert_original(raw, folder, load_tower_config(tower), read_image_settings(tower).fit)
+            with _config_that_fits(folder):
+                config = convert_original(raw, folder, load_tower_config(tower), read_image_settings(tower).fit)
         else:
             fit = read_image_settings(resolve_model(vision_tower) if vision_tower else folder).fit
             config = LongVLMConfig.from_llava(_read_config(folder), fit=fit)
@@ -113,7 +116,8 @@ def load_config(
     if base is not None:
         require_part(folder, base)
         config.base = str(base)
-    count_patches(config.vision_config, config.vision_feature_select_strategy)  # refuses unknown kinds of towers
+    with _config_that_fits(folder):
+        count_patches(config.vision_config, config.vision_feature_select_strategy)  # refuses unknown kinds of towers
     return config
 
 
@@ -142,13 +146,23 @@ def load_tower_config(folder: Path) -> PreTrainedConfig:
     """The vision part of a config: of a tower alone, of a CLIP or SigLIP pair, or of a LLaVA checkpoint."""
     read_json(folder / "config.json")
     config = _read_config(folder)
-    return getattr(config, "vision_config", config)
+    vision_config = getattr(config, "vision_config", config)
+    if not isinstance(vision_config, PreTrainedConfig):
+        raise LongVLMError(f"{folder / 'config.json'} has a vision_config that is none; download the checkpoint again.")
+    return vision_config
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
-    try:
+    with _config_that_fits(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+
+
+@contextmanager
+def _config_that_fits(folder: Path) -> Iterator[None]:
+    """Turn what transformers raises for values that it doesn't expect into a message about the file."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
         reason = one_line(error)
         if "auto_map" in read_json(folder / "config.json"):
             reason = "it wants Python code of its own, and LongVLM runs no code from checkpoints"

@@ -42,6 +42,10 @@ def is_original_layout(raw: dict[str, Any], folder: Path) -> bool:
 def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
     """Raise LongVLMError for any other checkpoint than LLaVA's in one of the two layouts."""
     model_type = raw.get("model_type")
+    if str(raw.get("image_aspect_ratio")).startswith("anyres") or str(raw.get("mm_patch_merge_type")).startswith(
+        "spatial"
+    ):
+        model_type = "llava_mistral"  # whatever its language model calls itself
     if model_type in REFUSED_FAMILIES:
         raise LongVLMError(
             f"{folder} is of type {model_type!r}, which is not supported ({REFUSED_FAMILIES[model_type]}); "

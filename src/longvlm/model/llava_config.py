@@ -53,7 +53,12 @@ def read_image_settings(folder: Path) -> ImageSettings:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             content = read_json(folder / name)
-            settings |= content | content.get("image_processor", {})
+            inner = content.get("image_processor", {})
+            if not isinstance(inner, dict):
+                raise LongVLMError(
+                    f"{folder / name} has an image_processor that is none; download the checkpoint again."
+                )
+            settings |= content | inner
     if "image_mean" not in settings or "image_std" not in settings:
         raise LongVLMError(
             f"{folder} has no preprocessor_config.json with image_mean and image_std; "

@@ -90,7 +90,9 @@ def _read_outlines(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 return {name: (tuple(one.get_shape()), _dtype(path, one.get_dtype())) for name, one in slices.items()}
         content = torch.load(path, map_location="meta", weights_only=True)
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):
         raise LongVLMError(f"{path} holds other things than named tensors; give a file of a model's weights.")
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in content.items()}
 
@@ -139,6 +141,8 @@ def weight_files(folder: Path) -> dict[Path, list[str]]:
             if not isinstance(weight_map, dict):
                 raise LongVLMError(f"{index} has no weight_map; download the checkpoint again.")
             for name, file in weight_map.items():
+                if not isinstance(file, str):
+                    raise LongVLMError(f"{index} names no file for {name}; download the checkpoint again.")
                 files.setdefault(folder / Path(file).name, []).append(name)
             return files
         if single.is_file():
@@ -147,11 +151,10 @@ def weight_files(folder: Path) -> dict[Path, list[str]]:
 
 
 def tensor_names(path: Path) -> list[str]:
-    with readable(path):
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                return list(file.keys())
-        return list(torch.load(path, map_location="meta", weights_only=True))
+    if path.suffix != ".safetensors":
+        return list(_read_outlines(path))
+    with readable(path), safe_open(str(path), framework="pt") as file:
+        return list(file.keys())
 
 
 def read_tensors(path: Path, names: list[str], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:

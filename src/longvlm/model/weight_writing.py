@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from longvlm.errors import LongVLMError, one_line
 from longvlm.model.weight_files import StoredTensor
-from longvlm.whole_files import hidden_beside, replacing
+from longvlm.whole_files import as_os_errors, hidden_beside, replacing
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -44,7 +44,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     require_new_folder(target)
     try:
-        with _folders_above(target), hidden_beside(target) as hidden:
+        with as_os_errors(), _folders_above(target), hidden_beside(target) as hidden:
             folder = hidden / "checkpoint"
             folder.mkdir()
             yield folder

@@ -30,10 +30,10 @@ SPLITS = {
 class SplitCheck:
     """What a split has and lacks.
 
-    All lists are of names: `present` and `unlisted` of files there, `missing` of entries of the list that no
-    file answers to. `unreadable` gives the reason by file. `duplicates` are groups of files of one id or of
-    one content; `listed_twice` are entries that repeat an earlier one. `list_file` is None where there is none:
-    then nothing can be called missing or unlisted.
+    All lists are of names: `present` of files there, `unlisted` of those among them that the list doesn't know,
+    `missing` of entries of the list that no file answers to. `unreadable` gives the reason by file. `duplicates` are
+    groups of files of one id or of one content; `listed_twice` are entries that repeat an earlier one. `list_file` is
+    None where there is none: then nothing can be called missing or unlisted.
     """
 
     split: str
@@ -48,6 +48,11 @@ class SplitCheck:
     duplicates: list[list[str]] = field(default_factory=list)
     listed_twice: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
+
+    @property
+    def num_listed_present(self) -> int:
+        """Of the listed videos, those that are there; of all files, where there is no list."""
+        return len(self.present) if self.list_file is None else self.num_listed - len(self.missing)
 
     @property
     def is_complete(self) -> bool:
@@ -117,8 +122,10 @@ def _check_contents(checks: list[SplitCheck], num_threads: int, on_progress: Cal
             on_progress(done, len(work))
     for (split, _), names in by_content.items():
         check = next(check for check in checks if check.split == split)
-        if len(names) > 1 and names not in check.duplicates:
-            check.duplicates.append(names)
+        if len(names) > 1:
+            alike = [group for group in check.duplicates if set(group) & set(names)]
+            merged = sorted({*names, *(name for group in alike for name in group)})
+            check.duplicates = [*(group for group in check.duplicates if group not in alike), merged]
 
 
 def _open_all(

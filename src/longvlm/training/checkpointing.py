@@ -31,7 +31,7 @@ from longvlm.model.weight_files import weight_files
 from longvlm.training.parameters import collect_part, is_trained, parameter_groups, restore_part
 from longvlm.training.recipe import LearningRates
 from longvlm.training.sharding import gather_optimizer, gather_weights, is_sharded, scatter_optimizer
-from longvlm.whole_files import give_usual_mode
+from longvlm.whole_files import as_os_errors, give_usual_mode
 
 COMPLETE = "complete"
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"  # transformers' names
@@ -86,7 +86,7 @@ class PartsTrainer(Trainer):
                 for older in complete_checkpoints(Path(self.args.output_dir))[: -self._checkpoints_kept]:
                     remove_checkpoint(older)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A folder for `LongVLM.from_pretrained`; every process has to come here."""
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         is_whole = self._rates.language_model is not None
@@ -184,7 +184,8 @@ def remove_checkpoint(folder: Path) -> None:
 def naming_what_is_not_written(folder: Path) -> Iterator[None]:
     """Turn a full disk, or one that may not be written to, into a message about what could not be written."""
     try:
-        yield
+        with as_os_errors():
+            yield
     except (OSError, SafetensorError, RuntimeError) as error:
         # torch.save has no exception of its own
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):

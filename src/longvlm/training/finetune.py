@@ -8,10 +8,11 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from longvlm.errors import LongVLMError
@@ -50,6 +51,10 @@ from longvlm.training.sharding import shard_model
 from longvlm.whole_files import locked
 
 _LONGEST_ENCODING_SECONDS = 7 * 24 * 3600  # while the first process encodes videos, the others wait
+# As transformers called it up to 5.20.
+_ACTIVATION_CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
 _SHAPES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -77,7 +82,7 @@ def train(recipe: Recipe, say: Say = print) -> Path:
             say(f"{recipe.output / MODEL} is trained already; for another training choose another output.")
             return recipe.output / MODEL
         start = _open_start(recipe, arguments)
-        samples = gather_samples(recipe, start.opened, arguments, say)
+        samples = gather_samples(recipe, _encoding_model(recipe, arguments, start.opened), arguments, say)
         with arguments.main_process_first(local=False):
             claim_samples(recipe.output, [sample.place for sample in samples])
         return _run(recipe, arguments, start, samples, say)
@@ -101,21 +106,13 @@ class _Start:
 
 
 def _open_start(recipe: Recipe, arguments: TrainingArguments) -> _Start:
-    choice, name = recipe.model, recipe.model.base
+    name, fsdp = recipe.model.base, recipe.machine.fsdp
     folder = resolve_model(name)
-    opened = LongVLM.from_pretrained(
-        name,
-        vision_tower=choice.vision_tower,
-        device="cpu" if recipe.machine.fsdp else arguments.device,
-        dtype="bfloat16" if arguments.bf16 and not recipe.machine.fsdp else "float32",
-        load_in_4bit=choice.load_in_4bit,
-        compression=choice.compression or None,
-        timestamps=choice.timestamps,
-    )
+    # A language model that learns does so in float32, and is not rounded before; it is sharded from the CPU.
+    is_rounded = arguments.bf16 and not fsdp and recipe.learning_rates.language_model is None
+    dtype = torch.bfloat16 if is_rounded else torch.float32
+    opened = _open(recipe, torch.device("cpu") if fsdp else arguments.device, dtype)
     config = opened.config
-    if choice.num_frames is not None or choice.fps is not None:
-        config.default_num_frames, config.default_fps = choice.num_frames, choice.fps
-        config.default_max_frames = choice.max_frames
     if recipe.learning_rates.encoder is not None and config.default_num_frames is None:
         raise LongVLMError(
             "An encoder learns from videos of one number of frames alone, and the base samples by time; "
@@ -126,6 +123,29 @@ def _open_start(recipe: Recipe, arguments: TrainingArguments) -> _Start:
         tower = str(Path(tower).absolute())
     recorded = "" if name is None else str(folder.absolute()) if Path(name).is_dir() else name
     return _Start(opened, Base(recorded, digest_checkpoint(folder)), tower)
+
+
+def _open(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> LongVLM:
+    choice = recipe.model
+    opened = LongVLM.from_pretrained(
+        choice.base,
+        vision_tower=choice.vision_tower,
+        device=device,
+        dtype=dtype,
+        load_in_4bit=choice.load_in_4bit,
+        compression=choice.compression or None,
+        timestamps=choice.timestamps,
+    )
+    if choice.num_frames is not None or choice.fps is not None:
+        opened.config.default_num_frames, opened.config.default_fps = choice.num_frames, choice.fps
+        opened.config.default_max_frames = choice.max_frames
+    return opened
+
+
+def _encoding_model(recipe: Recipe, arguments: TrainingArguments, opened: LongVLM) -> LongVLM:
+    """What videos are encoded with: the same model, on the device and in the numbers that are fast."""
+    device, dtype = arguments.device, torch.bfloat16 if arguments.bf16 else torch.float32
+    return opened if (opened.device, opened.dtype) == (device, dtype) else _open(recipe, device, dtype)
 
 
 def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: list[Sample], say: Say) -> Path:
@@ -242,7 +262,6 @@ def _make_arguments(recipe: Recipe) -> TrainingArguments:
         ddp_timeout=_LONGEST_ENCODING_SECONDS,
         # An encoder's last layers and its last norm are not read.
         ddp_find_unused_parameters=rates.encoder is not None,
-        activation_checkpointing=machine.gradient_checkpointing,
         train_sampling_strategy="sequential",
         dataloader_num_workers=machine.workers,
         dataloader_pin_memory=not on_cpu,
@@ -258,6 +277,7 @@ def _make_arguments(recipe: Recipe) -> TrainingArguments:
         use_cache=True,  # False would be saved with the model, and make its answers slow
         seed=recipe.seed,
         data_seed=recipe.seed,
+        **{_ACTIVATION_CHECKPOINTING: machine.gradient_checkpointing},
     )
     if "RANK" not in os.environ:
         # One process trains on one device: the Trainer would deal flat visual tokens out over all of them.
@@ -275,10 +295,17 @@ def _is_cpu(device: str | None) -> bool:
     return device == "cpu" or not torch.cuda.is_available()
 
 
+class _ReportsOfNow(TrainerCallback):
+    """A run that goes on saves, logs and measures as often as its recipe says now, not as often as it did before."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 def _make_callbacks(recipe: Recipe, checkpoints: list[Path], say: Say) -> list[TrainerCallback]:
     if _rank() != 0:
-        return []
-    callbacks: list[TrainerCallback] = [Lines(say)]
+        return [_ReportsOfNow()]
+    callbacks: list[TrainerCallback] = [_ReportsOfNow(), Lines(say)]
     if recipe.reports.tensorboard:
         first_step = int(checkpoints[-1].name.rpartition("-")[2]) + 1 if checkpoints else 0
         callbacks.append(tensorboard_callback(recipe.output / CURVES, first_step))

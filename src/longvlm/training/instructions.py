@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longvlm.errors import LongVLMError
-from longvlm.index.video_folders import video_id
+from longvlm.index.video_folders import shorten, video_id
 
 VIDEO_PLACEHOLDER = "<video>"
 
@@ -96,14 +96,14 @@ def parse_row(row: Any, place: str, number: int) -> Conversation:
                 f"{place}, field {field!r} holds {VIDEO_PLACEHOLDER}, which conversion puts in itself; remove it."
             )
     first = f"{question}\n{VIDEO_PLACEHOLDER}" if number % 2 == 0 else f"{VIDEO_PLACEHOLDER}\n{question}"
-    video = video_id(video)
+    video = _video(video, "video_id", place)
     return Conversation(video, video, (Turn("human", first), Turn("gpt", answer)))
 
 
 def _parse_conversation(row: Mapping[str, Any], place: str) -> Conversation:
     if "image" in row:
         raise LongVLMError(f"{place} has the field 'image'; only videos and text can be trained on: leave it out.")
-    video = video_id(_text(row, "video", place)) if row.get("video") is not None else None
+    video = _video(_text(row, "video", place), "video", place) if row.get("video") is not None else None
     given = row["conversations"]
     if not isinstance(given, list) or not given:
         raise LongVLMError(f"{place}, field 'conversations' is {_kind(given)}; a list of turns is expected.")
@@ -118,6 +118,13 @@ def _parse_conversation(row: Mapping[str, Any], place: str) -> Conversation:
         )
     conversation_id = row.get("id", video)
     return Conversation("" if conversation_id is None else str(conversation_id), video, turns)
+
+
+def _video(name: str, field: str, place: str) -> str:
+    try:
+        return video_id(name)
+    except LongVLMError as error:
+        raise LongVLMError(f"{place}, field {field!r} is {shorten(name)!r}, which names no file or address.") from error
 
 
 def _parse_turn(turn: Any, number: int, place: str) -> Turn:

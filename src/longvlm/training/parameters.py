@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,10 +183,16 @@ def describe_parts(model: nn.Module, rates: LearningRates) -> list[PartRow]:
     for part, parameters in found.items():
         if parameters:
             dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
-            trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-            total = sum(parameter.numel() for parameter in parameters)
+            trained = sum(_count(parameter) for parameter in parameters if parameter.requires_grad)
+            total = sum(_count(parameter) for parameter in parameters)
             rows.append(PartRow(part, total, trained, getattr(rates, part), ", ".join(dtypes)))
     return rows
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Its numbers; one in 4 bits holds two of them in a byte."""
+    stored = getattr(parameter, "quant_state", None)
+    return parameter.numel() if stored is None else math.prod(stored.shape)
 
 
 def is_trained(name: str, rates: LearningRates) -> bool:
