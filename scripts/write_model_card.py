@@ -36,6 +36,13 @@ from longvlm.world.wordings import vocabulary
 HERE = Path(__file__).parent
 PROJECT = HERE.parent
 MODEL = PROJECT / "src/longvlm/assets/default_model"
+# Of the kinds of questions, those whose names don't say what is asked, or what is right.
+KINDS_TOLD = (
+    "*after*, *before*: what comes right after or before an object; *action*: what it does; *order*: of three;\n"
+    "*describe*: right if all objects are named in their order, whatever is said of what they do; *follow-up*: later\n"
+    'turns of a conversation ("And after that?"), each after the model\'s own replies. What comes too close together\n'
+    "for an order to be seen is not asked about."
+)
 RECIPE = PROJECT / "src/longvlm/training/recipes/default_model.yaml"
 
 
@@ -44,6 +51,7 @@ def describe_evaluation(scores: dict[str, Any]) -> str:
     low, high = (_duration(seconds) for seconds in scores["duration_seconds"])
     command = f"python -m longvlm.world evaluate --videos {scores['videos']} --seed {scores['seed']}"
     command += " --duration {:g}:{:g}".format(*scores["duration_seconds"])
+    command += f" --dtype {scores['precision']}"
     return (
         f"{scores['videos']} unseen videos of {low} to {high} (log-uniform), mixed sizes, 10 to 25 frames a second,\n"
         f"written as H.264 files and read back at 1 frame a second:\n"
@@ -98,8 +106,8 @@ def describe_fresh(scores: dict[str, Any]) -> str:
 def summarise(results: dict[str, dict[str, Any]]) -> str:
     """For the README: the table, and in a sentence each what else was measured."""
     text = describe_evaluation(results["scores"])
-    text += "\n\n*chance*: the best guess that knows the world's rules; *without video* and *another video*: the same"
-    text += "\nquestions with no video shown, and with the previous video of the set in its place."
+    text += f"\n\n{KINDS_TOLD}\n*chance*: the best guess that knows the world's rules; *without video* and *another"
+    text += " video*: the\nsame questions with no video shown, and with the previous video of the set in its place."
     if "fresh" in results:
         text += f"\n\n{_summarise_fresh(results['fresh'])}"
     if losses := results["scores"].get("reencoded"):
@@ -218,7 +226,7 @@ def _range(numbers: list[int] | tuple[int, ...]) -> str:
 
 def describe(results: dict[str, dict[str, Any]]) -> str:
     """All that was measured, for the card."""
-    parts = [describe_evaluation(results["scores"])]
+    parts = [describe_evaluation(results["scores"]), KINDS_TOLD]
     if "reencoded" in results["scores"]:
         parts.append(describe_losses(results["scores"]))
     if "lengths" in results:

@@ -34,10 +34,16 @@ def test_card_and_readme_hold_the_measured_scores(writer: ModuleType) -> None:
 def test_every_measurement_gets_its_table(writer: ModuleType, tmp_path: Path) -> None:
     first = {"n": 10, "accuracy": 0.9, "interval_95": [0.8, 1.0], "chance": 0.0125, "without_video": 0.02}
     first["another_video"] = 0.03
-    scores = {"videos": 5, "seed": 3, "duration_seconds": [30.0, 600.0], "scores": {"first": first}}
+    scores = {
+        "videos": 5,
+        "seed": 3,
+        "precision": "float32",
+        "duration_seconds": [30.0, 600.0],
+        "scores": {"first": first},
+    }
     (tmp_path / "default_model.json").write_text(json.dumps(scores))
     bare = writer.describe(writer.read_results(tmp_path))
-    assert "`python -m longvlm.world evaluate --videos 5 --seed 3 --duration 30:600`" in bare
+    assert "`python -m longvlm.world evaluate --videos 5 --seed 3 --duration 30:600 --dtype float32`" in bare
     assert "5 unseen videos of 30 s to 10 min" in bare
     assert "| first | 10 | 90.0% | 80.0% – 100.0% | 1.2% | 2.0% | 3.0% |" in bare
     assert not any(word in bare for word in ("re-encod", "length", "again"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from stub_judge import StubJudge
 
@@ -111,6 +113,29 @@ def test_videos_are_encoded_once_and_a_stopped_run_goes_on(
         assert len(counted.asked) == 1, "a second run asks nothing"
     assert lines_of(halved / "predictions-activitynet-qa.jsonl") == lines
     assert (halved / "results.json").read_text() == (whole / "results.json").read_text()
+
+
+@pytest.mark.usefixtures("no_chart")
+def test_what_a_failed_batch_held_is_free_before_its_rows_are_asked_alone(
+    model: LongVLM, films: Path, qa_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cache:
+        pass
+
+    held: list[weakref.ref[Cache]] = []
+    ask = LongVLM.ask
+
+    def ask_what_fits(asked: LongVLM, video: Any, question: Any, **settings: Any) -> Any:
+        if isinstance(question, str):
+            assert held and all(one() is None for one in held)
+            return ask(asked, video, question, **settings)
+        cache = Cache()
+        held.append(weakref.ref(cache))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LongVLM, "ask", ask_what_fits)
+    outcome = run(model, [qa_file], films, tmp_path / "out", "activitynet-qa")
+    assert len(held) == 2 and outcome.failures == []
 
 
 @pytest.mark.usefixtures("no_chart")

@@ -176,7 +176,7 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path, tmp_path: Path) -> None
         assert record.reply == (second if record.video else told)
         assert record.reply_to_another == (told if record.video else None)
         assert record.reply_reencoded == (after if record.video else None)
-    summary = as_json(score(records), plans, model=model.name, seed=1, duration_seconds=(10, 12))
+    summary = as_json(score(records), plans, model=model.name, precision="float32", seed=1, duration_seconds=(10, 12))
     assert summary["scores"]["all"]["n"] == len(records)
     assert (summary["videos"], summary["duration_seconds"]) == (2, [10, 12])
 

@@ -124,8 +124,9 @@ def evaluate(
     scores, losses = evaluation.score(records), measure_losses(plans, records) if reencoded else []
     if as_json:
         durations = (shortest, longest)
-        found = evaluation.as_json(scores, plans, model=loaded.name, seed=seed, duration_seconds=durations)
-        found["precision"] = loaded.precision
+        found = evaluation.as_json(
+            scores, plans, model=loaded.name, precision=loaded.precision, seed=seed, duration_seconds=durations
+        )
         print(json.dumps(found | ({"reencoded": losses_as_json(losses)} if reencoded else {})))
         return
     from rich.console import Console

@@ -263,12 +263,16 @@ def as_json(
     plans: Sequence[VideoPlan],
     *,
     model: str,
+    precision: str,
     seed: int,
     duration_seconds: tuple[float, float],
 ) -> dict[str, Any]:
-    """The same as the table, for machines: shares of 1. `duration_seconds`: the least and the most that were drawn."""
+    """The same as the table, for machines: shares of 1. `precision`: see `LongVLM`; `duration_seconds`: the least and the
+    most that were drawn.
+    """
     return {
         "model": model,
+        "precision": precision,
         "videos": len(plans),
         "seed": seed,
         "duration_seconds": list(duration_seconds),
