@@ -267,8 +267,8 @@ def as_json(
     seed: int,
     duration_seconds: tuple[float, float],
 ) -> dict[str, Any]:
-    """The same as the table, for machines: shares of 1. `precision`: see `LongVLM`; `duration_seconds`: the least and the
-    most that were drawn.
+    """The same as the table, for machines: shares of 1. `precision`: that of `LongVLM`; `duration_seconds`: the
+    least and the most that were drawn.
     """
     return {
         "model": model,
