@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,14 @@ from longvlm.training import finetune
 from longvlm.training.checkpointing import complete_checkpoints, config_of_part, naming_what_is_not_written
 from longvlm.training.curves import draw_curve
 from longvlm.training.finetune import train
-from longvlm.training.parameters import collect_part, is_trained, parameter_groups, prepare_parts, video_token_ids
+from longvlm.training.parameters import (
+    collect_part,
+    describe_parts,
+    is_trained,
+    parameter_groups,
+    prepare_parts,
+    video_token_ids,
+)
 from longvlm.training.recipe import LearningRates, LoraSettings
 from longvlm.training.run_folder import CHECKPOINTS, HISTORY_FILE, MODEL
 from longvlm.world.scene import make_scene
@@ -560,3 +568,12 @@ def test_what_was_trained_in_4_bits_is_kept_with_the_config_of_its_whole_base(sm
     kept = config_of_part(config, "a/tower")
     assert "quantization_config" not in kept.to_dict() and kept.vision_tower == "a/tower"
     assert hasattr(config, "quantization_config")
+
+
+def test_numbers_in_4_bits_are_counted_though_two_share_a_byte() -> None:
+    model = torch.nn.Linear(8, 6)
+    packed = torch.nn.Parameter(torch.zeros(24, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=torch.Size((6, 8)))  # type: ignore[attr-defined] # as bitsandbytes has it
+    model.weight = packed
+    (row,) = describe_parts(model, LearningRates(lora=1e-4))
+    assert (row.part, row.parameters, row.trained) == ("language_model", 48 + 6, 6)
