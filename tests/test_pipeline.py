@@ -646,4 +646,6 @@ def test_dtype_follows_the_machine(
     assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
     for dtype in (None, "auto"):
         assert LongVLM.from_pretrained(checkpoint, device="cpu", dtype=dtype).dtype == expected
+    assert LongVLM.from_pretrained(device="cpu").dtype == torch.float32
+    assert LongVLM.from_pretrained(device="cpu", dtype="auto").dtype == expected
     assert "tiny-longvlm" in repr(LongVLM.from_pretrained(checkpoint, dtype=torch.float32))

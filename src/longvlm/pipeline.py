@@ -90,13 +90,14 @@ class LongVLM:
         folder or hub id) takes the place of the checkpoint's own; `projector`, the path of an mm_projector.bin that
         the reference has trained, is merged into the checkpoint, new tokens included; `base` (a folder or hub id) is
         where the base of a model that was trained in part lies, if it has moved. `device` is CUDA where there is
-        any; `dtype` (None or "auto") is bfloat16 where the device multiplies it fast, else float32. A mapping as
-        `compression` changes single settings of the checkpoint's, a `Compression` replaces them all; `timestamps`
-        decides whether segment times are written between visual tokens.
+        any; `dtype` (None or "auto") is bfloat16 where the device multiplies it fast, else float32; None is float32 for
+        the bundled model, which is small, and whose counts suffer from rounding. A mapping as `compression` changes
+        single settings of the checkpoint's, a `Compression` replaces them all; `timestamps` decides whether segment
+        times are written between visual tokens.
         Raises LongVLMError for an unknown model, device, dtype or setting, and for parts that don't fit.
         """
         chosen_device = choose_device(device)
-        chosen_dtype = choose_dtype(dtype, chosen_device)
+        chosen_dtype = choose_dtype("float32" if model is None and dtype is None else dtype, chosen_device)
         folder = resolve_model(model)
         config = load_config(folder, vision_tower=vision_tower, projector=projector, base=base)
         if compression is not None:

@@ -75,7 +75,10 @@ class EncoderOptions:
     device: Annotated[str | None, _option(help="cpu, cuda, cuda:1, … Default: CUDA if there is any.")] = None
     dtype: Annotated[
         str | None,
-        _option(help="float32, bfloat16 or float16. Default: bfloat16 where the machine is fast at it."),
+        _option(
+            help="float32, bfloat16 or float16. Default: bfloat16 where the machine is fast at it, but float32 for the "
+            "bundled model."
+        ),
     ] = None
     verbose: Annotated[bool, _option("--verbose", "-v", help="Let the libraries' own messages through to stderr.")] = (
         False

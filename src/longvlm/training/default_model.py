@@ -27,7 +27,6 @@ from transformers import set_seed
 
 from longvlm.errors import LongVLMError
 from longvlm.heap import keep_one_heap
-from longvlm.model.placement import choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.auxiliary_losses import LOSS_WEIGHTS, ModelWithAuxiliaryLosses
@@ -203,7 +202,7 @@ class Course:
         compression = config.compression_settings
         tower = self.model.model.vision_tower
         encoder = VisionEncoder(
-            copy.deepcopy(tower).to(choose_dtype(None, tower.device)),  # as `LongVLM` will encode on such a machine
+            copy.deepcopy(tower),
             feature_layer=config.vision_feature_layer,
             select_strategy=config.vision_feature_select_strategy,
             global_layers=compression.global_layers,
