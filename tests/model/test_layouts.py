@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_llava import make_words, random_llama, random_llava, save_checkpoint, save_projector, save_tower
 
 from longvlm import LongVLM
@@ -78,6 +79,22 @@ def test_one_that_reads_pictures_as_tiles_is_refused(tmp_path: Path, tiles: dict
     folder = save_llava(tmp_path / "next", tiles)
     with pytest.raises(LongVLMError, match=r"LLaVA-NeXT layout reads a picture as tiles.* use a LLaVA 1\.5 style one"):
         load_config(folder, vision_tower=str(save_tower(tmp_path / "tower")))
+
+
+def test_a_tower_that_was_trained_along_is_not_taken_for_the_one_that_is_named(tmp_path: Path) -> None:
+    tower = save_tower(tmp_path / "tower")
+    weights, config = random_llava(*random_llama())
+    config |= {"mm_vision_tower": str(tower), "unfreeze_mm_vision_tower": True}
+    words = make_words("<a>", "<b>", "<c>")
+    without = save_checkpoint(tmp_path / "without", weights, config, words)
+    assert load_config(without).vision_tower == str(tower)
+    own = {
+        f"model.vision_tower.vision_tower.{name}": one for name, one in load_file(tower / "model.safetensors").items()
+    }
+    folder = save_checkpoint(tmp_path / "own", weights | own, config, words)
+    with pytest.raises(LongVLMError, match=r"own has trained its vision tower .* with --vision-tower"):
+        load_config(folder)
+    assert load_config(folder, vision_tower=str(tower)).vision_tower == str(tower)
 
 
 @pytest.mark.parametrize(

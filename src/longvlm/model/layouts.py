@@ -7,7 +7,7 @@ from typing import Any
 
 from longvlm.errors import LongVLMError
 from longvlm.model.weight_files import weight_files
-from longvlm.model.weight_names import ORIGINAL_PROJECTOR
+from longvlm.model.weight_names import ORIGINAL_PROJECTOR, is_tower
 
 # LLaVA's relatives that this package does not read, and why.
 REFUSED_FAMILIES = {
@@ -58,11 +58,20 @@ def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
         )
 
 
+def _has_tower(folder: Path) -> bool:
+    return any(is_tower(name) for names in weight_files(folder).values() for name in names)
+
+
 def name_tower(raw: dict[str, Any], folder: Path, vision_tower: str | None) -> str:
     """The tower of a checkpoint of the original layout: `vision_tower` if given, else the one its config names.
 
-    Raises LongVLMError where there is neither.
+    Raises LongVLMError where there is neither, and where the named one is not what the checkpoint was trained with.
     """
+    if vision_tower is None and raw.get("unfreeze_mm_vision_tower") and _has_tower(folder):
+        raise LongVLMError(
+            f"{folder} has trained its vision tower and holds it itself, where it is not read in this layout; give "
+            "it as a folder of its own with --vision-tower."
+        )
     named = vision_tower or raw.get("mm_vision_tower")
     if not isinstance(named, str):
         raise LongVLMError(
