@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,13 +17,19 @@ from command_line import Ended, RunCommand
 
 from longvlm.cli import main
 
+NUM_THREADS = torch.get_num_threads()
+
 
 @pytest.fixture(autouse=True)
-def _own_number_of_threads() -> Iterator[None]:
-    """What trains sets it for the process; the next test is to find what it would alone."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def _as_a_process_of_its_own() -> Iterator[None]:
+    """Training sets the number of threads, and commands set variables of libraries and objects aside, for good; the next
+    test is to find what it would alone.
+    """
+    torch.set_num_threads(NUM_THREADS)
+    with patch.dict(os.environ):
+        yield
+    torch.set_num_threads(NUM_THREADS)
+    gc.unfreeze()
 
 
 @pytest.fixture

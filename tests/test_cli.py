@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
@@ -11,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from command_line import Ended, RunCommand
 from media import barcode, serve_folder, write_audio, write_video
 from PIL import Image
 from tiny_checkpoint import CONTEXT_LENGTH, save_tiny_checkpoint
+from waiting import PATIENCE_SECONDS
 
 from longvlm import LongVLM, VideoIndex, __version__
 
@@ -37,7 +36,6 @@ JSON_KEYS = [
 ]
 TIMING_KEYS = ["decode_seconds", "encode_seconds", "merge_seconds", "prefill_seconds", "generate_seconds"]
 SHORT = ("--max-new-tokens", "8")
-PATIENCE_SECONDS = 240  # importing torch alone can take minutes on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -459,13 +457,20 @@ def test_the_demo_compares_answers_with_the_truth(run: RunCommand, model: Path) 
 # --- the real program ---
 
 
+# The program as a terminal starts it: what a shell runs in the background, as tests may be, ignores Ctrl-C.
+PROGRAM = """
+import signal
+from longvlm.stages import video_access
+video_access.NETWORK_TIMEOUT_SECONDS = 3600.0  # so that who waits for it is found out
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from longvlm.cli import main
+main()
+"""
+
+
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    """The program as a terminal starts it: what a shell runs in the background, as tests may be, ignores Ctrl-C."""
-    command = [sys.executable, "-m", "longvlm", *map(str, arguments)]
-    heed_interrupt = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(  # type: ignore[call-overload]
-        command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupt, **options
-    )
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
 
 
 def test_the_program_complains_without_noise(model: Path, tmp_path: Path) -> None:
@@ -484,10 +489,8 @@ def test_ctrl_c_ends_at_once_while_an_address_does_not_answer(model: Path) -> No
         connection, _ = server.accept()
         with connection:
             process.send_signal(signal.SIGINT)
-            interrupted = time.perf_counter()
             stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, stdout, stderr) == (130, "", "Interrupted.\n")
-    assert time.perf_counter() - interrupted < 10  # the network's time limit is longer
 
 
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no list of open files here")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_SECONDS
 
 import longvlm
 
@@ -114,7 +115,7 @@ def test_importing_is_light(module: str, tmp_path: Path) -> None:
     heavy = ["torch", "transformers", "av", "numpy", "PIL", *OPTIONAL]
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS, cwd=tmp_path
     )
     assert done.stdout.strip() == "[]"
 

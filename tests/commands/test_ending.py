@@ -6,15 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from tiny_checkpoint import save_tiny_checkpoint
+from waiting import PATIENCE_SECONDS
 
 from longvlm.model.conversion import consolidate
 
-PATIENCE_SECONDS = 240  # importing torch alone can take minutes on a busy machine
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals as Unix has them")
 
 # `longvlm weights consolidate`, which stops for ever once it has begun to write.
@@ -31,10 +30,22 @@ cli.main()
 """
 
 
+# The program, with more patience for a server than any test has.
+WAITS_AN_HOUR = """
+from longvlm.stages import video_access
+video_access.NETWORK_TIMEOUT_SECONDS = 3600.0
+from longvlm.cli import main
+main()
+"""
+
+
 def start_writing(model: Path, target: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WRITES_FOR_EVER, str(model), "-o", str(target)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    assert process.stdout is not None
+    if process.stdout.readline() != "writing\n":
+        process.kill()
+        pytest.fail(process.communicate()[1])
     return process
 
 
@@ -72,15 +83,13 @@ def test_sigterm_ends_a_command_that_waits_in_a_librarys_code(tmp_path: Path) ->
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE_SECONDS)
         address = f"http://127.0.0.1:{server.getsockname()[1]}/film.mp4"
-        command = [sys.executable, "-m", "longvlm", "ask", address, "What?", "--model", str(model)]
+        command = [sys.executable, "-c", WAITS_AN_HOUR, "ask", address, "What?", "--model", str(model)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         connection, _ = server.accept()
         with connection:
             process.terminate()
-            told = time.perf_counter()
             printed = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, printed) == (143, ("", "Terminated.\n"))
-    assert time.perf_counter() - told < 10  # the network's time limit is longer
 
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])

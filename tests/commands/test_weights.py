@@ -21,13 +21,13 @@ from tiny_llava import (
     slow_sum,
 )
 from tiny_part import save_part
+from waiting import PATIENCE_SECONDS
 
 from longvlm.cli import main
 from longvlm.commands.loading import load_model
 from longvlm.commands.options import ModelOptions
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "apply_delta.py"
-PATIENCE_SECONDS = 240  # importing torch alone can take minutes on a busy machine
 
 Run = Callable[..., tuple[int, str]]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from media import write_video
-from waiting import wait_until
+from waiting import PATIENCE_SECONDS, wait_until
 
 from longvlm import LongVLM, VideoIndex
 from longvlm.errors import LongVLMError
@@ -517,7 +517,7 @@ class TestDecodingAhead:
 
         def read(reader: object) -> object:
             if reader.info.name != "v_0.mp4":  # type: ignore[attr-defined]
-                first_is_taken.wait(timeout=10)
+                assert first_is_taken.wait(PATIENCE_SECONDS)
             yield from reader.segments(Sampling(num_frames=2), frames_per_segment=1, image_size=8, fit="squash")  # type: ignore[attr-defined]
 
         taken: list[tuple[str, bool]] = []
@@ -540,9 +540,9 @@ class TestDecodingAhead:
             frames = next(reader.segments(Sampling(), frames_per_segment=1, image_size=8, fit="squash"))  # type: ignore[attr-defined]
             if reader.info.name == "v_0.mp4":  # type: ignore[attr-defined]
                 yield frames
-                came_in_time.append(other_is_taken.wait(timeout=10))
+                came_in_time.append(other_is_taken.wait(PATIENCE_SECONDS))
             else:
-                came_in_time.append(first_is_taken.wait(timeout=10))
+                came_in_time.append(first_is_taken.wait(PATIENCE_SECONDS))
             yield frames
 
         taken: list[str] = []

@@ -45,7 +45,12 @@ def browser(film: Path, index: VideoIndex, tmp_path_factory: pytest.TempPathFact
     options.binary_location = chromium
     for argument in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync", "disable-quic"):
         options.add_argument(f"--{argument}")
-    for argument in ("disable-background-networking", "disable-component-update", "window-size=1200,900"):
+    for argument in (
+        "disable-dev-shm-usage",
+        "disable-background-networking",
+        "disable-component-update",
+        "window-size=1200,900",
+    ):
         options.add_argument(f"--{argument}")
     options.add_argument(f"--user-data-dir={folder / 'profile'}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -120,7 +120,7 @@ def test_a_tower_given_in_the_recipe_is_all_that_is_needed_to_open_the_result(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base's config names a tower on the hub, which can't be reached."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "nobody/no-such-clip"}))
     extract_videos(base.parent / "clip", tmp_path)
