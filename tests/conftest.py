@@ -22,7 +22,7 @@ NUM_THREADS = torch.get_num_threads()
 
 @pytest.fixture(autouse=True)
 def _as_a_process_of_its_own() -> Iterator[None]:
-    """Training sets the number of threads, and commands set variables of libraries and objects aside, for good; the next
+    """Training sets the number of threads, commands set variables of libraries and objects aside, for good; the next
     test is to find what it would alone.
     """
     torch.set_num_threads(NUM_THREADS)
