@@ -135,16 +135,20 @@ class ModelWithAuxiliaryLosses(nn.Module):
         # looked up among them.
         is_asked = is_visual & (_scatter(states[:, STATE_PLACE], is_visual, 0) > 0)
         has_local = is_asked.any(1, keepdim=True)
+        # What visual tokens attend to is visual, too: nothing behind the last of them matters there.
+        in_videos = slice(0, int(is_visual.any(0).nonzero().max()) + 1)
         losses = [
             self._state_loss(is_asked, states[is_asked[is_visual]]),
             self._motion_loss(shown >= 0, motions[token_events >= 0]),
-            self._object_attention_loss(is_asked, shown, _scatter(token_frames, is_visual, 0.0)),
+            self._object_attention_loss(
+                *(values[:, in_videos] for values in (is_asked, shown, _scatter(token_frames, is_visual, 0.0)))
+            ),
             self._name_loss(is_name, named, recalls),
             self._lookup_attention_loss(is_name & has_local, shown, named_events),
         ]
         if token_segments is not None and seen_frames is not None and were_gone is not None:
             losses += [
-                self._segment_attention_loss(shown, _scatter(token_segments, is_visual, 0)),
+                self._segment_attention_loss(shown[:, in_videos], _scatter(token_segments, is_visual, 0)[:, in_videos]),
                 self._sighting_loss(shown >= 0, seen_frames[token_events >= 0], were_gone[token_events >= 0]),
             ]
         if labels is not None:
@@ -211,12 +215,13 @@ class ModelWithAuxiliaryLosses(nn.Module):
         same[:, :, 0] = is_new
         beginnings = (is_new[:, None] & is_asked[:, :, None]).tril().float()
         beginnings[:, :, 0] = _START_WEIGHT * is_asked
+        same_object, begun = _by_row(same), _by_row(beginnings)
         losses = [
-            self._attention_loss(self.state_layer - 1, 0, same, evenly=True),
-            self._attention_loss(self.state_layer - 1, 1, latest),
-            _BEGINNINGS_WEIGHT * self._attention_loss(self.state_layer, 0, beginnings, evenly=True),
-            self._attention_loss(self.state_layer, 1, same, evenly=True),
-            _BEGINNINGS_WEIGHT * self._attention_loss(self.state_layer + 1, LOOKUP_HEADS - 1, beginnings, evenly=True),
+            self._attention_loss(self.state_layer - 1, 0, *same_object, evenly=True),
+            self._attention_loss(self.state_layer - 1, 1, *_by_row(latest)),
+            _BEGINNINGS_WEIGHT * self._attention_loss(self.state_layer, 0, *begun, evenly=True),
+            self._attention_loss(self.state_layer, 1, *same_object, evenly=True),
+            _BEGINNINGS_WEIGHT * self._attention_loss(self.state_layer + 1, LOOKUP_HEADS - 1, *begun, evenly=True),
         ]
         return torch.stack(losses).sum()
 
@@ -226,26 +231,28 @@ class ModelWithAuxiliaryLosses(nn.Module):
         is_same = (shown[:, :, None] == shown[:, None]) & (segments[:, :, None] == segments[:, None])
         same = (is_same & shows_object[:, :, None]).tril(-1)
         same[:, :, 0] = shows_object & ~same.any(2)
-        return self._attention_loss(self.state_layer - 1, _SEGMENT_HEAD, same, evenly=True)
+        return self._attention_loss(self.state_layer - 1, _SEGMENT_HEAD, *_by_row(same), evenly=True)
 
     def _lookup_attention_loss(self, is_name: torch.Tensor, shown: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Where the named object is; the next one; where the object is the newest so far, which is where the one before
         is known; and then that one itself. The start of the text where there is none."""
-        newest = shown.cummax(1).values
+        video = is_name.nonzero()[:, 0]
+        shown, is_newest = shown[video], (shown == shown.cummax(1).values)[video]  # all before the names
+        wanted = wanted[is_name][:, None]
 
         def find(step: int) -> torch.Tensor:
-            neighbour = torch.where(wanted >= 0, wanted + step, NO_EVENT)[:, :, None]
-            return ((shown[:, None] == neighbour) & (neighbour >= 0)).tril()
+            neighbour = torch.where(wanted >= 0, wanted + step, NO_EVENT)
+            return (shown == neighbour) & (neighbour >= 0)
 
         losses = []
         for layer, head, there in (
             (self.state_layer + 1, 0, find(0)),
             (self.state_layer + 1, 1, find(1)),
-            (self.state_layer + 1, 2, find(0) & (shown == newest)[:, None]),
+            (self.state_layer + 1, 2, find(0) & is_newest),
             (self.recall_layer, 1, find(-1)),
         ):
-            there[:, :, 0] = is_name & ~there.any(2)
-            losses.append(self._attention_loss(layer, head, there))
+            there[:, 0] = ~there.any(1)
+            losses.append(self._attention_loss(layer, head, is_name, there))
         return torch.stack(losses).sum()
 
     def _topic_attention_loss(
@@ -253,13 +260,13 @@ class ModelWithAuxiliaryLosses(nn.Module):
     ) -> torch.Tensor:
         """Where an answer is spoken: the name said last; the end of the video where none was. At once, and again when
         what is known of the name stands there."""
-        places = torch.arange(labels.shape[1])
-        said = (is_name[:, None] & self._visible(self.recall_layer, labels)).long() * places
-        end = (is_visual.long() * places).amax(1)[:, None]
-        topics = torch.maximum(said.amax(2), end)  # names stand after the video
-        targets = _predicts_answer(labels)[:, :, None] & (topics[:, :, None] == places)
-        return self._attention_loss(self.recall_layer, 0, targets) + self._attention_loss(
-            self.recall_layer + 1, 1, targets
+        speaks, places = _predicts_answer(labels), torch.arange(labels.shape[1])
+        video, is_seen = speaks.nonzero()[:, 0], self._visible(self.recall_layer, labels)[speaks]
+        said = torch.where(is_name[video] & is_seen, places, 0).amax(1)
+        end = torch.where(is_visual, places, 0).amax(1)[video]
+        targets = torch.maximum(said, end)[:, None] == places  # names stand after the video
+        return self._attention_loss(self.recall_layer, 0, speaks, targets) + self._attention_loss(
+            self.recall_layer + 1, 1, speaks, targets
         )
 
     def _naming_attention_loss(
@@ -274,11 +281,11 @@ class ModelWithAuxiliaryLosses(nn.Module):
         coming = torch.full_like(named_events, NO_EVENT)
         for words in (2, 1):
             coming[:, :-words] = torch.where(is_name[:, words:], named_events[:, words:], coming[:, :-words])
-        coming = coming.masked_fill(~_predicts_answer(labels), NO_EVENT)[:, :, None]
-        is_seen = (coming >= 0) & self._visible(layer, labels)
-        named = (named_events[:, None] == coming) & is_seen
-        elsewhere = (shown[:, None] == coming) & is_seen & ~named.any(2, keepdim=True)
-        return self._attention_loss(layer, 0, named | elsewhere)
+        names_next = _predicts_answer(labels) & (coming >= 0)
+        video, is_seen = names_next.nonzero()[:, 0], self._visible(layer, labels)[names_next]
+        named = (named_events[video] == coming[names_next][:, None]) & is_seen
+        elsewhere = (shown[video] == coming[names_next][:, None]) & is_seen & ~named.any(1, keepdim=True)
+        return self._attention_loss(layer, 0, names_next, named | elsewhere)
 
     def _visible(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
         """What each token (B, T) sees, (B, T, T) bool."""
@@ -287,13 +294,17 @@ class ModelWithAuxiliaryLosses(nn.Module):
             return torch.ones(*tokens.shape, tokens.shape[1], dtype=torch.bool).tril()
         return mask[:, 0]
 
-    def _attention_loss(self, layer: int, head: int, targets: torch.Tensor, *, evenly: bool = False) -> torch.Tensor:
-        """Minus the mean log of the attention that goes to `targets` (B, T, T), over the tokens that have any: to all
-        of them together, or `evenly` to each, by its weight where they have weights.
+    def _attention_loss(
+        self, layer: int, head: int, rows: torch.Tensor, targets: torch.Tensor, *, evenly: bool = False
+    ) -> torch.Tensor:
+        """Minus the mean log of the attention that goes to the `targets` (n, T) of the n tokens in `rows` (B, T), over
+        those that have any: to all of them together, or `evenly` to each, by its weight where they have weights. Where
+        T is less than the batch's, these tokens see none behind it.
         """
         attention = cast(LlamaAttention, self.model.model.language_model.layers[layer - 1].self_attn)
-        rows = targets.any(2)
-        is_seen, targets = self._visible(layer, targets[:, 0])[rows], targets[rows]
+        first, has_targets = slice(0, rows.shape[1]), targets.any(1)
+        rows, targets = rows.masked_scatter(rows, has_targets), targets[has_targets]
+        is_seen = self._visible(layer, rows)[:, first, first][rows]
         logits = _attention_logits(attention, head, rows, **self._attention_inputs[layer])
         attended = logits.masked_fill(~is_seen, -math.inf).logsumexp(1)
         if evenly:
@@ -312,12 +323,19 @@ def _attention_logits(
     **_others: Any,
 ) -> torch.Tensor:
     """(n, T) of one head, for the n `rows` (B, T) that are asked for, one video after the other."""
-    own = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+    own, first = slice(head * attention.head_dim, (head + 1) * attention.head_dim), slice(0, rows.shape[1])
+    hidden_states, *positions = (states[:, first] for states in (hidden_states, *position_embeddings))
     queries = linear(hidden_states, attention.q_proj.weight[own])[:, None]
     keys = linear(hidden_states, attention.k_proj.weight[own])[:, None]
-    queries, keys = (states[:, 0] for states in apply_rotary_pos_emb(queries, keys, *position_embeddings))
+    queries, keys = (states[:, 0] for states in apply_rotary_pos_emb(queries, keys, *positions))
     by_video = [queries[video][asked] @ keys[video].T for video, asked in enumerate(rows)]
     return torch.cat(by_video) * attention.scaling
+
+
+def _by_row(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T, T) as the rows (B, T) that have any, and those (n, T)."""
+    rows = targets.any(2)
+    return rows, targets[rows]
 
 
 def _predicts_answer(labels: torch.Tensor) -> torch.Tensor:

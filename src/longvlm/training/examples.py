@@ -83,14 +83,22 @@ def pack_conversations(
     As `make_example`, with `branches` (T,): 0 for the video, 1 and so on for the conversations; and `position_ids`
     (T,), as if each conversation were the only one.
     """
-    examples = [make_example(processor, turns, visual_tokens, num_segments, segment_spans) for turns in conversations]
-    is_visual = examples[0]["input_ids"] == processor.video_token_id
-    shared = int(is_visual.nonzero().max()) + 1
-    tails = [len(example["input_ids"]) - shared for example in examples]
+    first, *others = conversations
+    examples = [make_example(processor, first, visual_tokens, num_segments, segment_spans)]
+    # Of the others only what follows the video is taken: one segment says as much as hours, and is written faster.
+    one_span = None if segment_spans is None else segment_spans[:1]
+    examples += [make_example(processor, turns, visual_tokens, 1, one_span) for turns in others]
+    ends = [int((one["input_ids"] == processor.video_token_id).nonzero().max()) + 1 for one in examples]
+    shared, tails = ends[0], [len(one["input_ids"]) - end for one, end in zip(examples, ends, strict=True)]
     places = [torch.arange(shared), *(shared + torch.arange(tail) for tail in tails)]
+    packed = {
+        name: torch.cat(
+            [examples[0][name][:shared], *(one[name][end:] for one, end in zip(examples, ends, strict=True))]
+        )
+        for name in ("input_ids", "labels")
+    }
     return {
-        "input_ids": torch.cat([examples[0]["input_ids"][:shared], *(e["input_ids"][shared:] for e in examples)]),
-        "labels": torch.cat([examples[0]["labels"][:shared], *(e["labels"][shared:] for e in examples)]),
+        **packed,
         "branches": torch.arange(len(places)).repeat_interleave(torch.tensor([shared, *tails])),
         "position_ids": torch.cat(places),
         "visual_tokens": visual_tokens,
