@@ -196,6 +196,39 @@ def test_batches_are_filled_to_the_budget(course: Course) -> None:
     assert len(compose_batches(course, tokens_per_batch=1)[0]["input_ids"]) == 1  # never none
 
 
+def test_long_videos_lose_empty_segments_and_keep_their_places(course: Course) -> None:
+    long = {"segments": (20, 20), "opening_range": 1.0, "tokens_per_batch": 1}
+    whole, part = (compose_batches(course, **long, shown_segments=shown)[0] for shown in (None, 8))
+    compression = course.model.config.compression_settings
+    per_video = compression.global_layers + 20 * compression.tokens_per_segment
+    assert len(whole["visual_tokens"]) == per_video > len(part["visual_tokens"])
+    for batch in (whole, part):
+        in_text = batch["input_ids"][0] == course.processor.video_token_id
+        last_place = batch["position_ids"][0][in_text].max() - batch["position_ids"][0][in_text].min()
+        assert last_place == per_video - 1
+
+
+def test_noise_wears_what_the_encoder_saw_and_nothing_else(course: Course) -> None:
+    clean, noisy = (compose_batches(course, feature_noise=noise)[0] for noise in (0.0, 0.5))
+    assert torch.equal(clean["input_ids"], noisy["input_ids"])
+    is_global = torch.zeros(len(clean["visual_tokens"]), dtype=torch.bool)
+    in_text = clean["input_ids"] == course.processor.video_token_id
+    per_video = int(in_text.sum(1)[0])
+    for video in range(len(in_text)):
+        is_global[video * per_video : video * per_video + course.model.config.compression_settings.global_layers] = True
+    change = (noisy["visual_tokens"] - clean["visual_tokens"]).abs()
+    assert not change[is_global].any() and (change[~is_global].amax(1) > 0).all()
+
+
+def test_conversations_refer_back(course: Course) -> None:
+    texts = []
+    for share in (0.0, 1.0):
+        batches = compose_batches(course, segments=(6, 6), opening_range=1.0, conversation_share=share)
+        texts.append(" ".join(course.tokenizer.decode(batches[i]["input_ids"].flatten()) for i in range(4)))
+    assert "after that" not in texts[0] and "before that" not in texts[0]
+    assert "after that" in texts[1] or "before that" in texts[1] or "does it do" in texts[1]
+
+
 def test_a_lesson_may_ask_of_some_actions_and_weigh_kinds_itself(course: Course) -> None:
     batches = compose_batches(course, kinds=("first",), actions=("stay", "blink"), kind_weights={"exists": 2.0})
     assert batches.kinds == {"first": 1.0, "exists": 2.0}
@@ -205,9 +238,15 @@ def test_a_lesson_may_ask_of_some_actions_and_weigh_kinds_itself(course: Course)
     num_acting = sum(any(event.action in ("stay", "blink") for event in scene.events) for scene in every)
     num_empty = sum(not scene.events for scene in every)
     assert (num_acting, num_empty) > (0, 0) and len(scenes) == num_acting + (num_empty + 1) // 2
-    assert batches[0]["labels"].shape == batches[0]["input_ids"].shape
+    much_else = compose_batches(course, num_batches=20, kind_weights={"exists": 100.0}, questions_per_video=1)
+    learned = [batch["labels"][batch["labels"] != IGNORED] for batch in map(much_else.__getitem__, range(20))]
+    answers = [course.tokenizer.decode(ids).split("</s>") for ids in learned]
+    replies = [reply.strip() for some in answers for reply in some if reply.strip()]
+    assert sum(reply in ("yes", "no") for reply in replies) > 0.9 * len(replies) > 10
     with pytest.raises(LongVLMError, match=r"actions has 'sleep'; the known ones are move left"):
         compose_batches(course, actions=("stay", "sleep"))
+    with pytest.raises(LongVLMError, match=r"kind_weights has 0 for 'count'; a weight must be above 0"):
+        compose_batches(course, kind_weights={"count": 0.0})
     with pytest.raises(LongVLMError, match=r"kind_weights has 'why'; the known ones are first"):
         compose_batches(course, kind_weights={"why": 1.0})
 

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from longvlm.errors import LongVLMError
+from longvlm.training.augmentation import Augmentation
 from longvlm.training.drawn_blocks import (
     BlockPlan,
     DrawnBlocks,
@@ -62,6 +64,18 @@ def test_patches_are_named_where_the_drawn_object_is() -> None:
             described = segment.shown.poses.view(10, 8, 8, 5)[i][shown[i] == k]
             assert torch.equal(described, torch.tensor([describe_pose(scene.events[k], time_seconds)] * len(described)))
         assert not segment.shown.poses.view(10, 8, 8, 5)[i][shown[i] == NO_EVENT].any()
+
+
+def test_blocks_are_worn_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = plan_blocks(1, [1], first_seed=900_000, segment_seconds=10.0)
+    drawn = []
+    for worn in (Augmentation(), Augmentation(scale=0.5)):
+        monkeypatch.setattr("longvlm.training.drawn_blocks.draw_augmentation", lambda rng, worn=worn: worn)
+        (segment,) = DrawnBlocks(plans, 56, 14, 10, 1.0)[0]
+        drawn.append(segment.frames.pixels.permute(0, 2, 3, 1).numpy())
+    for clean, blurred in zip(*drawn, strict=True):
+        assert np.array_equal(Augmentation(scale=0.5).apply(clean), blurred)
+    assert not np.array_equal(*drawn)
 
 
 def _mean_pixels(block: list[DrawnSegment]) -> tuple[torch.Tensor, ...]:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from longvlm.training.augmentation import Augmentation
 from longvlm.training.encoder_heads import (
     NO_OBJECT,
     POSE_NUMBERS,
     CrowdedFrames,
     EncoderWithHeads,
     describe_pose,
+    init_as_cosine_transform,
     measure,
     patch_labels,
 )
@@ -41,6 +43,28 @@ def test_frames_do_not_depend_on_the_order_of_asking() -> None:
     assert forwards[0]["pixels"].shape == (3, 56, 56)
     assert forwards[0]["shapes"].shape == (16,)
     assert not torch.equal(forwards[0]["pixels"], forwards[1]["pixels"])
+
+
+def test_frames_are_worn_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = CrowdedFrames(4, image_size=56, patch_size=14, first_seed=7)
+    monkeypatch.setattr("longvlm.training.encoder_heads.draw_augmentation", lambda rng: Augmentation())
+    clean = [frames[i]["pixels"] for i in range(4)]
+    monkeypatch.setattr("longvlm.training.encoder_heads.draw_augmentation", lambda rng: Augmentation(scale=0.5))
+    for i in range(4):
+        expected = Augmentation(scale=0.5).apply(clean[i].permute(1, 2, 0).numpy())
+        assert np.array_equal(frames[i]["pixels"].permute(1, 2, 0).numpy(), expected)
+        assert not torch.equal(frames[i]["pixels"], clean[i])
+
+
+def test_patches_are_first_looked_at_as_waves_of_brightness_and_colour() -> None:
+    embedding = torch.nn.Conv2d(3, 64, 14, stride=14, bias=False)
+    init_as_cosine_transform(embedding)
+    filters = embedding.weight.detach().flatten(1)
+    products = filters @ filters.T
+    assert (products.diagonal() > 0).all()
+    torch.testing.assert_close(products, torch.diag(products.diagonal()), atol=1e-6, rtol=0)
+    grey = embedding(torch.ones(1, 3, 14, 14))[0, :, 0, 0]
+    assert grey.abs().argmax() == 0 and (grey[1:].abs() < 1e-4).all()
 
 
 def test_colour_and_shape_are_known_of_the_same_patches() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from longvlm.errors import LongVLMError
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.training.ground_truth import (
     NameFinder,
@@ -203,6 +204,9 @@ class Lesson:
     def __post_init__(self) -> None:
         require_known(self.actions or (), ACTIONS, "actions")
         require_known(self.kind_weights, KINDS, "kind_weights")
+        for kind, weight in self.kind_weights.items():
+            if not weight > 0:
+                raise LongVLMError(f"kind_weights has {weight:g} for {kind!r}; a weight must be above 0.")
 
 
 class ComposedBatches(Dataset):
