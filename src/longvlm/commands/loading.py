@@ -50,12 +50,11 @@ def loading_libraries(verbose: bool) -> Iterator[None]:
         yield
 
 
-def load_model(options: EncoderOptions, **settings: Any) -> LongVLM:
-    """Open the chosen model, and say so if it is the bundled one, which knows little; `settings`: further ones of
-    `LongVLM.from_pretrained`.
-    """
+def load_model(options: EncoderOptions) -> LongVLM:
+    """Open the chosen model, and say so if it is the bundled one, which knows little."""
+    only_to_answer: dict[str, Any] = {}
     if isinstance(options, ModelOptions):
-        settings |= {"projector": options.projector, "load_in_4bit": options.load_in_4bit}
+        only_to_answer = {"projector": options.projector, "load_in_4bit": options.load_in_4bit}
     if options.model is None:
         console.note(
             "this is a small demonstration model that knows only its synthetic world of moving shapes; "
@@ -72,7 +71,7 @@ def load_model(options: EncoderOptions, **settings: Any) -> LongVLM:
         base=options.base,
         device=options.device,
         dtype=options.dtype,
-        **settings,
+        **only_to_answer,
     )
 
 
