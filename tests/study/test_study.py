@@ -46,7 +46,7 @@ def tiny_study(folder: Path, **changes: Any) -> Path:
     recipe["training"] = {"steps": 2, "learning_rate": 1e-3, "warmup_steps": 1}
     recipe["start"] |= {"steps": 2, "warmup_steps": 1, "blocks": 20}
     recipe["start"]["lesson"] |= {"tokens_per_batch": 400, "segments": [1, 4]}
-    recipe["rows"] = [{"name": "both", "seeds": 2}, {"name": "pooled", "method": "pool", "group": "others"}]
+    recipe["rows"] = [{"name": "both", "seeds": 2}, {"name": "pooled", "method": "pool", "group": "others", "steps": 3}]
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**recipe, **changes}))
     return path
@@ -54,12 +54,14 @@ def tiny_study(folder: Path, **changes: Any) -> Path:
 
 def test_the_bundled_study_has_the_papers_rows_three_times_each() -> None:
     study = load_study(RECIPE)
-    assert [row.seeds for row in study.rows if row.group == "main"] == [3] * 5
-    assert isinstance(study.training, StageSettings)
+    main = [row for row in study.rows if row.group == "main"]
+    assert [(row.seeds, row.steps) for row in main] == [(3, None)] * 6
+    assert [row.name for row in main][-2:] == ["fewer frames", "as in the paper"]
     assert {row.group for row in study.rows if row.seeds == 1} == {
         "tokens a segment",
         "length of segments",
         "order and merging",
+        "longer training",
         "the world's own words",
     }
     assert [row.name for row in choose_rows(study, ["pooling", "local only"])] == ["pooling", "local only"]
@@ -185,7 +187,7 @@ def test_all_rows_are_taught_and_asked_the_same(long_blocks: BlockFeatures) -> N
     tokenizer, lessons = build_tokenizer(), {}
     for name, row in rows.items():
         videos = StudyVideos(make_bank(long_blocks, row), tokenizer, globals_last=row.method == "pool")
-        lessons[name] = StudyLessons(videos, study, seed=0)
+        lessons[name] = StudyLessons(videos, study, seed=0, steps=study.training.steps)
     for item in (0, 250, 599):
         said = {name: lesson[item] for name, lesson in lessons.items()}
         base = said["local-and-global"]
@@ -203,7 +205,7 @@ def test_tokens_of_the_whole_video_are_not_asked_what_they_show(long_blocks: Blo
     """They would else be taught that no object was ever there; but what is pooled stands after it."""
     study, row, tokenizer = load_study(RECIPE), Row("row", **changes), build_tokenizer()
     videos = StudyVideos(make_bank(long_blocks, row), tokenizer, globals_last=row.method == "pool")
-    batch = StudyLessons(videos, study, seed=0)[400]
+    batch = StudyLessons(videos, study, seed=0, steps=study.training.steps)[400]
     shape = replace(default_model.load_recipe(default_model.RECIPE).model, text_width=32, text_heads=4)
     torch.manual_seed(0)
     learner = ModelWithAuxiliaryLosses(build_model(shape, tokenizer), state_layer=3, recall_layer=5)
@@ -303,7 +305,15 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
     document.write_text("# Study\n<!-- table: study -->\n<!-- end of table -->\n")
     command = ["study", "--recipe", str(tiny_study(tmp_path)), "--runs", str(tmp_path / "runs"), "--json"]
     command += ["-o", str(tmp_path / "out"), "--document", str(document)]
+    steps, run_stage = [], course_module.run_stage
+
+    def count_and_run(module: Any, lessons: Any, collate: Any, stage: StageSettings, *others: Any, **more: Any) -> Any:
+        steps.append((stage.steps, len(lessons)))
+        return run_stage(module, lessons, collate, stage, *others, **more)
+
+    monkeypatch.setattr(course_module, "run_stage", count_and_run)
     first = json.loads(run(*command).stdout)
+    assert steps == [(2, 2), (2, 2), (3, 3)]
     assert [(row["row"], row["seeds"], row["group"]) for row in first["rows"]] == [
         ("both", 2, "main"),
         ("both", 1, "others"),

@@ -154,8 +154,9 @@ class Study:
         set_seed(seed)
         learner = build_learner(self._shape, tokenizer)
         learner.load_state_dict(start, strict=False)  # all but the encoder and the row's own projector
-        lessons = StudyLessons(self._videos(row, "training", tokenizer), self.settings, seed)
-        run_stage(learner, lessons, default_model.take_only, self.settings.training, folder, seed=seed)
+        training = dataclasses.replace(self.settings.training, steps=row.steps or self.settings.training.steps)
+        lessons = StudyLessons(self._videos(row, "training", tokenizer), self.settings, seed, training.steps)
+        run_stage(learner, lessons, default_model.take_only, training, folder, seed=seed)
         run = self._score(learner.model, tokenizer, row, seed)
         write_whole(finished, json.dumps(dataclasses.asdict(run)).encode())
         shutil.rmtree(folder)  # its checkpoint
@@ -241,13 +242,15 @@ def _put_globals_last(video: ComposedVideo) -> ComposedVideo:
 
 
 class StudyLessons(Dataset):
-    """Batches of as many videos for every row, lists of names and questions in turn; item i is always the same."""
+    """Batches of as many videos for every row, lists of names and questions in turn; item i is always the same, but for
+    the warm-up, which is a share of the `steps`.
+    """
 
-    def __init__(self, videos: StudyVideos, settings: StudySettings, seed: int) -> None:
-        self.videos, self.settings, self.seed = videos, settings, seed
+    def __init__(self, videos: StudyVideos, settings: StudySettings, seed: int, steps: int) -> None:
+        self.videos, self.settings, self.seed, self.steps = videos, settings, seed, steps
 
     def __len__(self) -> int:
-        return self.settings.training.steps
+        return self.steps
 
     def __getitem__(self, index: int) -> Example:
         settings = self.settings

@@ -43,6 +43,7 @@ class Row:
         background_weight: of a patch without an object, in what a token is taught to show: what most of its patches
             show. 0 for tokens that average so much that most would never show anything.
         seeds: how many times the row is trained.
+        steps: of its training; None: as many as of all others.
     """
 
     name: str
@@ -58,11 +59,14 @@ class Row:
     with_local: bool = True
     with_global: bool = True
     seeds: int = 1
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("frames_per_segment", "tokens_per_segment", "merge_heads", "seeds"):
             if getattr(self, name) < 1:
                 raise LongVLMError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.steps is not None and self.steps < 1:
+            raise LongVLMError(f"steps is {self.steps}; it must be at least 1.")
         if not (self.with_local or self.with_global) or (self.method == "subsample" and not self.with_local):
             raise LongVLMError("the row has no tokens at all; leave with_local or with_global true.")
 
