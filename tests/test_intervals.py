@@ -26,6 +26,11 @@ def test_where_all_are_right_or_none_the_interval_has_a_width(share: float) -> N
     assert interval_of_share(values, clusters) == clustered_interval(values, clusters)
 
 
+def test_where_all_videos_have_the_same_share_the_interval_has_a_width() -> None:
+    values, clusters = np.array([1.0, 0.0] * 60), np.repeat(np.arange(60), 2)  # who always says yes
+    assert interval_of_share(values, clusters) == pytest.approx((0.3774, 0.6226), abs=0.0001)  # Wilson's, of 60
+
+
 def test_one_video_tells_little_of_others() -> None:
     values, clusters = np.array([1.0, 1.0, 1.0, 0.0]), np.zeros(4)
     low, high = interval_of_share(values, clusters)

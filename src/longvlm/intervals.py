@@ -10,11 +10,12 @@ RESAMPLES = 2000
 def interval_of_share(is_right: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
     """95 % interval of the share of right answers (n,), by whole clusters.
 
-    Where all answers are alike, or of one cluster, no draw differs from another; then Wilson's interval for as many
-    clusters.
+    Where all clusters have the same share, as one alone has, no draw differs from another; then Wilson's interval for
+    as many clusters.
     """
-    share, num_clusters = float(np.mean(is_right)), len(np.unique(clusters))
-    if 0 < share < 1 and num_clusters > 1:
+    names, member = np.unique(clusters, return_inverse=True)
+    share, num_clusters = float(np.mean(is_right)), len(names)
+    if np.ptp(np.bincount(member, weights=is_right) / np.bincount(member)) > 0:
         return clustered_interval(is_right, clusters)
     weight = 1.96**2 / num_clusters
     centre, spread = share + weight / 2, np.sqrt(weight * (share * (1 - share) + weight / 4))

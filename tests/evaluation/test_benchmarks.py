@@ -198,16 +198,29 @@ OPTIONS = ["a cat", "a dog", "a cow", "vitamin C."]
         ("(B) a dog, since it barks.", "B"),
         ("Answer: B. a dog", "B"),
         ("D. vitamin C.", "D"),
+        ("The answer is option B.", "B"),
+        ("B\nThe dog barks.", "B"),
+        ("B, since it barks", "B"),
+        ("B - a dog", "B"),
+        ("(B)a dog", "B"),
+        ("**B.** a dog", "B"),
+        ("[B]", "B"),
+        ("B, because A is no animal", "B"),
         ("A dog.", "B"),
         ("a dog", "B"),
         ("E", None),
         ("B or C", None),
         ("B. or C.", None),
         ("B, C", None),
+        ("B - C", None),
+        ("B, if not C", None),
+        ("A\nB\nC", None),
+        ("B.A.", None),
         ("A horse", None),
         ("Because", None),
         ("I think it is B", None),
         ("", None),
+        ("...", None),
     ],
 )
 def test_letters(reply: str, letter: str | None) -> None:
@@ -215,7 +228,24 @@ def test_letters(reply: str, letter: str | None) -> None:
 
 
 def test_the_text_of_two_equal_options_is_no_answer() -> None:
-    assert parse_letter("yes", ["yes", "Yes.", "no"]) is None
+    assert parse_letter("YES", ["yes", "Yes.", "no"]) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "options", "letter"),
+    [
+        ("-5", ["5", "-5", "0"], "B"),
+        ("5", ["5", "-5", "0"], "A"),
+        ("+", ["+", "-", "x"], "A"),
+        ("C++", ["C", "C++", "Java"], "B"),
+        ("", ["+", "3", "7"], None),
+        ("...", ["+", "3", "7"], None),
+    ],
+)
+def test_of_options_that_differ_in_signs_the_very_text_counts(
+    reply: str, options: list[str], letter: str | None
+) -> None:
+    assert parse_letter(reply, options) == letter
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,20 @@ def test_a_part_of_a_stored_index_is_asked_where_one_is_named(
 
 
 @pytest.mark.usefixtures("no_chart")
+def test_a_stored_part_does_not_pass_for_the_whole(
+    model: LongVLM, films: Path, write_json: WriteJson, tmp_path: Path
+) -> None:
+    folder = tmp_path / "indexes"
+    folder.mkdir()
+    model.encode(films / "v_one.mp4", num_frames=20, end=5).save(folder / "v_one.longvlm")
+    file = write_json("qa.json", [{"video": "v_one", "question": "What?", "answer": "y"}])
+    with pytest.raises(LongVLMError, match=r"holds a part of its video \(0 to 5 s\)"):
+        run(model, [file], folder, tmp_path / "out", "msvd-qa")
+    asking = Asking({"start": None, "end": "0:05"}, SHORT.answer)
+    assert run(model, [file], folder, tmp_path / "out", "msvd-qa", asking=asking).failures == []
+
+
+@pytest.mark.usefixtures("no_chart")
 def test_rows_that_name_a_part_are_asked_about_that_part(
     model: LongVLM, films: Path, write_json: WriteJson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +293,9 @@ def test_weights_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("?")
     assert hash_weights(tmp_path) == before
     (tmp_path / "mm_projector.bin").write_bytes(b"1")
+    assert hash_weights(tmp_path) != before
+    before = hash_weights(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ 1 }}")
     assert hash_weights(tmp_path) != before
 
 

@@ -116,6 +116,52 @@ def test_hopeless_requests_come_first_and_stop_no_other(stub: StubJudge, tmp_pat
         assert judge.unreached == 5
 
 
+def test_a_video_that_the_judge_refuses_to_hear_of_stops_no_other(stub: StubJudge, tmp_path: Path) -> None:
+    refused = [f"prompt {number}" for number in range(4)]
+    stub.script = lambda prompt, attempt: (
+        (400, '{"error": {"code": "content_filter"}}') if prompt in refused else good_reply(prompt)
+    )
+    asked, judge = requests(20), open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(asked, None)
+    assert [judge.find(one) for one in asked] == [None] * 4 + [truth(number) for number in range(4, 20)]
+    assert judge.unreached == 4
+
+
+def test_what_a_gateway_forbids_of_a_good_key_stops_no_other(stub: StubJudge, tmp_path: Path) -> None:
+    stub.script = lambda prompt, attempt: (
+        (403, '{"error": {"message": "flagged"}}') if prompt == "prompt 3" else good_reply(prompt)
+    )
+    asked, judge = requests(12), open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(asked, None)
+    assert [judge.find(one) for one in asked] == [None if number == 3 else truth(number) for number in range(12)]
+    assert judge.unreached == 1 and stub.prompts.count("prompt 3") == 1
+
+
+def test_a_blank_reply_is_not_sent_back(stub: StubJudge, tmp_path: Path) -> None:
+    stub.script = lambda prompt, attempt: ("", " \n", good_reply(prompt))[attempt]
+    judge = open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(requests(1), None)
+    assert judge.find(requests(1)[0]) == truth(0)
+    assert [len(body["messages"]) for body in stub.bodies] == [1, 1, 1]
+
+
+def test_half_an_emoji_is_sent_back_as_far_as_it_can_be(stub: StubJudge, tmp_path: Path) -> None:
+    half = (200, completion("?").replace("?", "\\ud83d oh"))
+    stub.script = lambda prompt, attempt: half if attempt == 0 else good_reply(prompt)
+    judge = open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(requests(1), None)
+    assert judge.find(requests(1)[0]) == truth(0)
+    assert stub.bodies[1]["messages"][1]["content"] == "? oh"
+
+
+def test_a_reply_that_can_not_be_reminded_of_counts_as_unjudged(stub: StubJudge, tmp_path: Path) -> None:
+    stub.script = lambda prompt, attempt: "No idea." if attempt == 0 else (400, '{"error": {"message": "roles"}}')
+    judge = open_judge(stub, tmp_path / "j.jsonl")
+    judge.complete(requests(1), None)
+    assert judge.has_reply(requests(1)[0]) and judge.find(requests(1)[0]) is None and judge.unreached == 0
+    assert JsonLines(tmp_path / "j.jsonl").lines[0]["replies"] == ["No idea."]
+
+
 def test_one_hopeless_request_does_not_stop_the_others(stub: StubJudge, tmp_path: Path) -> None:
     stub.script = lambda prompt, attempt: (
         (400, '{"error": {"message": "too long"}}') if prompt.endswith("2") else good_reply(prompt)

@@ -78,6 +78,11 @@ def test_a_prompt_can_be_replaced(tmp_path: Path) -> None:
     row = Row("generic", "v", ("Q",), "A", {})
     assert prompts["detail"].fill(row, ("P",)) == [{"role": "user", "content": "Price $1. Q / A / P"}]
     assert prompts["correctness"] == load_prompts(axes, None)["correctness"]
+    (tmp_path / "detail.txt").write_text("Judge $question at $$1.\n--- \n${answer} / $prediction")
+    assert load_prompts(axes, tmp_path)["detail"].fill(row, ("P",)) == [
+        {"role": "system", "content": "Judge Q at $1."},
+        {"role": "user", "content": "A / P"},
+    ]
 
 
 def test_half_an_emoji_does_not_stop_the_judging() -> None:
@@ -93,6 +98,8 @@ def test_half_an_emoji_does_not_stop_the_judging() -> None:
         ("qa.txt", "$question $answer", r"qa\.txt must hold \$answer, \$prediction, \$question"),
         ("qa.txt", "$question $answer $prediction $guess", r"it has .*\$guess"),
         ("qa.txt", "$question $answer $prediction costs 5 $ ", "A dollar sign itself"),
+        ("qa.txt", "For $5.\n---\n$question $answer $prediction", "A dollar sign itself"),
+        ("qa.txt", "$question $answer $prediction\n---\n", "has no message of the user"),
         ("question.txt", "$question $answer $prediction", r"has question\.txt; prompts are called .*qa\.txt"),
         ("notes.md", "", "has no .txt files"),
     ],

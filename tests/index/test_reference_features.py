@@ -185,6 +185,13 @@ class TestImport:
             run_import(tmp_path)
         assert not (tmp_path / "out").exists()
 
+    def test_what_macos_leaves_beside_files_is_none_of_them(self, tmp_path: Path) -> None:
+        write_pickles(tmp_path)
+        for folder in ("local", "memory"):
+            (tmp_path / folder / "._v_1.pkl").write_bytes(b"\0\5\26\7")
+        run_import(tmp_path)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["v_1.longvlm"]
+
     def test_folders_without_pickles_or_videos(self, tmp_path: Path) -> None:
         with pytest.raises(LongVLMError, match="is not a folder"):
             run_import(tmp_path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -36,7 +37,7 @@ class JsonLines:
                 raise self._damaged(number)
             self.lines.append(entry)
         if len(whole) < len(content):
-            with path.open("r+b") as file:
+            with self._naming_what_is_not_written(), path.open("r+b") as file:
                 file.truncate(len(whole))
 
     def _damaged(self, number: int) -> LongVLMError:
@@ -44,17 +45,22 @@ class JsonLines:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a line; it is with the operating system when this returns."""
-        try:
+        with self._naming_what_is_not_written():
             if self._file is None:
                 self._file = self.path.open("ab")
             self._file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
             self._file.flush()
+        self.lines.append(dict(entry))
+
+    @contextmanager
+    def _naming_what_is_not_written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise LongVLMError(
-                f"Can't write {self.path}: {error.strerror or error}. What was done is kept; make room and run the "
+                f"Can't write {self.path}: {error.strerror or error}. What was done is kept; see to that and run the "
                 "same command again."
             ) from error
-        self.lines.append(dict(entry))
 
     def __enter__(self) -> JsonLines:
         return self

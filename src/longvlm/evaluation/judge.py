@@ -14,7 +14,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from longvlm.errors import LongVLMError, one_line
@@ -36,6 +36,7 @@ TRIES_TO_CONNECT = 3  # while nothing has been judged yet: the address is wrong,
 REPLIES = 3  # that can't be read, before a question counts as unjudged
 FAILURES_IN_A_ROW = 3  # of requests, all their tries used up, before the rest is given up
 _HOPELESS = {401: f"check {KEY_VARIABLE}", 403: f"check {KEY_VARIABLE}", 404: "check --judge-url and --judge-model"}
+Item = TypeVar("Item")
 _LATER = "run the same command again later"
 _REMINDER = "That could not be read. Reply again with the dictionary alone: no other words, no code fence."
 
@@ -149,7 +150,7 @@ class Judge:
     ) -> None:
         import openai
 
-        pending, done = iter(waiting.items()), itertools.count(1)
+        pending, done = iter(_spread(list(waiting.items()), FAILURES_IN_A_ROW)), itertools.count(1)
 
         async def work(items: Iterator[tuple[str, JudgeRequest]]) -> None:
             for key, request in items:
@@ -172,20 +173,28 @@ class Judge:
 
     async def _judge(self, client: openai.AsyncOpenAI, key: str, request: JudgeRequest) -> None:
         replies: list[str] = []
-        judgement = None
+        version, judgement = "", None
         messages = list(request.messages)
         try:
             while judgement is None and len(replies) < REPLIES:
                 reply, version = await self._ask(client, messages)
                 replies.append(reply)
                 judgement = parse_reply(reply, with_verdict=request.with_verdict)
-                messages = [*request.messages, *_messages("assistant", reply), *_messages("user", _REMINDER)]
+                messages = [*request.messages, *_reminder_of(reply)]
         except _GaveUp as failure:
+            if replies and failure.is_refusal:  # it replied, and takes no reminder of that
+                self._keep(key, request, replies, version, None)
+                return
             self.unreached += 1
             self._failures_in_a_row += 1
             if self._is_of_no_use(failure):
                 raise self._stop(str(failure), failure.remedy) from failure
             return
+        self._keep(key, request, replies, version, judgement)
+
+    def _keep(
+        self, key: str, request: JudgeRequest, replies: list[str], version: str, judgement: Judgement | None
+    ) -> None:
         self._has_judged, self._failures_in_a_row = True, 0
         line: dict[str, Any] = {"content_key": key, "row_key": request.row_key, "axis": request.axis}
         line |= {"judge": self.model, "version": version, "score": judgement.score if judgement else None}
@@ -216,7 +225,9 @@ class Judge:
                 return _text_of(answer.choices[0].message.content), _version(answer)
             except openai.APIStatusError as error:
                 reason, header = _status_reason(error), error.response.headers.get("retry-after")
-                if error.status_code in _HOPELESS or error.code == "insufficient_quota":
+                # Once the key has been good, 403 is about this request: so gateways tell what their filters stopped.
+                is_filtered = error.status_code == 403 and self._has_judged
+                if (error.status_code in _HOPELESS and not is_filtered) or error.code == "insufficient_quota":
                     raise self._stop(reason, _HOPELESS.get(error.status_code, "see to its quota")) from error
                 if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
                     raise _GaveUp(reason, is_refusal=True) from error
@@ -281,6 +292,22 @@ def _is_address(url: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number
         return False
+
+
+def _spread(items: list[Item], count: int) -> list[Item]:
+    """The items, but for `count` from all over that come first: neighbours are mostly about one video, which a judge may
+    refuse to hear of.
+    """
+    places = {place * (len(items) - 1) // (count - 1) for place in range(count)}
+    return [items[place] for place in sorted(places)] + [i for place, i in enumerate(items) if place not in places]
+
+
+def _reminder_of(reply: str) -> list[dict[str, str]]:
+    """What to say of a reply that can't be read; nothing of a blank one, which many servers don't take back."""
+    if not reply.strip():
+        return []
+    sendable = reply.encode("utf-8", "replace").decode()  # half of an emoji is not
+    return [*_messages("assistant", sendable), *_messages("user", _REMINDER)]
 
 
 def _messages(role: str, content: str) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -73,8 +74,9 @@ class JudgePrompt:
             texts |= {f"question{number}": question, f"prediction{number}": prediction}
         # Half of an emoji, which JSON can hold, can't be sent.
         texts = {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}
-        messages = [{"role": "user", "content": string.Template(self.user).substitute(texts)}]
-        return [{"role": "system", "content": self.system}, *messages] if self.system else messages
+        parts = {"system": self.system, "user": self.user}
+        filled = {role: string.Template(part).substitute(texts) for role, part in parts.items() if part}
+        return [{"role": role, "content": text} for role, text in filled.items()]
 
 
 def load_prompts(axes: Iterable[Axis], replacements: Path | None) -> Mapping[str, JudgePrompt]:
@@ -102,11 +104,13 @@ def _load(path: Path, num_questions: int) -> JudgePrompt:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise LongVLMError(f"Can't read the prompt {path}: {error}.") from error
-    first, dashes, second = text.partition("\n---\n")
-    prompt = JudgePrompt(first.strip() if dashes else "", (second if dashes else text).strip())
+    *first, second = re.split(r"^---[ \t]*$", text, maxsplit=1, flags=re.MULTILINE)
+    prompt = JudgePrompt("".join(first).strip(), second.strip())
+    if not prompt.user:
+        raise LongVLMError(f"The prompt {path} has no message of the user; write one behind its line of dashes.")
     numbers = _NUMBERS[num_questions]
     wanted = {"answer", *(f"{name}{number}" for name in ("question", "prediction") for number in numbers)}
-    matches = list(string.Template.pattern.finditer(prompt.user))
+    matches = [match for part in (prompt.system, prompt.user) for match in string.Template.pattern.finditer(part)]
     found = {match["named"] or match["braced"] for match in matches if not match["escaped"]}
     if found != wanted:  # a dollar sign that stands alone counts as None
         has = ", ".join(f"${name or ''}" for name in sorted(found, key=str)) or "none of them"

@@ -61,8 +61,8 @@ def estimate(values: Sequence[float], videos: Sequence[str]) -> Estimate:
 
 
 def estimate_share(is_right: Sequence[bool], videos: Sequence[str]) -> Estimate:
-    """The share of right answers, in percent; with Wilson's interval for as many videos where all answers are alike, or
-    about one video.
+    """The share of right answers, in percent; with Wilson's interval for as many videos where all videos have the same
+    share, as one alone has.
     """
     if not is_right:
         return estimate([], [])

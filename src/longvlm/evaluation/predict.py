@@ -129,6 +129,12 @@ def _as_asked(index: VideoIndex, wanted: Mapping[str, Any]) -> VideoIndex:
                 f"{setting}={wanted[setting]} is asked for; encode it again, or leave the option out"
             )
     if wanted.get("start") is None and wanted.get("end") is None:
+        start, end = index.sampling.start_seconds, index.sampling.end_seconds
+        if start > 0 or end is not None or index.has_gaps:
+            raise LongVLMError(
+                f"the stored index holds a part of its video ({start:g} to {'its end' if end is None else f'{end:g}'} "
+                "s), and all of it is asked about; encode it again, or give --start or --end"
+            )
         return index
     end = wanted.get("end")
     return index.slice(parse_time(wanted.get("start") or 0), None if end is None else parse_time(end))

@@ -54,6 +54,7 @@ _OFFLINE_NOTE = (
     "The offline judge compares words: exact match and token F1 without case, punctuation and articles. It is the "
     "same everywhere and at any time; it knows no synonyms, and it can't tell axes apart that rest on the same answers."
 )
+_ANSWERS_DEPEND_ON = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # of a checkpoint's files
 _INTERVAL_NOTE = "Intervals are clustered by video: questions about one video stand or fall together."
 
 
@@ -358,9 +359,11 @@ def _write(output: Path, results: Results, *, with_chart: bool = True) -> None:
 def hash_weights(
     folder: Path, others: Sequence[Path] = (), on_progress: Callable[[float, str], None] | None = None
 ) -> str:
-    """A hash of a checkpoint's weight files, and of `others` merged into them: it tells trained states apart."""
+    """A hash of a checkpoint's weights, configuration, tokenizer and chat template, and of `others` merged into it: it
+    tells trained states and their settings apart.
+    """
     digest = hashlib.sha256()
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    files = sorted(path for path in folder.iterdir() if path.suffix in _ANSWERS_DEPEND_ON and path.is_file())
     for number, path in enumerate([*files, *others]):
         if on_progress is not None:
             on_progress(number / (len(files) + len(others)), f"Reading {path.name}")

@@ -85,7 +85,7 @@ def _pair_files(local_folder: Path, memory_folder: Path) -> list[tuple[Path, Pat
     for folder in (local_folder, memory_folder):
         if not folder.is_dir():
             raise LongVLMError(f"{folder} is not a folder; give one with the reference's .pkl files.")
-        names.append({path.name for path in folder.glob("*.pkl")})
+        names.append({path.name for path in folder.glob("*.pkl") if not path.name.startswith(".")})
     if not names[0] | names[1]:
         raise LongVLMError(f"There are no .pkl files in {local_folder} and {memory_folder}; check their names.")
     for folder, other, lacking in ((memory_folder, local_folder, 0), (local_folder, memory_folder, 1)):

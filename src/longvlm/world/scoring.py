@@ -11,6 +11,10 @@ from longvlm.world.scene import COLOURS, DIRECTIONS, SHAPES
 from longvlm.world.wordings import NOTHING, NUMBERS, TIMES_OF_VIDEO, split_words
 
 _NEGATION = re.compile(r"\b(?:not|never|cannot)\b|n['’]t\b")
+_NEGATED_WORD = re.compile(r"(?:\bnot|\bnever|n['’]t) (\w+)")
+_APPEARS = re.compile(r"\b(?:appears?|seen|shows?|shown|there|visible|present|in the video)\b")
+_UNSURE = re.compile(r"\b(?:sure|certain|know|tell|say|determine|answer)\b")  # where it is negated
+_ORIGIN = re.compile(r"\bfrom (?:the )?\w+")  # "from left to right" is to the right
 _MINUTES = re.compile(r"(\d+) ?min(?:ute)?s?\b(?:,?(?: and)? (\d+) ?s(?:ec(?:ond)?s?)?\b)?")
 _QUANTITY = re.compile(r"\d+(?::\d\d)+|\d+(?:\.\d+)?")  # a time on a clock ("1:23", "1:02:03"), or a number
 _LARGER_NUMBERS = (
@@ -56,39 +60,46 @@ def is_correct(question: Question, reply: str) -> bool:
 
 def _meaning(question: Question, text: str) -> tuple[str, ...]:
     """What a reply to this kind of question comes down to; empty if it says nothing of the kind."""
-    kind, words = question.kind, split_words(text)
-    is_negated = _NEGATION.search(text.lower()) is not None
+    kind, text = question.kind, text.lower()
+    words = split_words(text)
+    is_negated = _NEGATION.search(text) is not None
     if kind == "count":
         return _numbers(text)
     if kind == "exists":
-        return _distinct(words, ("yes", "no")) or (("no",) if is_negated else ())
+        denies = is_negated and _APPEARS.search(text) and not _UNSURE.search(text)
+        return _distinct(words, ("yes", "no")) or (("no",) if denies else ())
     if kind == "action":
-        return _action(words, is_negated)
-    if kind == "at" and _NO_OBJECT.search(text.lower()):
+        return _action(text)
+    objects = [f"{a} {b}" for a, b in pairwise(words) if a in COLOURS and b in SHAPES]
+    if kind == "describe":
+        return tuple(objects)
+    if kind == "at" and not objects and _NO_OBJECT.search(text):
         return (NOTHING,)
     if is_negated or "no" in words:
         return ()
     if kind == "direction":
-        return _directions(words)
+        return _directions(text)
     if kind == "when":
         return _distinct(words, TIMES_OF_VIDEO)
+    if kind == "order":
+        return tuple(objects)
     repeated = question.subject if kind in ("after", "before") else ""
-    objects = [f"{a} {b}" for a, b in pairwise(words) if a in COLOURS and b in SHAPES]
     nothing = [NOTHING] if NOTHING in words else []
-    return tuple([thing for thing in objects if thing != repeated] + nothing)
+    return tuple(dict.fromkeys([thing for thing in objects if thing != repeated] + nothing))
 
 
-def _action(words: Collection[str], is_negated: bool) -> tuple[str, ...]:
+def _action(text: str) -> tuple[str, ...]:
     """What does not move stays; "still" says so only where no verb says otherwise ("it is still moving")."""
-    verbs = _distinct([_VERBS.get(word, "") for word in words], set(_VERBS.values()))
-    if is_negated:
-        return ("stay",) if verbs == ("move",) and not _directions(words) else ()
-    if not verbs and "still" in words:
+    negated = {_VERBS.get(word, "") for word in _NEGATED_WORD.findall(text)}
+    words = split_words(_NEGATED_WORD.sub(" ", text))
+    verbs, directions = _distinct([_VERBS.get(word, "") for word in words], set(_VERBS.values())), _directions(text)
+    if not verbs and ("still" in words or (negated == {"move"} and not directions)):
         return ("stay",)
-    return verbs + (_directions(words) if "move" in verbs else ())
+    return verbs + (directions if "move" in verbs else ())
 
 
-def _directions(words: Collection[str]) -> tuple[str, ...]:
+def _directions(text: str) -> tuple[str, ...]:
+    words = split_words(_ORIGIN.sub(" ", text))
     return _distinct([_DIRECTIONS.get(word, "") for word in words], DIRECTIONS)
 
 

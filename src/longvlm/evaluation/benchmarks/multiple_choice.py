@@ -6,6 +6,7 @@ none, or two, is wrong.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -27,27 +28,32 @@ _DURATIONS_SECONDS = ((120, "up to 2 min"), (900, "2 to 15 min"), (3600, "15 to 
 # In every row of a file with one of these, the letter is written before the text: "A. Apples."
 _LETTERED = re.compile(r"\(?([A-Z])[.):]\s+(.+)", re.DOTALL)
 
-_LETTER = r"\(?(?P<letter>[A-Z])\)?"
+_LETTER = r"[(\[]?(?P<letter>[A-Z])[)\]]?"
 _ANNOUNCED = r"(?:(?:the\s+)?(?:(?:best|correct|right)\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)"
+# What parts a letter from the text behind it: "(B) …", "B. …", "B, …", "B - …", a line break; no initial is a letter.
+_PARTED = r"(?:[(\[](?P<letter>[A-Z])[)\]]|(?P<bare>[A-Z])(?:[.):]|\s*[,–—-](?=\s)|(?=\n)))"
 _REPLIES = (
-    re.compile(rf"(?i:{_ANNOUNCED})?(?i:{_LETTER})\s*[.):]?"),
-    re.compile(rf"(?i:{_ANNOUNCED})?(?:\((?P<letter>[A-Z])\)|(?P<bare>[A-Z])[.):])\s+(?P<text>\S.*)", re.DOTALL),
+    re.compile(rf"(?i:{_ANNOUNCED})*(?i:{_LETTER})\s*[.):]?"),
+    re.compile(rf"(?i:{_ANNOUNCED})*{_PARTED}\s*(?P<text>(?![A-Z]\.)\S.*)", re.DOTALL),
 )
+_NAMED = r"(?=\s*(?:[.):,;\n]|$|(?:and|or)\b))"  # behind a letter that is one, and no word
 
 
 def parse_letter(reply: str, options: Sequence[str]) -> str | None:
     """The letter that a reply chooses, or None: "B", "(B)", "B.", "Answer: B", "B. a blue star".
 
     A letter with text behind it counts unless another letter is named there; the bare text of exactly one option
-    counts for its letter, and before a letter in lower case: MVBench has options such as "e", "a" and "v".
+    counts for its letter, and before a letter in lower case: MVBench has options such as "e", "a" and "v". Of options
+    that differ in signs alone ("5", "-5") the very text counts.
     """
     letters = string.ascii_uppercase[: len(options)]
     reply = reply.strip().strip("*`\"'").strip()
-    same = [letter for letter, option in zip(letters, options, strict=True) if _plain(option) == _plain(reply)]
-    if len(same) == 1 and reply in options and reply not in letters:
-        return same[0]
+    if options.count(reply) == 1 and reply not in letters:
+        return letters[options.index(reply)]
+    plain = _plain(reply)
+    same = [letter for letter, option in zip(letters, options, strict=True) if plain and _plain(option) == plain]
     for pattern in _REPLIES:
-        match = pattern.fullmatch(reply)
+        match = pattern.fullmatch(reply.replace("**", ""))
         if match is None:
             continue
         found = match.groupdict()
@@ -55,7 +61,7 @@ def parse_letter(reply: str, options: Sequence[str]) -> str | None:
         if letter not in letters:
             break
         rest = found.get("text") or ""
-        others = set(re.findall(rf"\b([{letters}])[.):]", rest)) - {letter}
+        others = set(re.findall(rf"\b([{letters}])\b{_NAMED}", rest)) - {letter}
         return letter if not others or _plain(rest) == _plain(options[letters.index(letter)]) else None
     return same[0] if len(same) == 1 else None
 
@@ -169,7 +175,7 @@ def _groups(fields: Mapping[str, Any], task: str | None) -> dict[str, str]:
     duration = fields.get("duration_group", fields.get("duration"))
     if isinstance(duration, str) and duration.strip():
         groups["duration"] = duration.strip()
-    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+    elif isinstance(duration, int | float) and not isinstance(duration, bool) and math.isfinite(duration):
         groups["duration"] = _duration_name(duration, is_group="duration_group" in fields)
     task = next((str(fields[name]) for name in _TASK if fields.get(name)), task)
     if task is not None:
