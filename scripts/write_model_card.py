@@ -38,7 +38,7 @@ PROJECT = HERE.parent
 MODEL = PROJECT / "src/longvlm/assets/default_model"
 # Of the kinds of questions, those whose names don't say what is asked, or what is right.
 KINDS_TOLD = (
-    "*after*, *before*: what comes right after or before an object; *action*: what it does; *order*: of three;\n"
+    "*after*, *before*: what comes right after or before an object; *action*: what it does; *order*: of two or three;\n"
     "*describe*: right if all objects are named in their order, whatever is said of what they do; *follow-up*: later\n"
     'turns of a conversation ("And after that?"), each after the model\'s own replies. What comes too close together\n'
     "for an order to be seen is not asked about."

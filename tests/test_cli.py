@@ -256,6 +256,29 @@ def test_an_answer_cut_by_the_context_is_told(run: RunCommand, film_index: Path,
         assert not form or json.loads(ended.stdout)["answers"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ask", "What is </s>?"), "'</s>', which the model reserves"),
+        (("ask", "w" * 2 * CONTEXT_LENGTH), "Ask a shorter question"),
+        (("ask", "What?", "--seed", "9" * 30), "it must be a number of 64 bits"),
+        (("ask", "What?", "--num-frames", "8000"), "12,002 of them visual, but the language model's context holds"),
+        (("chat", "--num-frames", "8000"), "Look at fewer of the 100 frames (--num-frames"),
+    ],
+)
+def test_what_no_video_would_be_answered_for_is_refused_before_it_is_encoded(
+    run: RunCommand,
+    film: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.setattr(LongVLM, "encode", lambda *_, **__: pytest.fail("it was encoded"))
+    command, *others = arguments
+    run(command, film, *others, "--model", model).must_complain(words)
+
+
 def test_ask_json_is_one_object(run: RunCommand, film: Path, model: Path) -> None:
     ended = run("ask", film, "What happens?", "And why?", "--json", "--model", model, *SHORT).must_succeed()
     told = json.loads(ended.stdout)

@@ -536,8 +536,9 @@ class TestMistakes:
             model.ask([index, index], ["Why?", question])
 
     def test_one_question_for_many_indexes(self, model: LongVLM, index: VideoIndex) -> None:
-        with pytest.raises(LongVLMError, match="One question for 2 videos"):
-            model.ask([index, index], "Why?")
+        for indexes in ([index, index], ["a.longvlm", "b.longvlm"]):
+            with pytest.raises(LongVLMError, match="One question for 2 videos"):
+                model.ask(indexes, "Why?")
 
     def test_question_longer_than_the_context(self, model: LongVLM, index: VideoIndex) -> None:
         with pytest.raises(LongVLMError, match=rf"1\d\d\d tokens, 14 of them visual, .* holds {CONTEXT_LENGTH}"):

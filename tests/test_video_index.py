@@ -283,6 +283,8 @@ class TestAppend:
     def test_refuses_an_overlap(self, index: VideoIndex) -> None:
         with pytest.raises(LongVLMError, match=r"starts at 29 s, before the first one ends \(30 s\)"):
             index.append(make_index(first_second=29.0))
+        with pytest.raises(LongVLMError, match=r"starts at 29\.966634 s, before the first one ends \(30 s\)"):
+            index.append(make_index(first_second=29.9666338))
 
     def test_says_how_many_rows_it_has_and_how_many_are_expected(self, index: VideoIndex) -> None:
         wanted = dataclasses.replace(COMPRESSION, tokens_per_segment=3)

@@ -27,14 +27,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_VIDEOS = "A video file, an address (http://, https://, rtsp://), a folder of images"
 VideoArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="VIDEO",
-        help="A video file, an address (http://, https://, rtsp://), a folder of images, or a .longvlm file.",
-        show_default=False,
-    ),
+    str, typer.Argument(metavar="VIDEO", help=f"{_VIDEOS}, or a .longvlm file.", show_default=False)
 ]
+UnencodedArgument = Annotated[str, typer.Argument(metavar="VIDEO", help=f"{_VIDEOS}.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead.")]
 
 
@@ -109,7 +106,7 @@ def chat(
 @app.command()
 @spread_options
 def encode(
-    video: VideoArgument,
+    video: UnencodedArgument,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="FILE", help="Where to write the index.", show_default=False),
@@ -184,7 +181,7 @@ def extract(
 @app.command()
 @spread_options
 def inspect(
-    video: VideoArgument,
+    video: UnencodedArgument,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="FILE", help="Where to write the page. Default: report.html."),
@@ -208,7 +205,7 @@ def inspect(
 @app.command()
 @spread_options
 def plan(
-    video: VideoArgument, video_options: VideoOptions, model_options: ModelOptions, json: JsonOption = False
+    video: UnencodedArgument, video_options: VideoOptions, model_options: ModelOptions, json: JsonOption = False
 ) -> None:
     """Foretell tokens, memory and time.
 

@@ -250,7 +250,7 @@ class LongVLM:
         made by another encoder or with other settings.
         """
         if isinstance(question, str):
-            if isinstance(index, list | tuple) and any(isinstance(asked, VideoIndex) for asked in index):
+            if isinstance(index, list | tuple) and any(isinstance(a, VideoIndex) or is_index(str(a)) for a in index):
                 raise LongVLMError(f"One question for {len(index)} videos: a batch needs a list of as many questions.")
             stream = self.stream(
                 cast(Asked, index),

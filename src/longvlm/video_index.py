@@ -223,8 +223,8 @@ class VideoIndex(_PrintsShapes):
         later_start = max(float(later.segment_spans_seconds[0, 0]), later.sampling.start_seconds)
         if later_start < own_end - _GAP_SECONDS:
             raise LongVLMError(
-                f"Can't append: the second index starts at {later_start:g} s, before the first one ends "
-                f"({own_end:g} s). Encode the later part from there on."
+                f"Can't append: the second index starts at {_to_the_microsecond(later_start)} s, before the first one "
+                f"ends ({_to_the_microsecond(own_end)} s). Encode the later part from there on."
             )
         joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(later, name)]) for name in TENSORS}
         joined["segment_spans_seconds"][self.num_segments :].clamp_(min=later_start)
@@ -329,6 +329,11 @@ def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) 
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _to_the_microsecond(seconds: float) -> str:
+    """As exactly as parts must fit together."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 def _join_samplings(earlier: Sampling, later: Sampling) -> Sampling:

@@ -380,7 +380,7 @@ class TestResuming:
         assert json.loads((tmp_path / "local" / "damaged.json").read_text()) == {"v_0": report.lost_seconds[str(film)]}
         rows = [len(pickle.loads((tmp_path / "local" / f"v_{number}.pkl").read_bytes())) for number in (0, 1)]
         assert rows[0] < rows[1]
-        assert extract(found, extractor, folders) == Report(num_skipped=3)
+        assert extract(found, extractor, folders) == Report(num_skipped=3, lost_seconds=report.lost_seconds)
         (tmp_path / "local" / "v_0.pkl").unlink()
         write_video(film, 30)
         assert extract(found, extractor, folders) == Report(num_written=1, num_skipped=2)

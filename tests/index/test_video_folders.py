@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from longvlm.errors import LongVLMError
-from longvlm.index.video_folders import ListedVideo, find_videos, list_ids, list_videos, read_list, video_id
+from longvlm.index.video_folders import (
+    ListedVideo,
+    find_video_files,
+    find_videos,
+    list_ids,
+    list_videos,
+    read_list,
+    video_id,
+)
 
 
 @pytest.fixture
@@ -50,6 +58,19 @@ def test_a_folder_gives_its_videos_by_name(folder: Path) -> None:
     assert [path.name for path in list_videos(folder)] == ["v_a.mkv", "v_b.MP4"]
     assert [video.id for video in find_videos(folder).videos] == ["v_a", "v_b"]
     assert list_ids(folder) == {"v_a", "v_b", "v_c", "v_d"}
+
+
+def test_folders_below_are_searched_where_links_lead_to_them_too(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "anet"
+    root.mkdir()
+    (root / "train").symlink_to(folder)
+    (root / "again").symlink_to(root)  # around in a circle
+    (root / "._v_e.mp4").touch()
+    assert list_ids(root) == {"v_a", "v_b", "v_c", "v_d"}
+    assert find_video_files(root, {"v_a", "v_e"}) == {"v_a": root / "train" / "v_a.mkv"}
+    (root / "v_a.mp4").touch()
+    with pytest.raises(LongVLMError, match=r"v_a.mp4 and .*v_a.mkv are the video v_a; remove one"):
+        find_video_files(root, {"v_a"})
 
 
 def test_a_list_gives_its_videos_in_its_order_missing_ones_included(folder: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from longvlm.training.conversations import (
 from longvlm.training.examples import IGNORED
 from longvlm.training.features import inspect_features
 from longvlm.training.instructions import Conversation, Turn, read_instructions
+from longvlm.training.recipe import ModelChoice
 from longvlm.types import Timings
 from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 
@@ -304,13 +305,19 @@ def test_stored_features_are_checked_by_their_header(small_recipe: Path) -> None
         "6 frames", f"{settings.frames_per_segment} frames"
     ).replace("17", str(-(-100 // settings.frames_per_segment)))
     with pytest.raises(LongVLMError, match=message):
-        inspect_features(path, name, fingerprint, settings, 100)
-    assert inspect_features(path, name, fingerprint, settings, index.num_frames) == stored
+        inspect_features(path, name, fingerprint, settings, ModelChoice(num_frames=100))
+    frames = ModelChoice(num_frames=index.num_frames)
+    assert inspect_features(path, name, fingerprint, settings, frames) == stored
+    with pytest.raises(LongVLMError, match=r"has frames by num_frames=\d+, fps=None, .* where model.fps=1.0"):
+        inspect_features(path, name, fingerprint, settings, ModelChoice(fps=1.0))
     short = small_recipe.parent / "short.longvlm"
     dataclasses.replace(index, lost_seconds=2.5).save(short)
-    assert inspect_features(short, name, fingerprint, settings, 100).num_segments == index.num_segments
+    assert (
+        inspect_features(short, name, fingerprint, settings, ModelChoice(num_frames=100)).num_segments
+        == index.num_segments
+    )
     with pytest.raises(LongVLMError, match=r"has 2 segments of .* where 1 are expected \(model.num_frames=1\)"):
-        inspect_features(short, name, fingerprint, settings, 1)
+        inspect_features(short, name, fingerprint, settings, ModelChoice(num_frames=1))
     damaged = small_recipe.parent / "damaged.longvlm"
     damaged.write_bytes(path.read_bytes()[:100])
     with pytest.raises(LongVLMError, match=r"damaged\.longvlm can't be read"):

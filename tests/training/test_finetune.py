@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_run import read_recipe
+from tiny_checkpoint import CONTEXT_LENGTH
 from transformers import (
     BitsAndBytesConfig,
     CLIPVisionConfig,
@@ -103,7 +104,11 @@ def test_what_is_told_before_and_during_the_run(projector_run: tuple[Path, list[
     assert "step 2/5  loss" in text
     assert text.count("held-out loss") >= 3
     run_folder = projector_run[0].parent
-    assert list((run_folder / "tensorboard").glob("events.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    files = sorted((run_folder / "tensorboard").glob("events.*"))
+    curves = [EventAccumulator(str(file)).Reload().Scalars("eval/loss") for file in files]
+    assert [value.step for curve in curves for value in curve] == [2, 4, 5]  # the last one when all is done
     history = json.loads((run_folder / HISTORY_FILE).read_text())
     assert {"loss", "eval_loss"} <= {key for entry in history for key in entry}
 
@@ -277,8 +282,10 @@ def test_a_llava_checkpoint_gets_marks_around_the_video(small_recipe: Path, tmp_
         (["machine.fsdp=true"], r"start them with torchrun"),
         (["machine.device=tpu"], r"machine.device is 'tpu'; choose cpu or cuda"),
         (["schedule.max_tokens=20"], r"no answer in the first 20; set schedule.max_tokens higher"),
+        (["data.0.features=~nobody-here/x"], r"data.0: features is .*no home folder of that user"),
         (["model.base=nowhere/at/all"], r"Unknown model 'nowhere/at/all'"),
-        (["learning_rates.lora=1e-3", "lora.targets=[nothing]"], r"has no layer by these names"),
+        (["learning_rates.lora=1e-3", "lora.targets=[nothing]"], r"lora.targets has 'nothing'; the known .*q_proj"),
+        (["learning_rates.lora=1e-3", "lora.targets=[q_proj,k_prj]"], r"lora.targets has 'k_prj'"),
         (["machine.precision=bf16", "model.load_in_4bit=true", "learning_rates.lora=1e-3"], r"4 bits needs a CUDA"),
     ],
 )
@@ -455,6 +462,18 @@ def test_held_out_rows_have_room_before_anything_is_trained(
     with pytest.raises(LongVLMError, match=r"row \d has .* set schedule.max_tokens higher"):
         run(small_recipe, tmp_path / "run", *SHORT, "schedule.max_tokens=20", "held_out_share=0.5")
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_what_is_longer_than_the_language_models_context_is_refused(small_recipe: Path, tmp_path: Path) -> None:
+    rows = json.loads((small_recipe.parent / "train.json").read_text())
+    rows[0]["conversations"][-1]["value"] = "so " * 2 * CONTEXT_LENGTH
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    changes = [*SHORT, f"data.0.instructions={tmp_path / 'rows.json'}", "schedule.max_tokens=100000"]
+    with pytest.raises(
+        LongVLMError, match=rf"context holds {CONTEXT_LENGTH}; set schedule.max_tokens={CONTEXT_LENGTH}"
+    ):
+        run(small_recipe, tmp_path / "run", *changes)
+    assert run(small_recipe, tmp_path / "run", *changes[:-1], f"schedule.max_tokens={CONTEXT_LENGTH}")[0].is_dir()
 
 
 def test_a_row_that_a_worker_complains_of_is_one_line(small_recipe: Path, tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ def test_batches_hold_samples_of_like_length() -> None:
     assert firsts != sorted(firsts)  # batches themselves come in random order
 
 
+def test_samples_fewer_than_a_batch_are_seen_epoch_after_epoch() -> None:
+    order = plan_samples(list(range(20)), [1.0] * 20, epochs=3, batch_size=32, group_lengths=True, seed=0)
+    assert Counter(order[:60]) == dict.fromkeys(range(20), 3)
+    assert set(order[:32]) == set(range(20)) and order[:32] == sorted(order[:32])
+
+
 def test_the_batch_that_is_not_full_comes_last() -> None:
     order = plan_samples(list(range(103)), [1.0] * 103, epochs=1, batch_size=2, group_lengths=True, seed=0)
     assert sorted(order[:103]) == list(range(103))

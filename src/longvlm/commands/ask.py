@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from longvlm.commands import console
-from longvlm.commands.loading import load_model, obtain_index, require_source
+from longvlm.commands.loading import load_model, obtain_index, require_room, require_source
 from longvlm.commands.options import AnswerOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
 from longvlm.stages.video_access import display_source
@@ -46,6 +46,12 @@ def ask(
     require_source(video)
     with console.Progress("Loading the model") as progress:
         model = load_model(model_options)
+        require_settings(answer_options)
+        from longvlm.model.prompting import require_answerable
+
+        for question in questions:
+            require_answerable(model.processor, model.config, question)
+        require_room(model, video, video_options)
         index = obtain_index(model, video, video_options, kept_in, progress)
         progress.begin("Reading the question")
         # All prompts are made, and found to fit, before the first word is printed.
@@ -61,6 +67,13 @@ def ask(
             print_stream(stream)
         answers = [stream.answer for stream in streams]
     tell_of_cut_answers(answers, answer_options)
+
+
+def require_settings(options: AnswerOptions) -> None:
+    """Refuse settings of answers before a video is encoded for them."""
+    from longvlm.stages.answer import Decoding
+
+    Decoding(**dataclasses.asdict(options))
 
 
 def print_stream(pieces: Iterator[str]) -> None:

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from longvlm.commands import console
-from longvlm.commands.ask import print_stream, tell_of_cut_answers
-from longvlm.commands.loading import load_model, obtain_index, require_source
+from longvlm.commands.ask import print_stream, require_settings, tell_of_cut_answers
+from longvlm.commands.loading import load_model, obtain_index, require_room, require_source
 from longvlm.commands.options import AnswerOptions, ModelOptions, VideoOptions
 from longvlm.errors import LongVLMError
 
@@ -25,6 +25,8 @@ def chat(
     require_source(video)
     with console.Progress("Loading the model") as progress:
         model = load_model(model_options)
+        require_settings(answer_options)
+        require_room(model, video, video_options)
         index = obtain_index(model, video, video_options, kept_in, progress)
     conversation = model.chat(index)
     interactive = sys.stdin.isatty()

@@ -104,7 +104,7 @@ def _tell(report: Report, folders: FeatureFolders) -> None:
     for source, seconds in report.lost_seconds.items():
         console.warn(
             f"the end of {console.printable(source)} is damaged: the last {seconds:.1f} s could not be decoded and "
-            "were left out."
+            "are not in its features. Once it is mended, remove these and run the same command again."
         )
     places = " and ".join(map(str, folders.folders))
     skipped = f", {report.num_skipped} were there already" if report.num_skipped else ""

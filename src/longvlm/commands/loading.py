@@ -75,6 +75,32 @@ def load_model(options: EncoderOptions) -> LongVLM:
     )
 
 
+def require_room(model: LongVLM, source: str, options: VideoOptions) -> None:
+    """Refuse a file whose visual tokens don't fit the language model, before minutes go into its encoding."""
+    if is_index(source) or "://" in source:  # what an address would show, costs as much to know as to read
+        return
+    from longvlm.model.prompting import context_length
+    from longvlm.report.plan import count_tokens
+    from longvlm.stages.tokens import count_segments, count_visual_tokens
+    from longvlm.stages.video import open_video
+
+    sampling, compression, limit = plan_sampling(model, options), model.compression, context_length(model.config)
+    most_frames = sampling.num_frames or sampling.max_frames
+    if limit is None or (
+        most_frames is not None
+        and count_visual_tokens(count_segments(most_frames, compression.frames_per_segment), compression) < limit // 2
+    ):
+        return
+    with open_video(source, fps=options.frame_rate, allow_references=options.allow_references) as reader:
+        counts = count_tokens(model, reader, sampling)
+    if not counts.fits:
+        raise LongVLMError(
+            f"The prompt would have about {counts.prompt_tokens:,} tokens, {counts.visual_tokens:,} of them visual, "
+            f"but the language model's context holds {counts.context_tokens:,}, the answer included. Look at fewer of "
+            f"the {counts.frames:,} frames (--num-frames, or --fps with --max-frames), or at a part (--start, --end)."
+        )
+
+
 def obtain_index(
     model: LongVLM, source: str, options: VideoOptions, kept_in: Path | None, progress: console.Progress
 ) -> VideoIndex:

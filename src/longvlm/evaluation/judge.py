@@ -295,8 +295,8 @@ def _is_address(url: str) -> bool:
 
 
 def _spread(items: list[Item], count: int) -> list[Item]:
-    """The items, but for `count` from all over that come first: neighbours are mostly about one video, which a judge may
-    refuse to hear of.
+    """The items, but for `count` from all over that come first: neighbours are mostly about one video, which a judge
+    may refuse to hear of.
     """
     places = {place * (len(items) - 1) // (count - 1) for place in range(count)}
     return [items[place] for place in sorted(places)] + [i for place, i in enumerate(items) if place not in places]

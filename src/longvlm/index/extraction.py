@@ -225,9 +225,15 @@ def extract(
     read_failures(failures_path)  # another's file is refused, not replaced
     damaged = read_damaged(damaged_path)
     named_well = [video for video in videos if _can_be_named(video)]
-    report.failures += [Failure(display_source(v.source), _TOO_LONG) for v in videos if v not in named_well]
+    report.failures += [Failure(display_source(v.source), _TOO_LONG) for v in videos if not _can_be_named(v)]
     waiting = [v for v in named_well if not folders.hold(v.id, extractor, lost_its_end=v.id in damaged)]
     report.num_skipped = len(named_well) - len(waiting)
+    there_already = {video.id for video in named_well} - {video.id for video in waiting}
+    report.lost_seconds = {
+        display_source(video.source): damaged[video.id]
+        for video in named_well
+        if video.id in damaged and video.id in there_already
+    }
     not_reached = {display_source(video.source) for video in waiting}
     pace = _Pace(len(waiting), on_progress)
 
@@ -243,8 +249,7 @@ def extract(
             else:
                 lost_seconds = outcome.lost_seconds
                 if damaged.get(video.id, 0.0) != lost_seconds:  # noted before its features, which may be fewer
-                    damaged[video.id] = lost_seconds
-                    write_damaged(damaged_path, damaged)
+                    write_damaged(damaged_path, read_damaged(damaged_path) | {video.id: lost_seconds})
                 folders.save(video.id, outcome, extractor)
                 report.num_written += 1
                 if lost_seconds > 0:

@@ -46,7 +46,8 @@ class Progress:
 
 @dataclass
 class Report:
-    """What came of an extraction: counts, failures in order, and seconds lost at damaged ends by video."""
+    """What came of an extraction: counts, failures in order, and seconds lost at damaged ends by video, now or
+    when its features, which were there already, were made."""
 
     num_written: int = 0
     num_skipped: int = 0

@@ -17,7 +17,7 @@ import torch
 
 from longvlm.errors import LongVLMError
 from longvlm.index.feature_pickles import read_pickled_array
-from longvlm.index.video_folders import list_videos, video_id
+from longvlm.index.video_folders import find_video_files, video_id
 from longvlm.index_builder import IndexBuilder
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.video import open_video
@@ -66,7 +66,8 @@ def import_reference_features(
     array (nothing in it is run), or its shape is not the one expected; indexes written until then stay.
     """
     pairs = _pair_files(local_folder, memory_folder)
-    videos = {} if settings.video_folder is None else _videos_by_id(settings.video_folder)
+    ids = {video_id(local_file.name) for local_file, _ in pairs}
+    videos = {} if settings.video_folder is None else find_video_files(settings.video_folder, ids)
     make_folder(output)
     for number, (local_file, memory_file) in enumerate(pairs, 1):
         name = video_id(local_file.name)
@@ -97,10 +98,6 @@ def _pair_files(local_folder: Path, memory_folder: Path) -> list[tuple[Path, Pat
                 "add what is missing, or take the file out."
             )
     return [(local_folder / name, memory_folder / name) for name in sorted(names[0])]
-
-
-def _videos_by_id(folder: Path) -> dict[str, Path]:
-    return {video_id(path.name): path for path in list_videos(folder)}
 
 
 def read_reference_index(

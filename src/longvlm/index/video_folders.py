@@ -5,7 +5,8 @@ A video's id is the name of its file without the suffix. Free of heavy imports.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from urllib.parse import unquote
@@ -69,7 +70,35 @@ def list_ids(folder: Path) -> set[str]:
     if not folder.is_dir():
         raise LongVLMError(f"{folder} is not a folder; give one with videos or feature files.")
     known = VIDEO_SUFFIXES + FEATURE_SUFFIXES
-    return {video_id(path.name) for path in folder.rglob("*") if path.suffix.lower() in known}
+    return {video_id(path.name) for path in _walk(folder) if path.suffix.lower() in known}
+
+
+def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:
+    """The files of those of the videos that are in `folder`, or in folders below it.
+
+    Raises LongVLMError where two files are of one video.
+    """
+    if not folder.is_dir():
+        raise LongVLMError(f"There is no folder of videos {folder}; give another.")
+    found: dict[str, Path] = {}
+    for path in _walk(folder):
+        if path.suffix.lower() in VIDEO_SUFFIXES and video_id(path.name) in ids:
+            first = found.setdefault(video_id(path.name), path)
+            if first != path:
+                raise LongVLMError(f"Both {first} and {path} are the video {video_id(path.name)}; remove one of them.")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in the folders below it, also where links lead to those, in order; each folder once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
 
 
 def read_list(path: Path) -> list[str]:

@@ -73,6 +73,11 @@ def build_prompt(
     )
 
 
+def require_answerable(processor: LongVLMProcessor, config: LongVLMConfig, question: str) -> None:
+    """Raise LongVLMError for a question that is refused whatever the video, so that none is encoded for it."""
+    build_prompt(processor, config, [user_message(question, with_video=False)], None, Timings())
+
+
 def _token_ids(
     processor: LongVLMProcessor, config: LongVLMConfig, messages: list[Message], index: VideoIndex | None
 ) -> list[int]:

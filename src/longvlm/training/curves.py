@@ -96,4 +96,6 @@ def tensorboard_callback(folder: Path, first_step: int) -> TrainerCallback:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(str(folder), purge_step=first_step))
+    callback = TensorBoardCallback(SummaryWriter(str(folder), purge_step=first_step))
+    callback.logging_dir = str(folder)  # where it opens a writer again for what is measured after the last step
+    return callback

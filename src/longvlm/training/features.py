@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,16 @@ from longvlm.errors import LongVLMError, one_line
 from longvlm.index.extraction import FeatureFolders, extract
 from longvlm.index.extraction_report import FAILURES_FILE, Progress
 from longvlm.index.extractor import extractor_of_model
-from longvlm.index.video_folders import VIDEO_SUFFIXES, ListedVideo, video_id
+from longvlm.index.video_folders import ListedVideo
 from longvlm.pace import SECONDS_BETWEEN_LINES
 from longvlm.pipeline import LongVLM
 from longvlm.stages.tokens import count_segments, count_visual_tokens
 from longvlm.training.curves import Say
+from longvlm.training.recipe import ModelChoice
 from longvlm.types import Compression, Sampling
 from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
+
+_ANY_FRAMES = ModelChoice()
 
 
 @dataclass(frozen=True)
@@ -46,29 +49,17 @@ def find_features(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:
-    """The files of those of the videos that are in `folder`, or in folders in it.
-
-    Raises LongVLMError where two files are of one video.
-    """
-    if not folder.is_dir():
-        raise LongVLMError(f"There is no folder of videos {folder}; give another.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in VIDEO_SUFFIXES and video_id(path.name) in ids:
-            first = found.setdefault(video_id(path.name), path)
-            if first != path:
-                raise LongVLMError(f"Both {first} and {path} are the video {video_id(path.name)}; remove one of them.")
-    return found
-
-
 def inspect_features(
-    path: Path, encoder_name: str, encoder_fingerprint: str, wanted: Compression, num_frames: int | None = None
+    path: Path,
+    encoder_name: str,
+    encoder_fingerprint: str,
+    wanted: Compression,
+    frames: ModelChoice = _ANY_FRAMES,
 ) -> StoredVideo:
     """What a feature file holds, from its header alone, since a training has thousands of them.
 
     Raises LongVLMError, with both sides and the remedy, for features of another encoder, other settings, or, if given,
-    another `num_frames`; a video that has lost its end may have fewer.
+    another number or rate of `frames`; a video that has lost its end may have fewer.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -77,7 +68,8 @@ def inspect_features(
             settings = Compression.from_dict(json.loads(metadata["compression"]))
             found_name, found_fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
             lost_its_end = float(metadata["lost_seconds"]) > 0
-    except (OSError, SafetensorError, KeyError, ValueError, LongVLMError) as error:
+            sampling = Sampling(**json.loads(metadata["sampling"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, LongVLMError) as error:
         raise LongVLMError(f"{path} can't be read ({one_line(error)}); extract it again.") from error
     if found_fingerprint != encoder_fingerprint:
         remedy = "extract the features with this model, or train the model that made them"
@@ -89,6 +81,13 @@ def inspect_features(
         )
     if settings != wanted:
         raise _misfit(path, num_segments, settings, wanted)
+    if frames.fps is not None and (sampling.fps, sampling.max_frames) != (frames.fps, frames.max_frames):
+        raise LongVLMError(
+            f"{path} has frames by num_frames={sampling.num_frames}, fps={sampling.fps}, "
+            f"max_frames={sampling.max_frames}, where model.fps={frames.fps} and model.max_frames={frames.max_frames} "
+            "are expected; set these to what the features have, or extract them again."
+        )
+    num_frames = frames.num_frames
     expected = num_segments if num_frames is None else count_segments(num_frames, wanted.frames_per_segment)
     if num_segments != expected and not (lost_its_end and num_segments < expected):
         raise LongVLMError(

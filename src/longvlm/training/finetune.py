@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import resolve_model
 from longvlm.model.modeling import LongVLMForConditionalGeneration
+from longvlm.model.prompting import context_length
 from longvlm.model.trained_part import Base, digest_checkpoint
 from longvlm.pipeline import LongVLM
 from longvlm.training.checkpointing import (
@@ -193,9 +194,15 @@ def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: l
     trainer.remove_callback(PrinterCallback)
     with naming_rows_in_workers():
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-        if held_out:
+        if held_out and not _is_measured(trainer):
             trainer.evaluate()
     return _finish(recipe, trainer)
+
+
+def _is_measured(trainer: Trainer) -> bool:
+    """Whether the held-out part was measured after the last step."""
+    state = trainer.state
+    return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
 
 
 def _plan_data(
@@ -212,6 +219,12 @@ def _plan_data(
         raise LongVLMError(f"held_out_share={recipe.held_out_share} leaves nothing to learn from; lower it.")
     dataset = VideoConversations(training, opened.processor, model.config, max_tokens=schedule.max_tokens)
     lengths = dataset.estimate_lengths()
+    limit, longest = context_length(model.config), min(max(lengths), schedule.max_tokens)
+    if limit is not None and longest > limit:
+        raise LongVLMError(
+            f"The longest sample has {longest} tokens, and the language model's context holds {limit}; set "
+            f"schedule.max_tokens={limit}, with which it loses its end, or look at fewer frames."
+        )
     num_cut = dataset.require_room(lengths)
     if num_cut:
         say(f"{num_cut} of {len(training)} samples may be longer than {schedule.max_tokens} tokens and lose their end")

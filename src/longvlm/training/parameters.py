@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding
 
-from longvlm.errors import LongVLMError, one_line
+from longvlm.errors import LongVLMError
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.trained_part import TOWER_PREFIX, Base, TrainedPart
 from longvlm.training.recipe import LearningRates, LoraSettings
+from longvlm.training.settings import require_known
 
 Part = Literal["encoder", "projector", "new_tokens", "language_model", "lora"]
 PROJECTOR_PREFIX = "model.multi_modal_projector."
@@ -131,6 +132,12 @@ def require_peft() -> None:
 def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, seed: int) -> None:
     from peft import LoraConfig
 
+    in_language_model = re.compile(r".*\.language_model\..*\.(\w+)")
+    layers = (
+        in_language_model.fullmatch(name) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)
+    )
+    known = dict.fromkeys(match[1] for match in layers if match)
+    require_known(settings.targets, known, "lora.targets")
     targets = "|".join(re.escape(target) for target in settings.targets)
     config = LoraConfig(
         r=settings.rank,
@@ -139,13 +146,7 @@ def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, se
         target_modules=rf".*\.language_model\..*\.({targets})",
     )
     torch.manual_seed(seed)
-    try:
-        model.add_adapter(config)
-    except ValueError as error:
-        raise LongVLMError(
-            f"lora.targets is {', '.join(settings.targets)}, but the language model has no layer by these names: "
-            f"{one_line(error)}"
-        ) from error
+    model.add_adapter(config)
 
 
 def parameter_groups(model: nn.Module, rates: LearningRates, weight_decay: float) -> list[dict[str, Any]]:

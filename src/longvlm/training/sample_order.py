@@ -24,8 +24,8 @@ def plan_samples(
 
     A sample of weight w occurs w times an epoch; of a fraction, other samples in each epoch. With `group_lengths`,
     every `batch_size` samples that follow one another are of like length, and such batches come in random order; what
-    does not fill a batch of its epoch comes at the end of all. The last batch is filled up with the first samples, so
-    that it is the same on any number of processes.
+    does not fill a batch of its epoch comes at the end of all, epoch after epoch. The last batch is filled up with the
+    first samples, so that it is the same on any number of processes.
     """
     order: list[int] = []
     rests: list[int] = []
@@ -35,9 +35,10 @@ def plan_samples(
         positions = positions[: round(len(positions) * min(1.0, epochs - epoch))]
         if group_lengths:
             positions, rest = _group(positions, lengths, batch_size, rng)
-            rests += rest
+            rests += rng.sample(rest, len(rest))
         order += positions
-    order += sorted(rests, key=lambda position: lengths[position])
+    for first in range(0, len(rests), batch_size):
+        order += sorted(rests[first : first + batch_size], key=lambda position: lengths[position])
     return order + list(islice(cycle(order), -len(order) % batch_size))
 
 

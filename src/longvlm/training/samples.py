@@ -8,11 +8,12 @@ from typing import Any
 from transformers import TrainingArguments
 
 from longvlm.errors import LongVLMError
+from longvlm.index.video_folders import find_video_files
 from longvlm.pipeline import LongVLM
 from longvlm.training.activitynet import open_whole
 from longvlm.training.conversations import Sample, count_moved_videos, require_plain_texts
 from longvlm.training.curves import Say
-from longvlm.training.features import encode_videos, find_features, find_video_files, inspect_features
+from longvlm.training.features import encode_videos, find_features, inspect_features
 from longvlm.training.instructions import Conversation, read_instructions
 from longvlm.training.recipe import DataSource, Recipe
 from longvlm.training.run_folder import FEATURES
@@ -34,8 +35,8 @@ def gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments
             folder = recipe.output / (FEATURES if len(recipe.data) == 1 else f"{FEATURES}-{number}")
             paths = _find_stored(source, wanted, folder, opened, arguments, say)
             encoder = (opened.encoder.name, opened.encoder.fingerprint) if paths else ("", "")
-            frames = recipe.model.num_frames
-            videos = {v: inspect_features(path, *encoder, opened.compression, frames) for v, path in paths.items()}
+            settings = (*encoder, opened.compression, recipe.model)
+            videos = {video: inspect_features(path, *settings) for video, path in paths.items()}
         samples += _join(source, rows, videos, say)
     require_plain_texts(samples, opened.processor)
     if num_moved := count_moved_videos(samples, opened.processor):

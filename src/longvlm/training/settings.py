@@ -82,7 +82,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build_settings(kind, {} if value is None else value, where)
     if kind is Path and isinstance(value, str) and value:
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise LongVLMError(f"{where} is {value!r}, and there is no home folder of that user.") from error
     if kind is float and not isinstance(value, bool):
         try:
             return float(value)  # YAML takes 2e-5, without a point, for a text
