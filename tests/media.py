@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,9 @@ import pytest
 import torch
 
 _BITS = 12
+
+
+CERTIFICATE = Path(__file__).parent / "certificates" / "localhost.pem"  # of 127.0.0.1, signed by itself, until 2126
 
 
 def barcode(number: int, width: int = 96, height: int = 64) -> np.ndarray:
@@ -144,12 +148,12 @@ def write_long_video(path: Path, seconds: int, *, fps: int = 25) -> Path:
 
 @contextmanager
 def serve_folder(
-    folder: Path, *, ranges: bool, endless: bool = False, stalls_after: int | None = None
+    folder: Path, *, ranges: bool, endless: bool = False, stalls_after: int | None = None, secure: bool = False
 ) -> Iterator[str]:
     """Serve a folder over http on this machine and yield its address.
 
     Without `ranges` every file comes whole; an `endless` one has no stated length and never ends after that. After so
-    many requests the server `stalls`: it takes them and says nothing.
+    many requests the server `stalls`: it takes them and says nothing. A `secure` one speaks https, with CERTIFICATE.
     """
     stopped, requests = threading.Event(), itertools.count(1)
 
@@ -201,9 +205,13 @@ def serve_folder(
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if secure:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_suffix(".key"))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if secure else ''}://127.0.0.1:{server.server_port}"
     finally:
         stopped.set()
         server.shutdown()

@@ -53,6 +53,14 @@ def test_files_get_the_mode_that_files_get_here(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"closed", "usual"}
 
 
+def test_a_file_keeps_its_mode(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.touch()
+    private.chmod(0o600)
+    write_whole(private, b"new")
+    assert private.stat().st_mode & 0o777 == 0o600 and private.read_bytes() == b"new"
+
+
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(LongVLMError, match="Another process is at work in"), locked(tmp_path):
         pass

@@ -37,8 +37,9 @@ def write_whole(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A file of the same ending to write, which takes the place of `path` when all has gone well. Raises OSError.
 
-    It gets the mode that files usually get here; safetensors would let nobody but the owner read its files. A link
-    stays one, and a device or a pipe, which holds nothing to keep, is written to itself.
+    It keeps the mode of the file that was there, or gets the one that files usually get here; safetensors would let
+    nobody but the owner read its files. A link stays one, and a device or a pipe, which holds nothing to keep, is
+    written to itself.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -47,9 +48,9 @@ def replacing(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as folder:
         whole = Path(folder) / f"file{path.suffix}"  # by which libraries know the format
         whole.touch()
-        usual_mode = whole.stat().st_mode
+        mode = (target if target.exists() else whole).stat().st_mode
         yield whole
-        whole.chmod(usual_mode)
+        whole.chmod(mode)
         whole.replace(target)
 
 

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 _Item = TypeVar("_Item")
 
-_LOOK_UP_SECONDS = 0.2  # how often a thread that waits for room sees whether it is still wanted
+_LOOK_UP_SECONDS = 0.2  # how often one who waits for room, or for an item, sees whether that is still wanted
 
 
 class _End(NamedTuple):
@@ -39,14 +39,17 @@ class WorkingAhead(Generic[_Item]):
         return self
 
     def __next__(self) -> _Item:
-        if self._is_left.is_set():
-            raise StopIteration
-        item = self._made.get()
-        if not isinstance(item, _End):
-            return item
-        self._made.put(item)  # for whoever asks again
-        if item.error is not None:
-            raise item.error
+        while not self._is_left.is_set():
+            try:
+                item = self._made.get(timeout=_LOOK_UP_SECONDS)
+            except queue.Empty:
+                continue
+            if not isinstance(item, _End):
+                return item
+            self._made.put(item)  # for whoever asks again
+            if item.error is not None:
+                raise item.error
+            break
         raise StopIteration
 
     @property

@@ -1,6 +1,7 @@
 """What may not be opened is refused in a clear sentence, and nothing is fetched on a file's behalf."""
 
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from media import serve_folder, write_audio, write_video
+from media import CERTIFICATE, serve_folder, write_audio, write_video
 
 from longvlm.errors import LongVLMError
 from longvlm.stages.video import Sampling, open_video
@@ -194,6 +195,44 @@ def test_a_closed_reader_says_so(tmp_path, at_address):
             pass
         with pytest.raises(LongVLMError, match=r"video\.mp4 is closed"):
             next(video.segments(Sampling(), frames_per_segment=4, image_size=32, fit="squash"))
+
+
+@pytest.mark.parametrize("at_address", [False, True], ids=["file", "address"])
+def test_a_reader_that_is_closed_amid_its_segments_says_so(tmp_path, at_address):
+    path = write_video(tmp_path / "video.mp4", 20)
+    with serve_folder(tmp_path, ranges=True) as address:
+        with open_video(f"{address}/video.mp4" if at_address else path) as video:
+            segments = video.segments(Sampling(num_frames=20), frames_per_segment=4, image_size=32, fit="squash")
+            next(segments)
+        with pytest.raises(LongVLMError, match=r"video\.mp4 is closed"):
+            next(segments)
+
+
+def test_a_server_that_nobody_vouches_for_is_refused(tmp_path, monkeypatch):
+    write_video(tmp_path / "video.mp4", 20)
+    with serve_folder(tmp_path, ranges=True, secure=True) as address:
+        assert "the server's certificate (SSL_CERT_FILE names whom to trust)" in refusal(f"{address}/video.mp4")
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        with open_video(f"{address}/video.mp4") as video:
+            assert video.info.num_frames == 20
+
+
+def test_an_address_is_reached_through_a_proxy(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        heard = []
+
+        def listen():
+            connection, _ = proxy.accept()
+            with connection:
+                heard.append(connection.recv(1000))
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        refusal("https://example.invalid/video.mp4")
+        listener.join(10)
+    assert heard[0].startswith(b"CONNECT example.invalid:443")
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "avi"])

@@ -87,15 +87,36 @@ def test_every_frame_has_the_time_that_ffprobe_reports_and_its_own_pixels(tmp_pa
     np.testing.assert_allclose(shown[: len(expected)], expected, atol=1e-6)
 
 
+def test_recordings_joined_byte_by_byte_are_refused_with_the_remedy(tmp_path):
+    parts = [write_video(tmp_path / name).read_bytes() for name in ("a.ts", "b.ts")]
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    with pytest.raises(LongVLMError, match=r"clock of joined\.ts starts anew .* ffmpeg -i IN -c copy OUT\.mp4"):
+        open_video(tmp_path / "joined.ts")
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_times_count_from_the_first_frame_that_can_be_shown(tmp_path, b_frames):
+    content = write_video(tmp_path / "whole.ts", 100, keyframe_distance=50, b_frames=b_frames).read_bytes()
+    packet = 188  # of a transport stream
+    (tmp_path / "amid.ts").write_bytes(content[len(content) * 3 // 10 // packet * packet :])
+    frames, video = read(tmp_path / "amid.ts", Sampling(num_frames=None, fps=25))
+    assert video.info.num_frames == len(frames) == 50 and video.lost_seconds == 0
+    assert [number for _, number in frames] == list(range(50, 100))
+    np.testing.assert_allclose([time for time, _ in frames], np.arange(50) / 25, atol=1e-6)
+
+
 @pytest.mark.parametrize("threads", [1, 3], ids=["one_decoder", "three_decoders"])
-@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4", "libsvtav1"])
 def test_what_is_skipped_on_the_way_changes_no_pixel(tmp_path, codec, threads):
     """Few frames, each reached from the keyframe before it, by several decoders or one: as if all were decoded."""
     path = tmp_path / "scene.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=12)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        stream.codec_context.gop_size, stream.codec_context.max_b_frames = 24, 0 if codec == "libvpx-vp9" else 3
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = (
+            24,
+            3 if codec in ("libx264", "libx265", "mpeg4") else 0,
+        )
         for _, pixels in scene_frames(make_scene(3, 20.0), width=96, height=64, fps=12):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -27,6 +28,16 @@ def test_crop_equals_the_clip_processor(shape):
     picture = noise(*shape)
     expected = pixels_of(CLIPImageProcessorPil(), picture)
     torch.testing.assert_close(fit_picture(picture, 224, "crop").float(), expected.float(), atol=1, rtol=0)
+
+
+def test_the_middle_of_a_very_long_picture_is_cropped_without_scaling_all_of_it():
+    picture = np.repeat(noise(4, 4000), 2, axis=0)
+    whole = Image.fromarray(picture).resize((56 * 500, 56), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole.crop((13972, 0, 14028, 56)))
+    fitted = fit_picture(picture, 56, "crop").permute(1, 2, 0).numpy()
+    assert np.abs(fitted.astype(int) - expected).mean() < 3
+    longer = np.zeros((1, 60_000, 3), dtype=np.uint8)
+    assert fit_picture(longer, 336, "crop").shape == (3, 336, 336)  # else some 80 GB
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -64,6 +64,16 @@ def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path):
     np.testing.assert_array_equal(segment.pixels[0, :, 0].numpy(), (ramp[0] // 257)[None].repeat(3, 0))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])
+def test_what_is_transparent_stands_on_white(tmp_path, mode):
+    image = Image.new("RGBA", (8, 6), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 6))
+    image.convert(mode).save(tmp_path / "drawing.png")
+    with open_video(tmp_path / "drawing.png") as video:
+        (segment,) = video.segments(Sampling(num_frames=1), frames_per_segment=1, image_size=8, fit="squash-nearest")
+    assert segment.pixels[0, :, :, :4].max() == 0 and segment.pixels[0, :, :, 4:].min() == 255
+
+
 def test_exif_orientation_is_applied(tmp_path):
     upright = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
     image = Image.fromarray(np.rot90(upright).copy())

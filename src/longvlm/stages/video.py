@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice, repeat
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from longvlm.stages.video_container import ContainerSource
 from longvlm.stages.video_fitting import fit_picture
 from longvlm.stages.video_pictures import IMAGE_SUFFIXES, ArraySource, ImageSource, PictureSource
 from longvlm.types import MOST_FRAMES, Fit, Frames, Sampling, VideoInfo, fill_places
+
+_Frame = TypeVar("_Frame")
 
 VideoSource = str | Path | Sequence[str | Path] | np.ndarray
 
@@ -146,8 +149,6 @@ class VideoReader:
         def prepare(picture: np.ndarray) -> torch.Tensor:
             return fit_picture(picture, image_size, fit, self._source.pixel_aspect)
 
-        if self._is_closed:
-            raise LongVLMError(f"The reader of {self.info.name} is closed; read segments within its `with` block.")
         repetitions: Iterable[int]
         if isinstance(self._source, ContainerSource) and self._source.times_seconds is None and sampling.fps:
             repetitions, frames = repeat(1), self._source.read_live(_live_targets(self.info.name, sampling), prepare)
@@ -155,7 +156,7 @@ class VideoReader:
             positions = Counter(self._positions(sampling))
             repetitions, frames = positions.values(), self._source.read(list(positions), prepare)
         is_empty = True
-        for number, frame in zip(repetitions, frames, strict=False):  # a damaged video yields fewer
+        for number, frame in zip(repetitions, self._while_open(frames), strict=False):  # a damaged video yields fewer
             yield from repeat(frame, number)
             is_empty = False
         if is_empty:
@@ -163,6 +164,16 @@ class VideoReader:
                 f"No frame of {self.info.name} could be read from {sampling.start_seconds:g} s on; "
                 "choose another start."
             )
+
+    def _while_open(self, frames: Iterator[_Frame]) -> Iterator[_Frame]:
+        while True:
+            if self._is_closed:
+                raise LongVLMError(f"The reader of {self.info.name} is closed; read segments within its `with` block.")
+            try:
+                frame = next(frames)
+            except StopIteration:
+                return
+            yield frame
 
     def _positions(self, sampling: Sampling) -> list[int]:
         """Which of the presented frames are wanted, in ascending order; repeated ones appear repeatedly."""

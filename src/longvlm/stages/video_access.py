@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import stat
 import threading
 import unicodedata
@@ -13,6 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import url2pathname
 
 from longvlm.errors import LongVLMError
 
@@ -31,8 +33,8 @@ _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,gif,apng,o
 _REFERRING_FORMATS = "hls,dash,concat"
 _PROTOCOLS = {
     "file": "file",
-    "http": "http,https,tcp,tls",
-    "https": "http,https,tcp,tls",
+    "http": "http,https,httpproxy,tcp,tls",
+    "https": "http,https,httpproxy,tcp,tls",
     "rtsp": "rtsp,rtp,rtcp,udp,tcp",
     "rtsps": "rtsp,rtp,rtcp,srtp,udp,tcp,tls",
 }
@@ -56,7 +58,7 @@ def source_scheme(source: str) -> str:
 
 def local_path(source: str) -> Path:
     """The path of a local source, given plainly or as a file:// address."""
-    path = Path(unquote(split_address(source).path) if source.lower().startswith("file://") else source)
+    path = Path(url2pathname(split_address(source).path) if source.lower().startswith("file://") else source)
     try:
         return path.expanduser()
     except RuntimeError:  # a name that begins with ~ and is no user's
@@ -145,6 +147,8 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
         options["multiple_requests"] = "1"
         # PyAV's own limit holds for one call at a time, and a reader that is let go of switches it off.
         options["rw_timeout"] = str(int(NETWORK_TIMEOUT_SECONDS * 1e6))
+    if scheme != "file" or allow_references:
+        options |= {"tls_verify": "1", "ca_file": _trusted_certificates()}
     if scheme.startswith("rtsp"):
         formats += ",rtsp,sdp,rtp"
         options["rtsp_transport"] = "tcp"
@@ -157,6 +161,13 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
         return av.open(target, mode="r", options=options, timeout=timeout, metadata_errors="replace")
     except av.FFmpegError as error:
         raise _explain(source, scheme, error) from error
+
+
+def _trusted_certificates() -> str:
+    """The file that SSL_CERT_FILE names, the system's, or that of the package certifi."""
+    import certifi
+
+    return ssl.get_default_verify_paths().cafile or certifi.where()
 
 
 def _check_file(path: Path, allow_references: bool) -> None:
@@ -197,7 +208,10 @@ def _explain(source: str, scheme: str, error: Exception) -> LongVLMError:
         return LongVLMError(f"{name} is not a video in a known format; give an mp4, mkv, webm, mov, avi, ts or gif.")
     if scheme == "file":
         return LongVLMError(f"Can't open {name}: {reason}.")
-    return LongVLMError(f"Can't reach {name}: {reason}. Check the address and the network, or download it first.")
+    checked = "the address and the network"
+    if scheme in ("https", "rtsps"):
+        checked = "the address, the network and the server's certificate (SSL_CERT_FILE names whom to trust)"
+    return LongVLMError(f"Can't reach {name}: {reason}. Check {checked}, or download it first.")
 
 
 def _is_mp4(path: Path) -> bool:
@@ -214,15 +228,20 @@ class BlockingCalls:
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._is_finished = False
         threading.Thread(target=self._work, name="longvlm-network", daemon=True).start()
 
     def run(self, call: Callable[[], _Result]) -> _Result:
+        """What the call returns, or raises. Raises RuntimeError after `finish`."""
+        if self._is_finished:
+            raise RuntimeError("there are no more calls to be made here")
         future: Future[_Result] = Future()
         self._calls.put((call, future))
         return future.result()
 
     def finish(self, call: Callable[[], object] | None = None) -> None:
         """Make a last call once the one under way, if any, has returned; doesn't wait for either."""
+        self._is_finished = True
         if call is not None:
             self._calls.put((call, Future()))
         self._calls.put(None)

@@ -64,6 +64,8 @@ class ContainerSource:
             if first is None:
                 codec = self._decoder.stream.codec_context.name
                 raise LongVLMError(f"No frame of {self._name} can be decoded ({codec}); convert it to H.264 mp4.")
+            if self._timeline is not None:
+                self._timeline = self._timeline.begun_with(first.pts)
             self._missing_seconds = self.lost_seconds = self._seconds_missing()
             self._orientation = _display_matrix(first.frame)
             stretch, is_turned = self._stretch(), _is_turned(self._orientation)
@@ -191,6 +193,11 @@ class ContainerSource:
         )
         if timeline is None:
             raise LongVLMError(f"{self._name} holds no frames: the length of its video is zero. Give another video.")
+        if timeline.starts_anew:
+            raise LongVLMError(
+                f"The clock of {self._name} starts anew somewhere, as where recordings were joined as they are. Give "
+                "it one clock: ffmpeg -i IN -c copy OUT.mp4."
+            )
         return timeline
 
     def _known_timeline(self) -> Timeline:

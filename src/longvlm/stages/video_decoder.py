@@ -206,6 +206,11 @@ class Decoder:
         is_unwanted = packet.pts is not None and packet.pts < self._unwanted_before_pts
         return "NONREF" if is_unwanted else "DEFAULT"
 
+    @property
+    def _heeds_what_to_skip(self) -> bool:
+        """libdav1d, for AV1, asks once, when it opens, and would skip for good."""
+        return self.stream.codec_context.name != "libdav1d"
+
     def timestamps_are_guesses(self, timeline: Timeline) -> bool:
         """AVI stores no presentation times: with reordered frames, FFmpeg's are those of decoding order."""
         return (
@@ -238,7 +243,7 @@ class Decoder:
                 yield alone
                 continue
             key = timeline.keyframe_before(pts)
-            self._unwanted_before_pts = pts if may_skip else -math.inf
+            self._unwanted_before_pts = pts if may_skip and self._heeds_what_to_skip else -math.inf
             if cursor is None or (can_seek and timeline.keyframe_pts[key] > cursor.reached_pts):
                 cursor = Cursor(self.frames_from(timeline, key, can_seek=can_seek))
             goes_on = cursor.advance(pts)

@@ -12,6 +12,8 @@ from torch.nn import functional
 from longvlm.errors import LongVLMError
 from longvlm.types import Fit
 
+_LONGEST_SCALED = 16  # times the side that is kept
+
 # The mean colour of CLIP's training images: after normalisation the padding is close to zero.
 PAD_COLOUR = (122, 116, 104)
 
@@ -38,8 +40,13 @@ def fit_picture(picture: np.ndarray, image_size: int, fit: Fit, pixel_aspect: Fr
         short = min(height, shown_width)
         scaled_width, scaled_height = image_size * shown_width // short, image_size * height // short
         left, top = (scaled_width - image_size) // 2, (scaled_height - image_size) // 2
-        scaled = image.resize((scaled_width, scaled_height), bicubic)
-        fitted = scaled.crop((left, top, left + image_size, top + image_size))
+        middle = (left, top, left + image_size, top + image_size)
+        if max(scaled_width, scaled_height) <= _LONGEST_SCALED * image_size:
+            fitted = image.resize((scaled_width, scaled_height), bicubic).crop(middle)
+        else:  # what would be cropped off again might take gigabytes
+            across, down = image.width / scaled_width, image.height / scaled_height
+            box = (middle[0] * across, middle[1] * down, middle[2] * across, middle[3] * down)
+            fitted = image.resize((image_size, image_size), bicubic, box=box)
     elif fit == "pad":
         long = max(height, shown_width)
         scaled_size = max(1, round(image_size * shown_width / long)), max(1, round(image_size * height / long))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 _DIGESTED_BYTES_PER_KEYFRAME = 4096
+_MOST_FALLBACK_FRAMES = 25  # of times of decoding, which should not fall back at all
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,9 @@ class Timeline:
 
     pts (N,) int64, ascending and distinct; keyframe_pts and keyframe_dts (at least one), ascending, those
     included that an edit list hides; end_pts: the end of the last frame; end_byte: where in the file the
-    last packet ends; in_decoding_order: the timestamps ascend from packet to packet; cut_short: the last
-    packet was damaged and is left out; digest: a hash of times and keyframes.
+    last packet ends; in_decoding_order: the timestamps ascend from packet to packet; starts_anew: they fall back
+    somewhere, as where recordings were joined byte by byte; cut_short: the last packet was damaged and is left out;
+    digest: a hash of times and keyframes.
     """
 
     pts: np.ndarray
@@ -32,6 +36,7 @@ class Timeline:
     end_pts: int
     end_byte: int
     in_decoding_order: bool
+    starts_anew: bool
     cut_short: bool
     digest: str
 
@@ -44,6 +49,14 @@ class Timeline:
     def frame_pts(self) -> int:
         """The usual distance of two frames; at least 1."""
         return max(1, int(np.median(np.diff(self.pts)))) if len(self.pts) > 1 else 1
+
+    def begun_with(self, first_pts: int) -> Timeline:
+        """Without what comes before the first frame that decodes, if that is the first keyframe: where a recording
+        begins amid a group of pictures, players show nothing of that.
+        """
+        if first_pts > self.keyframe_pts[0]:  # the beginning is damaged, and keeps its times
+            return self
+        return dataclasses.replace(self, pts=self.pts[self.pts >= first_pts])
 
     def keyframe_before(self, pts: int) -> int:
         """Index of the last keyframe presented at or before `pts`; the first one if there is none."""
@@ -60,6 +73,7 @@ def scan_timeline(packets: Iterable[Packet], *, stream_index: int, one_frame_pts
     pts, keyframes_pts, keyframes_dts = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
     end_pts, end_byte, last_is_corrupt = 0, 0, False
+    latest_dts, most_fallback, starts_anew = -math.inf, _MOST_FALLBACK_FRAMES * one_frame_pts, False
     for packet in packets:
         end_byte = max(end_byte, (packet.pos or 0) + packet.size)
         if packet.pts is None or packet.stream_index != stream_index:
@@ -68,6 +82,9 @@ def scan_timeline(packets: Iterable[Packet], *, stream_index: int, one_frame_pts
             keyframes_pts.append(packet.pts)
             keyframes_dts.append(packet.pts if packet.dts is None else packet.dts)
             digest.update(bytes(packet)[:_DIGESTED_BYTES_PER_KEYFRAME])
+        if packet.dts is not None:
+            starts_anew = starts_anew or packet.dts < latest_dts - most_fallback
+            latest_dts = max(latest_dts, packet.dts)
         if packet.is_discard:
             continue
         pts.append(packet.pts)
@@ -91,6 +108,7 @@ def scan_timeline(packets: Iterable[Packet], *, stream_index: int, one_frame_pts
         end_pts=end_pts,
         end_byte=end_byte,
         in_decoding_order=np.array_equal(ordered, in_packet_order),
+        starts_anew=starts_anew,
         cut_short=last_is_corrupt,
         digest=digest.hexdigest(),
     )
