@@ -19,7 +19,14 @@ import torch
 from longvlm.clock import StageClock
 from longvlm.errors import LongVLMError
 from longvlm.index_builder import IndexBuilder
-from longvlm.model.checkpoints import load_config, load_encoder, load_model, load_processor, resolve_model
+from longvlm.model.checkpoints import (
+    load_config,
+    load_encoder,
+    load_model,
+    load_processor,
+    require_four_bits,
+    resolve_model,
+)
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.placement import choose_device, choose_dtype
@@ -96,6 +103,8 @@ class LongVLM:
         times are written between visual tokens.
         Raises LongVLMError for an unknown model, device, dtype or setting, and for parts that don't fit.
         """
+        if load_in_4bit:
+            require_four_bits()
         chosen_device = choose_device(device)
         chosen_dtype = choose_dtype("float32" if model is None and dtype is None else dtype, chosen_device)
         folder = resolve_model(model)

@@ -146,6 +146,17 @@ def test_a_tokenizer_in_sentencepieces_format_is_read(tmp_path):
         assert load_tokenizer(tmp_path)(text)["input_ids"] == [1, *model.encode(text)]
 
 
+@pytest.mark.parametrize("model_type", ["llama", "llava", "llava_llama"])
+def test_a_tokenizer_in_sentencepieces_format_is_that_of_llavas_training(tmp_path, model_type):
+    model = SentencePieceProcessor(model_file=str(save_sentencepiece(tmp_path)))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "added_tokens.json").write_text('{"<im_start>": 80, "<im_end>": 81}')
+    ids = load_tokenizer(tmp_path)("who<im_start>is there?<im_end>what</s>video", add_special_tokens=False)["input_ids"]
+    # As transformers 4.28 had it: each piece between control tokens by itself, with a blank before it.
+    parts = [model.encode(piece) for piece in ("who", "is there?", "what", "video")]
+    assert ids == [*parts[0], 80, *parts[1], 81, *parts[2], 2, *parts[3]]
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"model": {"type": "OfTomorrow"}}', "no JSON"])
 def test_a_tokenizer_file_that_can_not_be_read_is_one_line(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
@@ -188,6 +199,21 @@ def test_a_projector_brings_its_tokens(llava, tmp_path):
     frames = torch.randint(0, 256, (10, 60, 80, 3), dtype=torch.uint8).numpy()
     index = model.encode(frames, num_frames=10)
     model.ask(index, "word1 word2", max_new_tokens=3)
+
+
+def test_rows_behind_a_bases_words_make_room_for_a_projectors_tokens(tmp_path, tower):
+    base, config = random_llama(rows=NUM_WORDS + 8)
+    weights, llava_config = random_llava(base, config)
+    weights |= {name: base[name] for name in (EMBEDDINGS, HEAD)}
+    llava_config |= {"vocab_size": NUM_WORDS + 8, "mm_vision_tower": str(tower)}
+    save_checkpoint(tmp_path / "llava", weights, llava_config, make_words())
+    laid = save_projector(tmp_path / "mm_projector.bin")
+    model = LongVLM.from_pretrained(tmp_path / "llava", projector=tmp_path / "mm_projector.bin", **FLOAT)
+    whole, known = model.language_model, weights[HEAD][:NUM_WORDS].half().float()
+    assert torch.equal(whole.get_input_embeddings().weight, laid[EMBEDDINGS].half().float())
+    assert torch.equal(whole.lm_head.weight[:NUM_WORDS], known)
+    mean = weights[HEAD][:NUM_WORDS].half().float().mean(0).half().float()
+    assert torch.equal(whole.lm_head.weight[NUM_WORDS:], mean.expand(NUM_NEW, -1))
 
 
 def test_a_projector_without_new_rows_leaves_the_tokens(llava, tmp_path):

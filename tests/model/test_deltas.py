@@ -71,6 +71,17 @@ def test_a_delta_gives_back_its_target(tmp_path: Path, files: str, num_shards: i
     assert {path.name for path in tmp_path.iterdir()} == {"base", "target", "delta", "again"}
 
 
+def test_a_frozen_tower_among_the_targets_tensors_stands_alone(tmp_path: Path) -> None:
+    base, config = random_llama()
+    target, target_config = random_llava(base, config)
+    target["model.vision_tower.vision_tower.x.weight"] = torch.ones(2, 3).half()
+    save_checkpoint(tmp_path / "base", base, config, make_words())
+    save_checkpoint(tmp_path / "target", target, target_config, make_words("<a>", "<b>", "<c>"))
+    make_delta(tmp_path / "base", tmp_path / "target", tmp_path / "delta")
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "again")
+    assert_equal_to_float16_rounding(read_weights(tmp_path / "again"), target)
+
+
 @pytest.mark.parametrize("target_tied", [False, True])
 @pytest.mark.parametrize("base_tied", [False, True])
 def test_tied_and_untied_heads(tmp_path: Path, base_tied: bool, target_tied: bool) -> None:

@@ -65,6 +65,30 @@ def test_a_projector_is_merged_where_the_config_names_no_tower(tmp_path: Path) -
     assert all(torch.equal(merged[name], laid[name]) for name in laid)
 
 
+def test_a_tower_of_another_width_is_refused_at_once(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "bare", {"mm_hidden_size": 99})
+    with pytest.raises(LongVLMError, match=r"features of width 24, but the model's projector reads 99"):
+        load_config(folder, vision_tower=str(save_tower(tmp_path / "tower")))
+
+
+def test_quantised_weights_are_refused_by_that_name(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "awq", {"quantization_config": {"quant_method": "awq", "bits": 4}})
+    with pytest.raises(LongVLMError, match="awq holds quantised weights"):
+        load_config(folder, vision_tower=str(save_tower(tmp_path / "tower")))
+
+
+def test_the_first_llava_has_its_marks_around_a_video(tmp_path: Path) -> None:
+    tower = save_tower(tmp_path / "tower")
+    weights, config = random_llava(*random_llama())
+    words = make_words("<im_patch>", "<im_start>", "<im_end>")
+    for learned, marks in ((True, ("<im_start>", "<im_end>")), (False, (None, None))):
+        settings = config | {"mm_vision_tower": str(tower), "mm_use_im_start_end": learned}
+        processor = open_model(save_checkpoint(tmp_path / str(learned), weights, settings, words)).processor
+        assert (processor.video_start_token, processor.video_end_token) == marks
+        text = processor.prompt([{"role": "user", "content": [{"type": "video"}]}], num_segments=1)
+        assert ("<im_start><vid_patch>" in text and "<vid_patch><im_end>" in text) == learned
+
+
 def test_a_llama_alone_is_refused_by_its_type(tmp_path: Path) -> None:
     base, config = random_llama()
     folder = save_checkpoint(tmp_path / "llama", base, config, make_words())

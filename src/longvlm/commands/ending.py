@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from longvlm.commands import console
-from longvlm.errors import LongVLMError
+from longvlm.errors import LongVLMError, one_line
 from longvlm.index.video_folders import shorten
 
 LEFT_SOMETHING_OUT, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -31,6 +31,11 @@ _GRACE_SECONDS = {INTERRUPTED: 0.5, TERMINATED: 5.0}
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
 # typer exports only this child of the class that all its complaints about the command line share
 _USAGE_ERROR: Any = typer.BadParameter.__base__
+
+_IN_LESS_MEMORY = (
+    "Look at fewer frames (--num-frames), choose --dtype bfloat16 or --load-in-4bit, or another --device; "
+    "`longvlm plan` tells what is needed."
+)
 
 _ending = threading.Lock()  # two threads may want to end the process, but one line is enough
 
@@ -76,6 +81,11 @@ def _run(app: typer.Typer, name: str) -> int:
     except Exception as failure:  # noqa: BLE001 - nothing is swallowed: its traceback is printed
         if isinstance(failure, OSError) and failure.errno in _REFUSALS:
             return _tell_refusal(failure)
+        if (
+            isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError"
+        ):  # torch's, not imported here
+            console.error(f"The memory does not hold this ({one_line(failure)}). {_IN_LESS_MEMORY}")
+            return MISTAKE
         traceback.print_exc()
         return DEFECT
 

@@ -101,9 +101,11 @@ def load_config(
         if is_original_layout(raw, folder):
             named = name_tower(raw, folder, vision_tower)
             tower = resolve_model(named) if vision_tower else _find_named_tower(named, folder)
-            vision_tower = named
+            vision_tower, tower_config = named, load_tower_config(tower)
+            if raw.get("mm_hidden_size") not in (None, tower_config.hidden_size):
+                raise _unfit_tower(named, tower_config.hidden_size, raw["mm_hidden_size"])
             with _config_that_fits(folder):
-                config = convert_original(raw, folder, load_tower_config(tower), read_image_settings(tower).fit)
+                config = convert_original(raw, folder, tower_config, read_image_settings(tower).fit)
         else:
             fit = read_image_settings(resolve_model(vision_tower) if vision_tower else folder).fit
             config = LongVLMConfig.from_llava(_read_config(folder), fit=fit)
@@ -135,11 +137,15 @@ def _find_named_tower(tower: str, folder: Path) -> Path:
 def _replace_tower(config: LongVLMConfig, vision_tower: str) -> None:
     tower_config = load_tower_config(resolve_model(vision_tower))
     if tower_config.hidden_size != config.vision_config.hidden_size:
-        raise LongVLMError(
-            f"The vision tower {vision_tower} has features of width {tower_config.hidden_size}, but the "
-            f"model's projector reads {config.vision_config.hidden_size}; choose a tower of that width."
-        )
+        raise _unfit_tower(vision_tower, tower_config.hidden_size, config.vision_config.hidden_size)
     config.vision_config, config.vision_tower = tower_config, vision_tower
+
+
+def _unfit_tower(vision_tower: str, width: int, wanted: int) -> LongVLMError:
+    return LongVLMError(
+        f"The vision tower {vision_tower} has features of width {width}, but the model's projector reads {wanted}; "
+        "choose a tower of that width."
+    )
 
 
 def load_tower_config(folder: Path) -> PreTrainedConfig:
@@ -274,7 +280,7 @@ def load_processor(folder: Path, config: LongVLMConfig) -> LongVLMProcessor:
         video_token = "<vid_patch>"
         tokenizer.add_special_tokens({"additional_special_tokens": [video_token]}, replace_extra_special_tokens=False)
     images = read_image_settings(_tower_folder(folder, config))
-    start, end = video_marks(tokenizer, config.video_token_index)
+    start, end = video_marks(read_json(folder / "config.json"), tokenizer, config.video_token_index)
     return LongVLMProcessor(
         tokenizer,
         video_token=video_token,
@@ -293,7 +299,10 @@ def _read_chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
-        return read_json(folder / "chat_template.json")["chat_template"]
+        template = read_json(folder / "chat_template.json").get("chat_template")
+        if not isinstance(template, str):
+            raise LongVLMError(f"{folder / 'chat_template.json'} holds no text 'chat_template'; mend or remove it.")
+        return template
     return settings.get("chat_template")
 
 
@@ -366,11 +375,16 @@ def require_complete(report: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+def require_four_bits() -> None:
+    """Raise LongVLMError where weights can't be loaded in 4 bits."""
     if not torch.cuda.is_available():
         raise LongVLMError("Loading in 4 bits needs a CUDA device, and none is available; leave load_in_4bit out.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise LongVLMError("Loading in 4 bits needs bitsandbytes: pip install 'longvlm[quantization]'.")
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    require_four_bits()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -21,7 +21,7 @@ from longvlm.model.llava_config import load_tokenizer, read_json
 from longvlm.model.placement import choose_dtype
 from longvlm.model.settings_files import copy_settings, has_tokenizer
 from longvlm.model.weight_files import StoredTensor, open_tensors
-from longvlm.model.weight_names import ORIGINAL_PROJECTOR, is_recomputed
+from longvlm.model.weight_names import ORIGINAL_PROJECTOR, is_recomputed, is_tower
 from longvlm.model.weight_writing import MAX_SHARD_SIZE, OnProgress, require_new_folder, whole_folder, write_weights
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -115,7 +115,7 @@ def _pair_tensors(base: Path, other: Path) -> dict[str, tuple[StoredTensor, Stor
     ours = _open_language_model(other, with_head=False)
     pairs: dict[str, tuple[StoredTensor, StoredTensor | None]] = {}
     for name, tensor in ours.items():
-        if name.startswith(ORIGINAL_PROJECTOR):
+        if name.startswith(ORIGINAL_PROJECTOR) or is_tower(name):
             pairs[name] = tensor, None
         elif name not in theirs:
             raise _misfit(base, other, f"it lacks {name}")

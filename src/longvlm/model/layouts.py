@@ -46,6 +46,11 @@ def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
         "spatial"
     ):
         model_type = "llava_mistral"  # whatever its language model calls itself
+    if raw.get("quantization_config"):
+        raise LongVLMError(
+            f"{folder} holds quantised weights, which are not read; give the checkpoint that they were made from, with "
+            "--load-in-4bit (load_in_4bit=True) where memory is short."
+        )
     if model_type in REFUSED_FAMILIES:
         raise LongVLMError(
             f"{folder} is of type {model_type!r}, which is not supported ({REFUSED_FAMILIES[model_type]}); "

@@ -18,6 +18,7 @@ from longvlm.types import Compression, Fit
 
 # What the reference adds to a tokenizer, in this order.
 VIDEO_TOKENS = ("<vid_patch>", "<vid_start>", "<vid_end>")
+_PICTURE_MARKS = ("<im_start>", "<im_end>")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,20 @@ def read_image_settings(folder: Path) -> ImageSettings:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer, never with code of its own. Raises LongVLMError where there is none."""
     with readable_tokenizer(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **_reading_sentencepiece(folder))
+
+
+def _reading_sentencepiece(folder: Path) -> dict[str, Any]:
+    """How a folder with LLaMA's `tokenizer.model` alone is read: as LLaMA's, whatever its config calls the model, and
+    as the tokenizer was when LLaVA was trained ("legacy"), with a blank before what follows a control token.
+    """
+    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
+        return {}
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    if not str(settings.get("tokenizer_class", "LlamaTokenizer")).startswith("LlamaTokenizer"):
+        return {}
+    return {"config": AutoConfig.for_model("llama"), "legacy": settings.get("legacy", True)}
 
 
 @contextmanager
@@ -98,8 +112,8 @@ def readable_tokenizer(folder: Path) -> Iterator[None]:
 def convert_original(raw: dict[str, Any], folder: Path, tower_config: PreTrainedConfig, fit: Fit) -> LongVLMConfig:
     """A config of LLaVA's own repository (a LLaMA config with `mm_*` keys), with its tower's config.
 
-    The tokenizer of LLaVA's own has no token for a picture, so the first id behind the vocabulary stands for a visual
-    token. One that the reference has trained has the video's tokens, and tells it apart.
+    LLaVA's own code has no token in the prompt for a visual token, so the first id behind the vocabulary stands for
+    one. A checkpoint that the reference has trained has the video's tokens, and tells it apart.
     """
     projector = raw.get("mm_projector_type") or "linear"
     if projector not in ("linear", "mlp2x_gelu"):
@@ -112,7 +126,7 @@ def convert_original(raw: dict[str, Any], folder: Path, tower_config: PreTrained
         image_token_index=len(tokenizer),
         vision_feature_layer=raw.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if raw.get("mm_vision_select_feature") == "cls_patch" else "default",
-        dtype=raw.get("torch_dtype"),
+        dtype=raw.get("torch_dtype") or raw.get("dtype"),
     )
     config = LongVLMConfig.from_llava(llava, fit="pad" if raw.get("image_aspect_ratio") == "pad" else fit)
     config.projector_num_layers = 1 if projector == "linear" else 2
@@ -130,10 +144,17 @@ def follow_the_paper(config: LongVLMConfig, tokenizer: PreTrainedTokenizerBase) 
     config.video_token_index = tokenizer.convert_tokens_to_ids(VIDEO_TOKENS[0])
 
 
-def video_marks(tokenizer: PreTrainedTokenizerBase, video_token_id: int) -> tuple[str, str] | tuple[None, None]:
-    """What stands around a video's tokens: the reference's marks, where its tokens are the tokenizer's own."""
+def video_marks(
+    raw: dict[str, Any], tokenizer: PreTrainedTokenizerBase, video_token_id: int
+) -> tuple[str, str] | tuple[None, None]:
+    """What stands around a video's tokens: the reference's marks, where its tokens are the tokenizer's own; else those
+    around a picture, where the checkpoint with the config.json `raw` has learned them, as the first LLaVA has.
+    """
     vocabulary = tokenizer.get_vocab()
     patch, start, end = VIDEO_TOKENS
     if vocabulary.get(patch) == video_token_id and start in vocabulary and end in vocabulary:
+        return start, end
+    start, end = _PICTURE_MARKS
+    if raw.get("mm_use_im_start_end") and start in vocabulary and end in vocabulary:
         return start, end
     return None, None

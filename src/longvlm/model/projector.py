@@ -120,8 +120,10 @@ class ReferenceProjector:
         merged |= {name: _as_dtype(tensor, dtype) for name, tensor in self.layers.items()}
         if self.embeddings is not None:
             merged[embeddings] = _as_dtype(self.embeddings, dtype)
+            num_rows = self.embeddings.shape[0]
             for name in [name for name in merged if name.endswith("lm_head.weight")]:
-                merged[name] = merged[name].grown(self.embeddings.shape[0])
+                if merged[name].shape[0] != num_rows:  # rows behind the words, which some bases have, go first
+                    merged[name] = merged[name].cut(num_rows - len(VIDEO_TOKENS)).grown(num_rows)
         return merged
 
 

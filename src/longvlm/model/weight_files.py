@@ -52,6 +52,11 @@ class StoredTensor:
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def cut(self, num_rows: int) -> StoredTensor:
+        """The first `num_rows` rows of a table, or all where there are fewer."""
+        kept = min(num_rows, self.shape[0])
+        return StoredTensor((kept, *self.shape[1:]), self.dtype, lambda: self.read()[:kept])
+
     def grown(self, num_rows: int) -> StoredTensor:
         """A table (R, width) with `num_rows` rows instead, at least R; those that are new are the mean of its own."""
 

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from longvlm.errors import LongVLMError
-from longvlm.model.checkpoints import resolve_model
+from longvlm.model.checkpoints import require_four_bits, resolve_model
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.prompting import context_length
 from longvlm.model.trained_part import Base, digest_checkpoint
@@ -72,6 +72,8 @@ def train(recipe: Recipe, say: Say = print) -> Path:
     arguments = _make_arguments(recipe)
     if recipe.learning_rates.lora is not None:
         require_peft()  # before hours of encoding
+    if recipe.model.load_in_4bit:
+        require_four_bits()
     if recipe.reports.tensorboard:
         require_tensorboard()
     with naming_what_is_not_written(recipe.output):

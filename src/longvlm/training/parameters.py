@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import embedding
 
 from longvlm.errors import LongVLMError
+from longvlm.model.llava_config import VIDEO_TOKENS
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.trained_part import TOWER_PREFIX, Base, TrainedPart
@@ -22,6 +23,7 @@ from longvlm.training.settings import require_known
 
 Part = Literal["encoder", "projector", "new_tokens", "language_model", "lora"]
 PROJECTOR_PREFIX = "model.multi_modal_projector."
+_VIDEO_MARKS = list(VIDEO_TOKENS[1:])
 _NEW_ROWS = "new_rows"
 _LOW_RANK = re.compile(r"\.lora_([AB])\.default\.weight$")
 # Names of parameters that weight decay leaves alone: what shifts and scales, in towers and language models alike.
@@ -76,7 +78,7 @@ def part_of(name: str) -> Part:
 def video_token_ids(processor: LongVLMProcessor) -> list[int]:
     """Ids of the tokens that only a model for videos knows; none for a base that is used without marks."""
     marks = [processor.video_start_token, processor.video_end_token]
-    if None in marks:
+    if marks != _VIDEO_MARKS:  # none, or those around a picture
         return []
     return sorted(processor.tokenizer.convert_tokens_to_ids([processor.video_token, *marks]))
 
@@ -84,10 +86,9 @@ def video_token_ids(processor: LongVLMProcessor) -> list[int]:
 def add_video_marks(model: LongVLMForConditionalGeneration, processor: LongVLMProcessor) -> None:
     """Give a base without them the tokens before and after a video; new rows are the mean of the others."""
     tokenizer = processor.tokenizer
-    if processor.video_start_token is None or processor.video_end_token is None:
-        marks = ["<vid_start>", "<vid_end>"]
-        tokenizer.add_special_tokens({"additional_special_tokens": marks}, replace_extra_special_tokens=False)
-        processor.video_start_token, processor.video_end_token = marks
+    if [processor.video_start_token, processor.video_end_token] != _VIDEO_MARKS:
+        tokenizer.add_special_tokens({"additional_special_tokens": _VIDEO_MARKS}, replace_extra_special_tokens=False)
+        processor.video_start_token, processor.video_end_token = _VIDEO_MARKS
     known = len(model.get_input_embeddings().weight)
     if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
