@@ -9,15 +9,20 @@ import typer.main
 
 from longvlm import cli
 from longvlm.commands.eval import TASKS
-from longvlm.training.recipe import bundled_recipes
+from longvlm.training.instructions import read_instructions
+from longvlm.training.recipe import bundled_recipes, load_recipe
 
 TORCHRUN = "torchrun --nproc-per-node 4 -m "
 WORKFLOW = (Path(__file__).parents[1] / "docs" / "workflow.md").read_text(encoding="utf-8")
 
 
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", WORKFLOW, flags=re.DOTALL | re.MULTILINE)
+    return [block for of, block in fenced if of == language]
+
+
 def commands() -> list[list[str]]:
-    blocks = re.findall(r"```\n(.*?)```", WORKFLOW, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
     split = [shlex.split(line.replace(TORCHRUN, ""), comments=True) for line in lines]
     return [words[1:] for words in split if words[:1] == ["longvlm"]]
 
@@ -29,6 +34,18 @@ def test_every_option_is_known(words: list[str]) -> None:
         name, *words = words
         command = command.commands[name]
     command.make_context(name, list(words))  # raises for what it doesn't know
+
+
+def test_the_examples_for_your_own_videos_are_read(tmp_path: Path) -> None:
+    examples = blocks("json")
+    assert len(examples) == 2
+    for example in examples:
+        (tmp_path / "mine.json").write_text(example)
+        (row,) = read_instructions(tmp_path / "mine.json")
+        assert row.video == "kitchen_01" and [turn.speaker for turn in row.turns] == ["human", "gpt"]
+    (recipe,) = blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(recipe)
+    assert load_recipe(tmp_path / "mine.yaml").data[0].videos == Path("videos")
 
 
 def test_the_tables_name_what_there_is() -> None:

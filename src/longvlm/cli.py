@@ -171,7 +171,8 @@ def extract(
 
     \b
       longvlm extract datasets/anet/v1-2/val -o features --model MODEL
-      longvlm extract video_list_v1_2_val.txt --video-folder datasets/anet/v1-2/val -o features
+      longvlm extract list.txt --video-folder datasets/anet/v1-2/val -o features \\
+          --vision-tower openai/clip-vit-large-patch14
     """
     from longvlm.commands.extract import extract
 
@@ -209,7 +210,8 @@ def plan(
 ) -> None:
     """Foretell tokens, memory and time.
 
-    Nothing is encoded; the chosen model's cost is worked out from its configuration and this machine's speed.
+    Nothing is encoded and no weights are read: the cost is worked out from the model's configuration and this
+    machine's speed. A hub model that is not in the cache yet is downloaded first, whole.
 
     \b
       longvlm plan film.mp4 --model llava-hf/llava-1.5-7b-hf --fps 1
@@ -242,7 +244,7 @@ def train(
     \b
       longvlm train tiny.yaml
       longvlm train paper.yaml output=runs/paper schedule.epochs=1 data.0.features=features/train
-      torchrun --nproc-per-node 4 -m longvlm train paper.yaml
+      torchrun --nproc-per-node 4 -m longvlm train paper.yaml model.base=LLAVA_7B data.0.features=features/train
     """
     from longvlm.commands.train import train
 

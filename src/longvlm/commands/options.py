@@ -24,7 +24,10 @@ class VideoOptions:
 
     num_frames: Annotated[
         int | None,
-        _option(min=1, help="Look at this many frames, evenly spread. Default: the model's (paper: 100)."),
+        _option(
+            min=1,
+            help="Look at this many frames, evenly spread. Default: the model's own; the paper's is 100.",
+        ),
     ] = None
     fps: Annotated[float | None, _option(help="Instead: look at this many frames per second.")] = None
     max_frames: Annotated[int | None, _option(min=1, help="With --fps: at most this many frames.")] = None
@@ -66,11 +69,14 @@ class EncoderOptions:
     ] = None
     vision_tower: Annotated[
         str | None,
-        _option(metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, if the checkpoint has none."),
+        _option(metavar="FOLDER|HUB_ID", help="Take the vision encoder from here, in place of the checkpoint's."),
     ] = None
     base: Annotated[
         str | None,
-        _option(metavar="FOLDER|HUB_ID", help="Where the base of a model trained in part lies, if it has moved."),
+        _option(
+            metavar="FOLDER|HUB_ID",
+            help="For a model that holds only what `longvlm train` changed: what it started from, if that has moved.",
+        ),
     ] = None
     device: Annotated[str | None, _option(help="cpu, cuda, cuda:1, … Default: CUDA if there is any.")] = None
     dtype: Annotated[
@@ -91,7 +97,7 @@ class ModelOptions(EncoderOptions):
 
     projector: Annotated[
         Path | None,
-        _option(metavar="FILE", help="Lay this mm_projector.bin of the reference over the checkpoint."),
+        _option(metavar="FILE", help="Use the projector in this mm_projector.bin, as the original code saves it."),
     ] = None
     load_in_4bit: Annotated[
         bool,
@@ -114,7 +120,10 @@ class JudgeOptions:
 
     judge_model: Annotated[
         str | None,
-        _option(metavar="NAME", help="Also ask this model for its judgement; the key is read from OPENAI_API_KEY."),
+        _option(
+            metavar="NAME",
+            help="Also ask this model, once an answer and axis; the key is read from OPENAI_API_KEY.",
+        ),
     ] = None
     judge_url: Annotated[
         str | None, _option(metavar="URL", help="Its OpenAI-compatible endpoint. Default: that of OpenAI.")
@@ -132,7 +141,7 @@ IndexOption = Annotated[
     _option(
         "--index",
         metavar="FILE",
-        help="Keep the encoded video here: used if it fits the video, model and options, made if not.",
+        help="A .longvlm file: used if it fits video, model and options; else the video is encoded and kept in it.",
     ),
 ]
 

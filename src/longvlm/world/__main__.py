@@ -14,7 +14,9 @@ from longvlm.commands.ending import run_to_end
 from longvlm.commands.options import ModelOptions, spread_options
 from longvlm.errors import LongVLMError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
+)
 
 
 @app.command()
