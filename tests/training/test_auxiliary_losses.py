@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+
+import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 
@@ -161,3 +164,42 @@ def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:
     difference = learner(**arguments, labels=labels)["loss"] - learner(**arguments)["loss"]
     looked = sum(head[5, 2] + head[6, 2] for head in (topics, again, naming)) / 2
     torch.testing.assert_close(difference, model(labels=labels, **batch).loss - looked, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_no_loss_reads_are_left_out_where_there_is_nothing_to_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model()
+    learner = ModelWithAuxiliaryLosses(model, state_layer=2, recall_layer=4)
+    place = model.config.video_token_index
+    input_ids = torch.tensor([[1, place, place, 5, 6]])
+    arguments = {
+        "input_ids": input_ids,
+        "visual_tokens": torch.randn(2, model.config.visual_width),
+        "states": torch.ones(2, len(STATE_SIZES), dtype=torch.int64),
+        "motions": torch.zeros(2, MOTION_NUMBERS),
+        "token_events": torch.tensor([0, 0]),
+        "token_frames": torch.tensor([0.0, 1.0]),
+        "is_name": input_ids == 5,
+        "recalls": torch.zeros(1, len(RECALL_SIZES), dtype=torch.int64),
+        "name_events": torch.tensor([0]),
+        "named": torch.zeros(1, 2, dtype=torch.int64),
+    }
+    seen: list[int] = []
+    for number, layer in enumerate(model.model.language_model.layers, start=1):
+        layer.register_forward_hook(lambda *_, number=number: seen.append(number))
+
+    def learn() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        learner.zero_grad()
+        seen.clear()
+        loss = learner(**arguments)["loss"]
+        loss.backward()
+        return loss, {name: one.grad for name, one in learner.named_parameters() if one.grad is not None}
+
+    loss, gradients = learn()
+    assert seen == [1, 2, 3, 4] and model.config.text_config.num_hidden_layers == 5
+    monkeypatch.setattr(learner, "_layers_up_to", lambda _: nullcontext())
+    whole_loss, whole_gradients = learn()
+    assert seen == [1, 2, 3, 4, 5] and torch.equal(loss, whole_loss)
+    assert gradients.keys() == whole_gradients.keys()
+    assert all(torch.equal(gradients[name], whole_gradients[name]) for name in gradients)

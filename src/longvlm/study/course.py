@@ -54,12 +54,15 @@ _READ = ("input_ids", "position_ids", "attention_mask", "visual_tokens")
 
 
 class Answer(NamedTuple):
-    """To one question about a scored video; `chance`: how likely the best guess is right."""
+    """To one question about a scored video; `chance`: how likely the best guess is right; `said`: the likeliest words,
+    each after the right ones before it.
+    """
 
     video: int
     kind: str
     is_right: bool
     chance: float
+    said: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +180,11 @@ class Study:
     def _score(
         self, model: LongVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, row: Row, seed: int
     ) -> Run:
-        """Whether greedy decoding would say each answer word for word, which one pass over the answers tells."""
+        """Whether greedy decoding would say each answer word for word, which one pass over the answers tells; "a" in
+        place of "an" is no other word.
+        """
         model.eval()
+        articles = torch.tensor(tokenizer.convert_tokens_to_ids(["a", "an"]))
         videos = self._videos(row, "held-out", tokenizer)
         answers: list[Answer] = []
         num_tokens = num_shown = num_objects = 0
@@ -189,10 +195,13 @@ class Study:
             batch = collate([example])
             guesses = model(**{name: batch[name] for name in _READ}).logits[0, :-1].argmax(-1)
             answer = batch["labels"][0, 1:]
-            is_wrong = (guesses != answer) & (answer != IGNORED)
+            is_said = answer != IGNORED
+            is_wrong = (guesses != answer) & is_said & ~(torch.isin(guesses, articles) & torch.isin(answer, articles))
             for branch, question in enumerate(questions, start=1):
-                is_right = not is_wrong[example["branches"][1:] == branch].any()
-                answers.append(Answer(number, question.kind, is_right, question.chance))
+                is_its = example["branches"][1:] == branch
+                said = tokenizer.decode(guesses[is_its & is_said], skip_special_tokens=True)
+                is_right = not is_wrong[is_its].any()
+                answers.append(Answer(number, question.kind, is_right, question.chance, said))
             num_tokens += len(video.visual_tokens)
             num_shown += len(set(video.token_events.tolist()) - {NO_EVENT})
             num_objects += len(video.scene.events)

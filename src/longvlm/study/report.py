@@ -50,17 +50,27 @@ class RowScore:
 
 def score_rows(finished: Sequence[Finished]) -> list[RowScore]:
     """Every row's score, group by group. All rows were asked the same questions, and are compared with the first row:
-    with as many of its runs, so that a sweep of one seed shows that seed of it, too.
+    with as many of its runs, so that a sweep of one seed shows that seed of it, too. A row that was trained for another
+    number of steps is compared with the first row trained for as many, if there is that.
     """
     (reference, reference_runs), *_ = finished
+    of_other_lengths = {row.steps: runs for row, runs in finished if row.steps and _is_alike(row, reference)}
     scores = []
     for group in dict.fromkeys(row.group for row, _ in finished):
         members = [(row, runs) for row, runs in finished if row.group == group and row != reference]
         num_runs = max((len(runs) for _, runs in members), default=len(reference_runs))
         compared = reference_runs if group == reference.group else reference_runs[:num_runs]
         scores.append(_score_row(dataclasses.replace(reference, group=group), compared))
-        scores += [_score_row(row, runs, compared) for row, runs in members]
+        for row, runs in members:
+            against = of_other_lengths.get(row.steps or 0, compared)
+            scores.append(_score_row(row, runs, None if against is runs else against))
     return scores
+
+
+def _is_alike(row: Row, reference: Row) -> bool:
+    """Whether a row differs from the reference in its training's length alone."""
+    name, group, seeds, steps = reference.name, reference.group, reference.seeds, reference.steps
+    return dataclasses.replace(row, name=name, group=group, seeds=seeds, steps=steps) == reference
 
 
 def _score_row(row: Row, runs: Sequence[Run], compared: Sequence[Run] | None = None) -> RowScore:
@@ -151,7 +161,8 @@ def _tabulate_group(members: Sequence[RowScore]) -> TextTable:
         for kind in first.shares
     ]
     gains = [_in_percent(score.gain, "+.1f") if score.gain else "" for score in others]
-    rows.append((f"{ALL}, less {first.row.name}", "", "", "", *gains))
+    as_long = " trained as long" if any(score.row.steps for score in others) else ""
+    rows.append((f"{ALL}, less {first.row.name}{as_long}", "", "", "", *gains))
     rows.append(("visual tokens a video", "", "", *(f"{score.tokens_per_video:.0f}" for score in members)))
     rows.append(("objects that a token shows", "", "", *(f"{100 * score.shown_objects:.0f}" for score in members)))
     return TextTable(_title(members), ("question", "n", "guessing", *(score.row.name for score in members)), rows)

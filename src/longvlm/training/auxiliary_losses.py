@@ -14,6 +14,8 @@ whether it was gone in between, without which an object that stays would be one 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -127,7 +129,8 @@ class ModelWithAuxiliaryLosses(nn.Module):
         `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
         shared = 0 if num_shared is None else int(num_shared)
-        hidden = self.model.model(**batch, num_shared=shared, use_cache=False).last_hidden_state
+        with self._layers_up_to(self.recall_layer if labels is None else None):
+            hidden = self.model.model(**batch, num_shared=shared, use_cache=False).last_hidden_state
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _scatter(token_events, is_visual, NO_EVENT)
         named_events = _scatter(name_events, is_name, NO_EVENT)
@@ -157,6 +160,17 @@ class ModelWithAuxiliaryLosses(nn.Module):
         self._hidden.clear()
         self._attention_inputs.clear()
         return {"loss": torch.stack(losses).sum()}
+
+    @contextmanager
+    def _layers_up_to(self, last: int | None) -> Iterator[None]:
+        """Leave out the layers behind `last`, which no loss reads where there is nothing to answer."""
+        config = self.model.model.language_model.config
+        number = config.num_hidden_layers
+        config.num_hidden_layers = last or number
+        try:
+            yield
+        finally:
+            config.num_hidden_layers = number
 
     def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Every answer counts the same: by tokens, few long descriptions would outweigh all that is said in a word."""
