@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ import torch
 from command_line import Ended, RunCommand
 
 from longvlm.cli import main
+
+# What the caller's shell sets must decide no test: proxies, colours and widths of terminals, another heap.
+_FOREIGN = re.compile(r"(?i).*_proxy|FORCE_COLOR|TTY_COMPATIBLE|COLUMNS|GLIBC_TUNABLES|MALLOC_.*|SSL_CERT_\w+")
+for _name in [name for name in os.environ if _FOREIGN.fullmatch(name)]:
+    del os.environ[_name]
 
 NUM_THREADS = torch.get_num_threads()
 

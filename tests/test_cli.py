@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -20,7 +21,9 @@ from PIL import Image
 from tiny_checkpoint import CONTEXT_LENGTH, save_tiny_checkpoint
 from waiting import PATIENCE_SECONDS
 
-from longvlm import LongVLM, VideoIndex, __version__
+from longvlm import LongVLM, LongVLMError, VideoIndex, __version__
+from longvlm.commands import ask as ask_command
+from longvlm.commands.options import VideoOptions
 
 JSON_KEYS = [
     "video",
@@ -254,6 +257,53 @@ def test_an_answer_cut_by_the_context_is_told(run: RunCommand, film_index: Path,
         assert ended.stderr.startswith("Note: the answer is cut short: the language model's context is full")
         assert ended.stderr.count("\n") == 1
         assert not form or json.loads(ended.stdout)["answers"]
+
+
+VIDEO_OPTIONS = {
+    "num_frames": 3,
+    "fps": 2.0,
+    "max_frames": 7,
+    "start": "1",
+    "end": "2",
+    "sampling": "keyframe",
+    "frame_rate": 4.0,
+    "allow_references": True,
+}
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(VideoOptions), ids=lambda field: field.name)
+@pytest.mark.parametrize("command", ["ask", "encode"])
+def test_every_option_of_videos_reaches_the_encoding(
+    run: RunCommand,
+    film: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+    field: dataclasses.Field,
+) -> None:
+    def note(*_: object, **given: object) -> None:
+        raise LongVLMError(f"saw {given[field.name]!r}")
+
+    monkeypatch.setattr(LongVLM, "encode", note)
+    monkeypatch.setattr(ask_command, "require_room", lambda *_: None)
+    value, flag = VIDEO_OPTIONS[field.name], "--" + field.name.replace("_", "-")
+    words = ["What?"] if command == "ask" else ["-o", tmp_path / "out.longvlm"]
+    given = [flag] if value is True else [flag, value]
+    run(command, film, *words, "--model", model, *given).must_complain(f"saw {value!r}")
+
+
+def test_on_a_terminal_a_mistake_ends_no_chat(
+    run: RunCommand, film_index: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("What </s>?\nWhat?\n"))
+    ended = run("chat", film_index, "--model", model, *SHORT).must_succeed()
+    assert "which the model reserves" in ended.stderr and "/quit" in ended.stderr
+    assert run("ask", film_index, "What?", "--model", model, *SHORT).stdout.strip() in ended.stdout
 
 
 @pytest.mark.parametrize(

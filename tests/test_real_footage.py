@@ -41,7 +41,9 @@ def test_ask_encode_and_inspect(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch, "ask", str(clip), "What happens?", "What appears first?", "--num-frames", "20", "--json")
-    told = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert "demonstration model that knows only its synthetic world" in said.err
+    told = json.loads(said.out)
     assert list(told) == ASK_KEYS
     assert list(told["timings"]) == TIMING_KEYS
     assert [answer["question"] for answer in told["answers"]] == ["What happens?", "What appears first?"]

@@ -11,6 +11,7 @@ from longvlm import cli
 from longvlm.commands.eval import TASKS
 from longvlm.training.instructions import read_instructions
 from longvlm.training.recipe import bundled_recipes, load_recipe
+from longvlm.world import __main__ as world
 
 TORCHRUN = "torchrun --nproc-per-node 4 -m "
 WORKFLOW = (Path(__file__).parents[1] / "docs" / "workflow.md").read_text(encoding="utf-8")
@@ -34,6 +35,17 @@ def test_every_option_is_known(words: list[str]) -> None:
         name, *words = words
         command = command.commands[name]
     command.make_context(name, list(words))  # raises for what it doesn't know
+
+
+def test_the_worlds_commands_are_ones_that_it_understands() -> None:
+    root = Path(__file__).parents[1]
+    texts = [WORKFLOW, *((root / name).read_text("utf-8") for name in ("README.md", "docs/example.md"))]
+    lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    told = [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("python -m longvlm.world ")]
+    assert {name for name, *_ in told} >= {"render", "evaluate", "lengths", "dataset"}
+    app = typer.main.get_command(world.app)
+    for name, *words in told:
+        app.commands[name].make_context(name, words)  # raises for what it doesn't know
 
 
 def test_the_examples_for_your_own_videos_are_read(tmp_path: Path) -> None:

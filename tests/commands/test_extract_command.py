@@ -18,6 +18,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from longvlm import LongVLM, VideoIndex
+from longvlm.index import extraction
 from longvlm.stages.tokens import assemble
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "save_features.py"
@@ -61,10 +62,14 @@ class TestExtract:
         other.must_complain("v_0.longvlm is there already", "num_frames=4", "num_frames=8")
 
     def test_segments_are_encoded_in_batches_where_that_is_asked_for(
-        self, run: Run, model: Path, videos: Path, tmp_path: Path
+        self, run: Run, model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        given: dict[str, object] = {}
+        extract = extraction.extract
+        monkeypatch.setattr(extraction, "extract", lambda *args, **more: given.update(more) or extract(*args, **more))
         ended = run("extract", videos, "-o", tmp_path / "out", "--model", model, "--batch-segments", 3, "--decoders", 1)
         assert "wrote the features of 2 videos" in ended.must_end_with(0).stderr
+        assert (given["batch_segments"], given["num_decoders"]) == (3, 1)
         direct = LongVLM.from_pretrained(model).encode(videos / "v_1.mp4")
         batched = VideoIndex.load(tmp_path / "out" / "v_1.longvlm")
         assert torch.equal(batched.segment_spans_seconds, direct.segment_spans_seconds)

@@ -15,6 +15,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from longvlm import LongVLM, LongVLMError, Sampling
 from longvlm.cli import main
+from longvlm.report import plan
 from longvlm.report.plan import ANSWER_TOKENS, EXAMPLE_QUESTION, Plan, count_tokens, make_plan
 from longvlm.stages.tokens import count_visual_tokens
 from longvlm.stages.video import open_video
@@ -110,6 +111,21 @@ def test_a_tower_that_states_no_inner_width_is_planned_too(checkpoint: Path, fil
         made = make_plan(model, reader, Sampling(num_frames=10), program_bytes=0)
     assert made.memory.encoder_weights == sum(weight.nbytes for weight in model.encoder.tower.parameters())
     assert made.memory.encoding_activations > 0 and made.seconds.encode > 0
+
+
+def test_times_are_those_of_all_segments_and_words(model: LongVLM, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_measure_encoder", lambda *_: (2.0, 1.0))
+    monkeypatch.setattr(plan, "_measure_language_model", lambda *_: (3.0, 0.5))
+    with open_video(film) as reader:
+        made = make_plan(model, reader, Sampling(num_frames=10), program_bytes=0)
+    seconds, segments = made.seconds, made.counts.segments
+    assert segments > 1 and (seconds.encode, seconds.merge) == (2.0 * segments, 1.0 * segments)
+    assert (seconds.prefill, seconds.generate) == (3.0, 0.5 * ANSWER_TOKENS)
+
+
+def test_layers_that_are_not_measured_are_added() -> None:
+    assert plan._extend(lambda layers: 0.5 + 0.1 * layers, 40, 10**9) == pytest.approx(4.5)
+    assert plan._extend(lambda layers: float(layers), 40, 1) == 40.0
 
 
 def test_times_are_measured(made: Plan) -> None:

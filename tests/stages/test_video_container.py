@@ -27,6 +27,7 @@ from waiting import PATIENCE_SECONDS, wait_until
 from longvlm.errors import LongVLMError
 from longvlm.stages import video_access
 from longvlm.stages.video import Sampling, open_video, sample_indices
+from longvlm.stages.video_fingerprint import fingerprint_files
 from longvlm.stages.video_fitting import PAD_COLOUR
 from longvlm.world.scene import make_scene
 from longvlm.world.video import frames as scene_frames
@@ -253,6 +254,16 @@ def test_pixels_that_are_not_square_are_stretched(tmp_path, name, rotation):
     torch.testing.assert_close(inner, fitted["squash"][:, 33:63].float(), atol=6, rtol=0)
     middle_third = fitted["squash"][:, :, 32:64].repeat_interleave(3, dim=2).float()
     assert (fitted["crop"].float() - middle_third).abs().mean() < 8
+
+
+def test_a_changed_byte_at_head_middle_or_tail_of_a_large_file_is_noticed(tmp_path):
+    content, fingerprints = bytearray(np.random.default_rng(0).bytes(3 << 20)), set()
+    for number, place in enumerate((None, 0, (len(content) - (1 << 16)) * 7 // 15 + 5, len(content) - 1)):
+        if place is not None:
+            content[place] ^= 1
+        (tmp_path / f"{number}").write_bytes(content)
+        fingerprints.add(fingerprint_files([tmp_path / f"{number}"]))
+    assert len(fingerprints) == 4
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_name(tmp_path):
