@@ -204,6 +204,9 @@ def test_kept_indexes_are_asked_again_and_missing_ones_made(
     other = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32", compression={"global_layers": 1})
     with pytest.raises(LongVLMError, match=r"longvlm can't be used: .* global_layers=1 is wanted .* another folder"):
         evaluate(other, plans, **arguments, kept=tmp_path)
+    rounded = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="bfloat16")
+    with pytest.raises(LongVLMError, match=r"was encoded in float32, and the model computes in bfloat16"):
+        evaluate(rounded, plans, **arguments, kept=tmp_path)
 
 
 def test_follow_ups_are_asked_in_one_conversation_and_scored_without_its_opening(

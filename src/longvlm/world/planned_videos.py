@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import random
@@ -89,12 +90,21 @@ def _load_kept(path: Path, model: LongVLM) -> VideoIndex:
         index.require_same_encoding(model.encoder.name, model.encoder.fingerprint, model.compression)
     except LongVLMError as error:
         raise LongVLMError(f"{path} can't be used: {error} Or choose another folder for the indexes.") from error
+    found, wanted = (str(one).removeprefix("torch.") for one in (index.local_features.dtype, model.encoder.tower.dtype))
+    if found != wanted:
+        raise LongVLMError(
+            f"{path} was encoded in {found}, and the model computes in {wanted}; choose another folder for the indexes, "
+            f"or --dtype {found}."
+        )
     return index
 
 
 def _index_paths(plan: VideoPlan, folder: Path) -> list[Path]:
-    """Where the index of a plan's video is kept, and of the one that is passed on if there is any."""
-    name = f"{plan.seed}-{plan.duration_seconds}s-{plan.width}x{plan.height}-{plan.fps}fps"
+    """Where the index of a plan's video is kept, and of the one that is passed on if there is any. The name tells what
+    was drawn, so that another version of the world draws its own.
+    """
+    scene = hashlib.sha256(repr(make_scene(plan.seed, plan.duration_seconds)).encode()).hexdigest()[:8]
+    name = f"{plan.seed}-{plan.duration_seconds}s-{plan.width}x{plan.height}-{plan.fps}fps-{scene}"
     passed_on = [] if plan.reencoding is None else [re.sub(r"[^\w.]+", "-", f"{name} {plan.reencoding.name}")]
     return [folder / f"{stem}.longvlm" for stem in (name, *passed_on)]
 
