@@ -93,8 +93,8 @@ def _load_kept(path: Path, model: LongVLM) -> VideoIndex:
     found, wanted = (str(one).removeprefix("torch.") for one in (index.local_features.dtype, model.encoder.tower.dtype))
     if found != wanted:
         raise LongVLMError(
-            f"{path} was encoded in {found}, and the model computes in {wanted}; choose another folder for the indexes, "
-            f"or --dtype {found}."
+            f"{path} was encoded in {found}, and the model computes in {wanted}; choose --dtype {found}, or another "
+            "folder for the indexes."
         )
     return index
 
