@@ -31,7 +31,7 @@ def tiny_recipe(folder: Path) -> Path:
     recipe["threads"] = 1
     recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=5, text_heads=4)
     recipe["model"].update(global_layers=2, state_layer=2, recall_layer=4)
-    recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2]}
+    recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2], "scenes": 2, "segments_per_scene": [2, 3]}
     recipe["encoder"].update(steps=2, warmup_steps=1, batch_size=2)
     for stage in recipe["lessons"]:
         stage.update(steps=2, warmup_steps=1)
@@ -315,6 +315,7 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
     [
         ("lesson", "segments", [4], r"segments is \[4\]; 2 values are expected"),
         ("lesson", "segments", 4, r"segments is 4; a list is expected"),
+        ("bank", "segments_per_scene", [4, 3], r"segments_per_scene is \[4, 3\]; give the least"),
         ("bank", "segments_per_block", [], r"segments_per_block is \[\]; give some numbers"),
         ("bank", "segments_per_block", [1, "2"], r"segments_per_block.1 is '2'; a whole number is expected"),
     ],

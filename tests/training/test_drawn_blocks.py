@@ -13,9 +13,11 @@ from longvlm.training.drawn_blocks import (
     encode_blocks,
     find_sightings,
     plan_blocks,
+    plan_whole_scenes,
 )
 from longvlm.training.encoder_heads import describe_pose
 from longvlm.world.render import NO_EVENT
+from longvlm.world.scene import max_events
 
 
 def test_tokens_are_described_by_what_most_of_their_patches_show() -> None:
@@ -107,6 +109,17 @@ def test_a_short_last_segment_repeats_its_frames() -> None:
         on_screen = {k for k, event in enumerate(scene.events) if event.pose(time_seconds).visible}
         assert set(shown[place].tolist()) - {NO_EVENT} <= on_screen
     assert not torch.equal(last.frames.pixels[0], last.frames.pixels[4])
+
+
+def test_whole_scenes_are_as_evaluation_draws_them() -> None:
+    plans = plan_whole_scenes(300, (3, 12), first_seed=900_000, segment_seconds=10.0)
+    assert {plan.num_segments for plan in plans} == set(range(3, 13)) and all(plan.is_whole for plan in plans)
+    assert sum(plan.num_segments <= 6 for plan in plans) == pytest.approx(150, abs=40)  # log-uniformly
+    for plan in plans:
+        scene = plan.scene(10.0)
+        assert 10 * (plan.num_segments - 1) < scene.duration_seconds <= 10 * plan.num_segments
+        assert 2 <= len(scene.events) == plan.num_events <= max_events(scene.duration_seconds)
+    assert plan_whole_scenes(2, (3, 12), first_seed=900_000, segment_seconds=10.0) == plans[:2]
 
 
 def test_short_segments_end_where_an_event_still_fits() -> None:

@@ -8,11 +8,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
-from longvlm.training.drawn_blocks import plan_blocks
+from longvlm.training.drawn_blocks import BlockPlan, plan_blocks, plan_whole_scenes
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.types import Compression
 from longvlm.world.render import NO_EVENT
-from longvlm.world.scene import ACTIONS, make_scene
+from longvlm.world.scene import ACTIONS, Scene, make_scene
 
 COMPRESSION = Compression(frames_per_segment=10, tokens_per_segment=4, global_layers=2, merge_heads=2)
 
@@ -168,13 +168,41 @@ def test_noise_falls_on_local_tokens_as_wide_as_is_said(bank: SegmentBank) -> No
     assert not torch.equal(other.visual_tokens, noisy.visual_tokens)
 
 
-@pytest.fixture(scope="module")
-def large_bank() -> SegmentBank:
-    """Of blocks that nobody has drawn."""
-    plans = plan_blocks(1500, [1, 1, 2, 2, 3, 4, 6], first_seed=900_000, segment_seconds=10.0)
+def undrawn(plans: list[BlockPlan]) -> SegmentBank:
     shape = (sum(plan.num_segments for plan in plans), 1)
     zeros = torch.zeros(*shape, 2), torch.zeros(*shape, 2), torch.full(shape, NO_EVENT), torch.zeros(*shape, 5)
     return SegmentBank(plans, *zeros, torch.zeros(shape), segment_seconds=10.0, frames_per_segment=10)
+
+
+BLOCK_LENGTHS = [1, 1, 2, 2, 3, 4, 6]
+
+
+@pytest.fixture(scope="module")
+def large_bank() -> SegmentBank:
+    """Of blocks that nobody has drawn."""
+    return undrawn(plan_blocks(1500, BLOCK_LENGTHS, first_seed=900_000, segment_seconds=10.0))
+
+
+def test_most_videos_of_some_lengths_are_whole_scenes(large_bank: SegmentBank, tmp_path: Path) -> None:
+    scenes = plan_whole_scenes(400, (3, 12), first_seed=950_000, segment_seconds=10.0)
+    bank = undrawn([*large_bank.plans, *scenes])
+    bank.save(tmp_path / "bank.safetensors")
+    assert SegmentBank.load(tmp_path / "bank.safetensors").plans == bank.plans
+
+    def lasting_beyond_a_segment(some: list[Scene]) -> float:
+        events = [event for scene in some for event in scene.events]
+        return sum(event.start_seconds // 10 < (event.end_seconds - 1e-6) // 10 for event in events) / len(events)
+
+    for segments in (3, 6, 12, 13):
+        composed = [bank.compose(segments, random.Random(seed)) for seed in range(200)]
+        assert all(video.num_segments == segments for video in composed)
+        whole = [video.scene.seed >= 950_000 for video in composed]
+        assert sum(whole) / len(whole) == pytest.approx(0.0 if segments == 13 else 0.7, abs=0.08)
+    joined = [large_bank.compose(6, random.Random(seed)).scene for seed in range(200)]
+    drawn = [make_scene(seed, 57.0) for seed in range(200)]
+    own = [bank.compose(6, random.Random(seed)).scene for seed in range(200)]
+    shares = [lasting_beyond_a_segment(some) for some in (joined, own, drawn)]
+    assert shares[0] < 0.6 * shares[2] and shares[1] > 0.75 * shares[2]
 
 
 @pytest.mark.parametrize("seconds", [30, 60, 180, 600])

@@ -31,7 +31,7 @@ from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.auxiliary_losses import LOSS_WEIGHTS, ModelWithAuxiliaryLosses
 from longvlm.training.checkpointing import naming_what_is_not_written
-from longvlm.training.drawn_blocks import plan_blocks
+from longvlm.training.drawn_blocks import plan_blocks, plan_whole_scenes
 from longvlm.training.encoder_heads import CrowdedFrames, EncoderWithHeads, init_as_cosine_transform, measure
 from longvlm.training.examples import ComposedBatches, Lesson
 from longvlm.training.run import Spent, StageSettings, run_stage
@@ -46,7 +46,7 @@ BLOCKS_PER_PART = 1000  # of the bank; a stopped run takes up the parts that are
 RECIPE = Path(str(files("longvlm.training") / "recipes" / "default_model.yaml"))
 
 # Seeds of one purpose each; evaluation uses none of them (longvlm.world takes its own from 1,000,000,000).
-FRAME_SEED, HELD_OUT_FRAME_SEED, BLOCK_SEED = 0, 400_000, 500_000
+FRAME_SEED, HELD_OUT_FRAME_SEED, BLOCK_SEED, SCENE_SEED = 0, 400_000, 500_000, 550_000
 
 KIND_WEIGHTS = {
     "first": 1.0,
@@ -68,14 +68,21 @@ KIND_WEIGHTS = {
 
 @dataclass(frozen=True)
 class BankSettings:
-    """Of `blocks` blocks, each with one of the numbers of segments, drawn evenly."""
+    """Of `blocks` blocks, each with one of the numbers of segments, drawn evenly; and of whole `scenes`, with numbers
+    of segments in a range, drawn log-uniformly.
+    """
 
     blocks: int
     segments_per_block: tuple[int, ...]
+    scenes: int = 0
+    segments_per_scene: tuple[int, int] = (3, 12)
 
     def __post_init__(self) -> None:
         if min(self.segments_per_block, default=0) < 1:
             raise LongVLMError(f"segments_per_block is {list(self.segments_per_block)}; give some numbers from 1 up.")
+        least, most = self.segments_per_scene
+        if not 2 <= least <= most:
+            raise LongVLMError(f"segments_per_scene is {[least, most]}; give the least, from 2 up, and the most.")
 
 
 @dataclass(frozen=True)
@@ -212,6 +219,9 @@ class Course:
         seconds = compression.frames_per_segment / FPS
         plans = plan_blocks(
             settings.blocks, settings.segments_per_block, first_seed=BLOCK_SEED, segment_seconds=seconds
+        )
+        plans += plan_whole_scenes(
+            settings.scenes, settings.segments_per_scene, first_seed=SCENE_SEED, segment_seconds=seconds
         )
         parts = self.folder / "bank"
         parts.mkdir(exist_ok=True)

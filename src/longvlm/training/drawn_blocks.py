@@ -30,13 +30,15 @@ _LEAST_SECONDS = 5.0  # the shortest event fits
 class BlockPlan:
     """What a block shows: everything follows from these numbers.
 
-    `short_by_seconds`: what its last segment lacks, so that nothing can come after it.
+    `short_by_seconds`: what its last segment lacks, so that nothing can come after it. `is_whole`: it is a video by
+    itself, not to be joined with others.
     """
 
     seed: int
     num_segments: int
     num_events: int
     short_by_seconds: float = 0.0
+    is_whole: bool = False
 
     def scene(self, segment_seconds: float) -> Scene:
         seconds = self.num_segments * segment_seconds - self.short_by_seconds
@@ -65,6 +67,23 @@ def plan_blocks(num_blocks: int, lengths: Sequence[int], *, first_seed: int, seg
     for num_events in (0, 1):  # what fills any gap must be there, in a small bank too
         if not any((p.num_segments, p.num_events, p.short_by_seconds) == (1, num_events, 0) for p in plans):
             plans.append(BlockPlan(first_seed + len(plans), 1, num_events))
+    return plans
+
+
+def plan_whole_scenes(
+    num_scenes: int, lengths: tuple[int, int], *, first_seed: int, segment_seconds: float
+) -> list[BlockPlan]:
+    """Videos as evaluation draws them, of so many segments, log-uniformly: their events begin wherever they will, and
+    last from one segment into the next, which within a block few do.
+    """
+    rng = random.Random(f"whole scenes {first_seed}")
+    least, most = lengths
+    plans = []
+    for i in range(num_scenes):
+        num_segments = min(most, int(least * ((most + 1) / least) ** rng.random()))
+        short_by = round(rng.uniform(0.0, segment_seconds - 0.5), 3)
+        num_events = rng.randint(2, max_events(num_segments * segment_seconds - short_by))
+        plans.append(BlockPlan(first_seed + i, num_segments, num_events, short_by, is_whole=True))
     return plans
 
 

@@ -41,6 +41,7 @@ _ENDING_VIDEOS_SHARE = 0.9  # a file's frames seldom fill its last segment
 # huddled together; but where they are few anyway, blocks with one in so many seconds will do.
 _MOST_DENSITY, _SPARSE_SECONDS = 1.5, 20.0
 _MOST_TRIES = 50
+_WHOLE_SCENES_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,11 @@ class SegmentBank:
         self.frames_per_segment = frames_per_segment
         self.scenes = [plan.scene(segment_seconds) for plan in plans]
         self._alike: dict[tuple[bool, int, int], list[int]] = {}  # by whether they end a video, segments and events
+        self._whole: dict[int, list[int]] = {}  # by segments
         for i, plan in enumerate(plans):
+            if plan.is_whole:
+                self._whole.setdefault(plan.num_segments, []).append(i)
+                continue
             kind = (plan.short_by_seconds > 0, plan.num_segments, plan.num_events)
             self._alike.setdefault(kind, []).append(i)
         self.first_segment = [0]
@@ -213,8 +218,10 @@ class SegmentBank:
         """A new video of `num_segments` segments.
 
         As in a generated video, any number of events that it has room for is as likely, no object comes twice, and the
-        last segment is mostly short.
+        last segment is mostly short. Where the bank has whole scenes of this length, most videos are one of these.
         """
+        if num_segments in self._whole and rng.random() < _WHOLE_SCENES_SHARE:
+            return self._join([rng.choice(self._whole[num_segments])])
         most = max_events(num_segments * self.segment_seconds)
         left, missing = num_segments, rng.randint(min(2, most), most)
         chosen: list[int] = []
