@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from media import write_video
 from tiny_checkpoint import save_tiny_checkpoint
 from tiny_llava import (
+    NUM_WORDS,
     make_words,
     random_llama,
     random_llava,
@@ -101,6 +103,26 @@ def test_a_projector_on_the_command_line(run: Run, folders: Path) -> None:
     named = {"model": str(folders / "llava"), "projector": folders / "mm_projector.bin"}
     asked = load_model(ModelOptions(**named, device="cpu", dtype="float32")).language_model
     assert torch.equal(asked.get_input_embeddings().weight, table.float())
+
+
+def test_a_video_is_encoded_for_a_projector_and_asked_with_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One that brings the video's tokens, and with them the paper's settings, which the base has not."""
+    base, config = random_llama()
+    weights, llava_config = random_llava(base, config)
+    weights |= {name: base[name] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    settings = llava_config | {"vocab_size": NUM_WORDS, "mm_vision_tower": str(save_tower(tmp_path / "tower"))}
+    save_checkpoint(tmp_path / "llava", weights, settings, make_words())
+    save_projector(tmp_path / "mm_projector.bin")
+    film = write_video(tmp_path / "film.mp4", 30)
+    model = ["--model", str(tmp_path / "llava"), "--projector", str(tmp_path / "mm_projector.bin")]
+    for words in (["encode", film, "-o", tmp_path / "film.longvlm"], ["ask", tmp_path / "film.longvlm", "word1"]):
+        more = [*model, *(["--max-new-tokens", "2"] if words[0] == "ask" else [])]
+        monkeypatch.setattr(sys, "argv", ["longvlm", *map(str, words), *more])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert int(end.value.code or 0) == 0, capsys.readouterr().err
 
 
 def test_other_settings_are_warned_of_in_one_line(run: Run, folders: Path) -> None:

@@ -64,7 +64,8 @@ def extract(
 
 def open_extractor(model_options: EncoderOptions, video_options: VideoOptions, *, all_layers: bool) -> Extractor:
     """The encoder that the options name: a model's, or a vision tower alone, read as in the paper."""
-    if model_options.model is None and model_options.vision_tower is not None and model_options.base is None:
+    from_a_model = (model_options.model, model_options.base, model_options.projector)
+    if model_options.vision_tower is not None and from_a_model == (None, None, None):
         with loading_libraries(model_options.verbose):
             from longvlm.index.extractor import extractor_of_tower, plan_paper_sampling
 

@@ -54,7 +54,7 @@ def load_model(options: EncoderOptions) -> LongVLM:
     """Open the chosen model, and say so if it is the bundled one, which knows little."""
     only_to_answer: dict[str, Any] = {}
     if isinstance(options, ModelOptions):
-        only_to_answer = {"projector": options.projector, "load_in_4bit": options.load_in_4bit}
+        only_to_answer = {"load_in_4bit": options.load_in_4bit}
     if options.model is None:
         console.note(
             "this is a small demonstration model that knows only its synthetic world of moving shapes; "
@@ -69,6 +69,7 @@ def load_model(options: EncoderOptions) -> LongVLM:
         options.model,
         vision_tower=options.vision_tower,
         base=options.base,
+        projector=options.projector,
         device=options.device,
         dtype=options.dtype,
         **only_to_answer,

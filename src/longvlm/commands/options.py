@@ -78,6 +78,10 @@ class EncoderOptions:
             help="For a model that holds only what `longvlm train` changed: what it started from, if that has moved.",
         ),
     ] = None
+    projector: Annotated[
+        Path | None,
+        _option(metavar="FILE", help="Use the projector in this mm_projector.bin, as the original code saves it."),
+    ] = None
     device: Annotated[str | None, _option(help="cpu, cuda, cuda:1, … Default: CUDA if there is any.")] = None
     dtype: Annotated[
         str | None,
@@ -95,10 +99,6 @@ class EncoderOptions:
 class ModelOptions(EncoderOptions):
     """Which model answers, besides."""
 
-    projector: Annotated[
-        Path | None,
-        _option(metavar="FILE", help="Use the projector in this mm_projector.bin, as the original code saves it."),
-    ] = None
     load_in_4bit: Annotated[
         bool,
         _option("--load-in-4bit", help="Hold the language model in 4 bits (needs longvlm[quantization])."),
