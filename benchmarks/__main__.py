@@ -30,6 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.rows) - set(ROWS):
         parser.error(f"unknown row {sorted(unknown)[0]}; choose from {', '.join(ROWS)}")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.folder.absolute(), arguments.repeats, arguments.device)
     for name in arguments.rows or (SHARED_ROWS if arguments.device == "cpu" else ROWS):
         keep(name, list(ROWS[name](bench)), arguments.device)
