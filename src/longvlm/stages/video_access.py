@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import stat
 import threading
 import unicodedata
@@ -14,7 +13,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import url2pathname
 
 from longvlm.errors import LongVLMError
 
@@ -58,7 +56,7 @@ def source_scheme(source: str) -> str:
 
 def local_path(source: str) -> Path:
     """The path of a local source, given plainly or as a file:// address."""
-    path = Path(url2pathname(split_address(source).path) if source.lower().startswith("file://") else source)
+    path = Path(_path_of_address(source) if source.lower().startswith("file://") else source)
     try:
         return path.expanduser()
     except RuntimeError:  # a name that begins with ~ and is no user's
@@ -115,6 +113,12 @@ def naming_errors_of(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _path_of_address(source: str) -> str:
+    from urllib.request import url2pathname  # which brings http and ssl, and is seldom needed
+
+    return url2pathname(split_address(source).path)
+
+
 def kind_of_path(path: Path) -> Literal["file", "folder", "other", "missing"]:
     """What lies at a path. Raises LongVLMError where the system doesn't tell."""
     with naming_errors_of(path):
@@ -165,6 +169,8 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
 
 def _trusted_certificates() -> str:
     """The file that SSL_CERT_FILE names, the system's, or that of the package certifi."""
+    import ssl
+
     import certifi
 
     return ssl.get_default_verify_paths().cafile or certifi.where()
