@@ -29,7 +29,6 @@ from longvlm.world.__main__ import main
 from longvlm.world.evaluate import (
     ALL_KINDS,
     FOLLOW_UP,
-    MAX_NEW_TOKENS,
     Record,
     as_json,
     evaluate,
@@ -82,7 +81,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=1,
         pad_token_id=1,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # no two words within 8e-4 of each other, so that rounding doesn't choose between them
     LongVLMForConditionalGeneration(config).save_pretrained(folder)
     LongVLMProcessor(tokenizer, image_size=28, compression=config.compression).save_pretrained(folder)
     return folder
@@ -209,6 +208,7 @@ def test_kept_indexes_are_asked_again_and_missing_ones_made(
         evaluate(rounded, plans, **arguments, kept=tmp_path)
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_follow_ups_are_asked_in_one_conversation_and_scored_without_its_opening(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -225,7 +225,7 @@ def test_follow_ups_are_asked_in_one_conversation_and_scored_without_its_opening
 
     def talk(index: VideoIndex | None, turns: list[Question]) -> list[str]:
         chat = model.chat(index)
-        return [chat.ask(turn.text, max_new_tokens=MAX_NEW_TOKENS).text for turn in turns][1:]
+        return [chat.ask(turn.text, max_new_tokens=8).text for turn in turns][1:]
 
     replies = [reply for film, turns in zip(films, conversations, strict=True) for reply in talk(film, turns)]
     assert [record.reply for record in records] == replies
