@@ -6,8 +6,6 @@ segment, and never the language model. The parts of a checkpoint are loaded when
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
@@ -110,7 +108,7 @@ class LongVLM:
         folder = resolve_model(model)
         config = load_config(folder, vision_tower=vision_tower, projector=projector, base=base)
         if compression is not None:
-            config.compression = _override(config.compression_settings, compression)
+            config.override_compression(compression)
         if timestamps is not None:
             config.timestamps = timestamps
         return cls(
@@ -390,14 +388,6 @@ class Chat:
             return stream.answer
 
         return AnswerStream(pieces())
-
-
-def _override(settings: Compression, changes: Compression | Mapping[str, Any]) -> dict[str, Any]:
-    """Compression settings as a config keeps them: `settings` with `changes` to some, or all of `changes`."""
-    if not isinstance(changes, Compression):
-        changes = Compression.from_dict({**dataclasses.asdict(settings), **changes})
-    kept: dict[str, Any] = json.loads(changes.to_json())
-    return kept
 
 
 def _progress(seconds: float, plan: Sampling, info: VideoInfo) -> tuple[float, str]:

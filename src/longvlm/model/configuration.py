@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -84,6 +85,12 @@ class LongVLMConfig(PreTrainedConfig):
     @property
     def compression_settings(self) -> Compression:
         return Compression.from_dict(self.compression or {})
+
+    def override_compression(self, changes: Compression | Mapping[str, Any]) -> None:
+        """Take single settings from a mapping, or all of a Compression; LongVLMError for what they can't be."""
+        if not isinstance(changes, Compression):
+            changes = Compression.from_dict({**(self.compression or {}), **changes})
+        self.compression = json.loads(changes.to_json())
 
     @property
     def visual_width(self) -> int:
