@@ -7,16 +7,16 @@ import numpy as np
 RESAMPLES = 2000
 
 
-def interval_of_share(is_right: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the share of right answers (n,), by whole clusters.
+def interval_of_share(shares: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of values from 0 to 1 (n,), right answers or parts of them, by whole clusters.
 
-    Where all clusters have the same share, as one alone has, no draw differs from another; then Wilson's interval for
-    as many clusters.
+    Where all clusters have the same mean, as one alone has, no draw differs from another; then Wilson's interval for
+    as many clusters, which is the widest that such values can have.
     """
     names, member = np.unique(clusters, return_inverse=True)
-    share, num_clusters = float(np.mean(is_right)), len(names)
-    if np.ptp(np.bincount(member, weights=is_right) / np.bincount(member)) > 0:
-        return clustered_interval(is_right, clusters)
+    share, num_clusters = float(np.mean(shares)), len(names)
+    if np.ptp(np.bincount(member, weights=shares) / np.bincount(member)) > 1e-9:
+        return clustered_interval(shares, clusters)
     weight = 1.96**2 / num_clusters
     centre, spread = share + weight / 2, np.sqrt(weight * (share * (1 - share) + weight / 4))
     low, high = (float(bound / (1 + weight)) for bound in (centre - spread, centre + spread))

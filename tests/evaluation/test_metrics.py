@@ -59,6 +59,11 @@ def test_a_share_is_in_percent_and_has_a_width_where_all_are_right() -> None:
     assert (one.n, one.mean, one.low, one.high) == (4, 50.0, 0.0, 100.0)
     all_right = estimate_share([True] * 100, [str(video) for video in range(100)])
     assert (all_right.mean, all_right.high) == (100.0, 100.0) and all_right.low == pytest.approx(96.3, abs=0.05)
+    none_right, f1 = (estimate_share([value] * 4, ["a", "b", "c", "c"]) for value in (0.0, 0.4))
+    assert none_right.low == 0.0 and none_right.high == pytest.approx(
+        56.2, abs=0.05
+    )  # Wilson's interval for three videos
+    assert f1.mean == pytest.approx(40.0) and f1.low < 40 < f1.high
     assert estimate_share([], []).n == 0
 
 

@@ -140,6 +140,12 @@ def test_the_shortest_videos_can_be_asked_about() -> None:
         assert asked and all(question.answer and 0 < question.chance <= 1 for question in asked)
 
 
+def test_a_scene_with_room_for_one_event_can_be_asked_when_it_starts() -> None:
+    scene = make_scene(3, 6.0, num_events=1)
+    (question,) = make_questions(scene, seed=0, kinds=["start"])
+    assert question.answer == f"0:{int(scene.events[0].start_seconds):02d}" and 0 < question.chance <= 1
+
+
 def test_same_seed_same_questions() -> None:
     scene = make_scene(3, 80.0)
     assert make_questions(scene, seed=1) == make_questions(scene, seed=1)

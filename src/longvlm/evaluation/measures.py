@@ -88,10 +88,12 @@ def measure_offline(benchmark: Benchmark, rows: Sequence[Row], predictions: Pred
         videos = _videos(answered)
         exact = [all(exact_match(text, row.answer) for text in predictions[row.key]) for row in answered]
         measures.append(Measure(OFFLINE, f"{prefix}exact match", "%", estimate_share(exact, videos)))
-        f1 = {row.key: 100.0 * min(token_f1(text, row.answer) for text in predictions[row.key]) for row in answered}
-        measures.append(Measure(OFFLINE, f"{prefix}token F1", "%", estimate([f1[row.key] for row in answered], videos)))
+        f1 = {row.key: min(token_f1(text, row.answer) for text in predictions[row.key]) for row in answered}
+        measures.append(
+            Measure(OFFLINE, f"{prefix}token F1", "%", estimate_share([f1[row.key] for row in answered], videos))
+        )
         measures += [
-            Measure(OFFLINE, "token F1", "%", estimate([f1[row.key] for row in some], _videos(some)), group=group)
+            Measure(OFFLINE, "token F1", "%", estimate_share([f1[row.key] for row in some], _videos(some)), group=group)
             for group, some in _groups(answered)
         ]
     return measures

@@ -43,7 +43,7 @@ def token_f1(prediction: str, answer: str) -> float:
 @dataclass(frozen=True)
 class Estimate:
     """A mean of `n` values; `low` and `high` bound its 95 % interval. All are NaN where n is 0, and the bounds of other
-    means than shares where the values are of one video.
+    means than of shares where the values are of one video.
     """
 
     n: int
@@ -60,14 +60,14 @@ def estimate(values: Sequence[float], videos: Sequence[str]) -> Estimate:
     return Estimate(len(values), float(np.mean(values)), low, high)
 
 
-def estimate_share(is_right: Sequence[bool], videos: Sequence[str]) -> Estimate:
-    """The share of right answers, in percent; with Wilson's interval for as many videos where all videos have the same
-    share, as one alone has.
+def estimate_share(shares: Sequence[float], videos: Sequence[str]) -> Estimate:
+    """The mean of values from 0 to 1, such as the share of right answers, in percent; with Wilson's interval for as many
+    videos where all videos have the same mean, as one alone has.
     """
-    if not is_right:
+    if not shares:
         return estimate([], [])
-    low, high = interval_of_share(np.array(is_right, dtype=float), np.array(videos))
-    return Estimate(len(is_right), 100.0 * float(np.mean(is_right)), 100.0 * low, 100.0 * high)
+    low, high = interval_of_share(np.array(shares, dtype=float), np.array(videos))
+    return Estimate(len(shares), 100.0 * float(np.mean(shares)), 100.0 * low, 100.0 * high)
 
 
 def estimate_mean_of_means(parts: Sequence[tuple[Sequence[float], Sequence[str]]]) -> Estimate:

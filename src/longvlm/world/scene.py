@@ -218,7 +218,8 @@ def _log_uniform(rng: random.Random, low: float, high: float) -> float:
 
 def draw_spans(rng: random.Random, duration_seconds: float, num_events: int | None = None) -> list[tuple[float, float]]:
     """Start and end of a scene's events in order of their starts; in some scenes neighbours overlap."""
-    count = num_events if num_events is not None else rng.randint(2, max_events(duration_seconds))
+    most = max_events(duration_seconds)
+    count = num_events if num_events is not None else rng.randint(min(2, most), most)
     longest = min(max(0.85 * duration_seconds / count, MIN_EVENT_SECONDS), MAX_EVENT_SECONDS)
     lengths = [_log_uniform(rng, MIN_EVENT_SECONDS, longest) for _ in range(count)]
     free = duration_seconds - sum(lengths)
