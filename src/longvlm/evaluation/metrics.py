@@ -61,8 +61,8 @@ def estimate(values: Sequence[float], videos: Sequence[str]) -> Estimate:
 
 
 def estimate_share(shares: Sequence[float], videos: Sequence[str]) -> Estimate:
-    """The mean of values from 0 to 1, such as the share of right answers, in percent; with Wilson's interval for as many
-    videos where all videos have the same mean, as one alone has.
+    """The mean of values from 0 to 1, such as the share of right answers, in percent; with Wilson's interval for as
+    many videos where all videos have the same mean, as one alone has.
     """
     if not shares:
         return estimate([], [])
