@@ -34,6 +34,7 @@ from longvlm.model.placement import choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.pipeline import DamageWarning
 from longvlm.stages.tokens import count_visual_tokens
+from longvlm.video_index import UNKNOWN_FINGERPRINT
 
 CONTEXT_LENGTH = 1024
 QUESTIONS = ["What happens first?", "What happens last?", "Which colour has the circle?", "Why?", "hm"]
@@ -406,6 +407,10 @@ class TestAsk:
         lengths = [model.ask(index, "Why?", max_new_tokens=2).prompt_tokens for model in (plain, timed)]
         assert lengths[1] - lengths[0] == 3 * len(" 0:00 ")
         assert timed.ask(index, "hm", max_new_tokens=2).cached_tokens > 0
+        imported = dataclasses.replace(index, video=dataclasses.replace(index.video, fingerprint=UNKNOWN_FINGERPRINT))
+        assert plain.ask(imported, "Why?", max_new_tokens=2).prompt_tokens == lengths[0]
+        with pytest.raises(LongVLMError, match=r"imported without its video, so that its times are not known"):
+            timed.ask(imported, "Why?")
 
     def test_llava_checkpoint_answers(self, llava_checkpoint: Path, video: Path) -> None:
         model = LongVLM.from_pretrained(llava_checkpoint, dtype="float32", compression={"tokens_per_segment": 8})

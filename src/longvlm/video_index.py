@@ -29,7 +29,7 @@ from longvlm.types import (
 from longvlm.whole_files import replacing
 
 FORMAT_VERSION = 1
-UNKNOWN_FINGERPRINT = "unknown"  # of an encoder that nobody named when the reference's features were imported
+UNKNOWN_FINGERPRINT = "unknown"  # of an encoder or a video that nobody named when reference features were imported
 _GAP_SECONDS = 1e-6  # what rounding may leave between two segments
 _FORMAT = "longvlm-video-index"
 _ENCODE_AGAIN = "Encode the video again with this model (`longvlm encode`, or `longvlm extract` for many)"
@@ -365,4 +365,13 @@ def _require_readable_format(path: Path, metadata: dict[str, str]) -> None:
         raise OtherVersionError(
             f"{path} has index format {version}, and this version of longvlm reads up to {FORMAT_VERSION}. "
             "Upgrade longvlm, or encode the video again."
+        )
+
+
+def require_known_times(video: VideoInfo) -> None:
+    """Raise LongVLMError, before times are written for a language model, where nobody knows them."""
+    if video.fingerprint == UNKNOWN_FINGERPRINT:
+        raise LongVLMError(
+            f"The features of {video.name} were imported without its video, so that its times are not known, but "
+            "timestamps are on; import them again with --videos, or leave timestamps off."
         )

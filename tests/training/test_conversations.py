@@ -301,6 +301,11 @@ def test_stored_features_are_checked_by_their_header(small_recipe: Path) -> None
     dataclasses.replace(index, encoder_fingerprint=UNKNOWN_FINGERPRINT).save(imported)
     with pytest.raises(LongVLMError, match=r"; import the features again, naming .* --vision-tower \(or --model\)\.$"):
         inspect_features(imported, name, fingerprint, settings)
+    timeless = small_recipe.parent / "timeless.longvlm"
+    dataclasses.replace(index, video=dataclasses.replace(index.video, fingerprint=UNKNOWN_FINGERPRINT)).save(timeless)
+    assert inspect_features(timeless, name, fingerprint, settings).num_segments == index.num_segments
+    with pytest.raises(LongVLMError, match=r"imported without its video, .* import them again with --videos, or"):
+        inspect_features(timeless, name, fingerprint, settings, timestamps=True)
     message = r"has 2 segments of 6 frames, where 17 are expected \(model.num_frames=100\)".replace(
         "6 frames", f"{settings.frames_per_segment} frames"
     ).replace("17", str(-(-100 // settings.frames_per_segment)))

@@ -191,7 +191,13 @@ def _read_matrix(path: Path) -> np.ndarray:
 
 def _unknown_video(name: str) -> VideoInfo:
     return VideoInfo(
-        name=name, width=0, height=0, duration_seconds=0.0, num_frames=None, average_fps=None, fingerprint="unknown"
+        name=name,
+        width=0,
+        height=0,
+        duration_seconds=0.0,
+        num_frames=None,
+        average_fps=None,
+        fingerprint=UNKNOWN_FINGERPRINT,
     )
 
 

@@ -10,7 +10,7 @@ from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.answer import Prompt
 from longvlm.stages.tokens import assemble
 from longvlm.types import Timings
-from longvlm.video_index import VideoIndex
+from longvlm.video_index import VideoIndex, require_known_times
 
 Message = dict[str, Any]
 
@@ -83,6 +83,8 @@ def _token_ids(
 ) -> list[int]:
     if index is None:
         return processor.encode(processor.prompt(messages))
+    if config.timestamps:
+        require_known_times(index.video)
     text = processor.prompt(
         messages,
         num_segments=index.num_segments,

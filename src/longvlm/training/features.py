@@ -20,8 +20,8 @@ from longvlm.pipeline import LongVLM
 from longvlm.stages.tokens import count_segments, count_visual_tokens
 from longvlm.training.curves import Say
 from longvlm.training.recipe import ModelChoice
-from longvlm.types import Compression, Sampling
-from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
+from longvlm.types import Compression, Sampling, VideoInfo
+from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex, require_known_times
 
 _ANY_FRAMES = ModelChoice()
 
@@ -55,11 +55,14 @@ def inspect_features(
     encoder_fingerprint: str,
     wanted: Compression,
     frames: ModelChoice = _ANY_FRAMES,
+    *,
+    timestamps: bool = False,
 ) -> StoredVideo:
     """What a feature file holds, from its header alone, since a training has thousands of them.
 
     Raises LongVLMError, with both sides and the remedy, for features of another encoder, other settings, or, if given,
-    another number or rate of `frames`; a video that has lost its end may have fewer.
+    another number or rate of `frames` (a video that has lost its end may have fewer), and for features without times
+    where `timestamps` are to be written.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -69,6 +72,7 @@ def inspect_features(
             found_name, found_fingerprint = metadata["encoder_name"], metadata["encoder_fingerprint"]
             lost_its_end = float(metadata["lost_seconds"]) > 0
             sampling = Sampling(**json.loads(metadata["sampling"]))
+            video = VideoInfo(**json.loads(metadata["video"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, LongVLMError) as error:
         raise LongVLMError(f"{path} can't be read ({one_line(error)}); extract it again.") from error
     if found_fingerprint != encoder_fingerprint:
@@ -81,6 +85,8 @@ def inspect_features(
         )
     if settings != wanted:
         raise _misfit(path, num_segments, settings, wanted)
+    if timestamps:
+        require_known_times(video)
     if frames.fps is not None and (sampling.fps, sampling.max_frames) != (frames.fps, frames.max_frames):
         raise LongVLMError(
             f"{path} has frames by num_frames={sampling.num_frames}, fps={sampling.fps}, "

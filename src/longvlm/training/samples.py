@@ -36,7 +36,8 @@ def gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments
             paths = _find_stored(source, wanted, folder, opened, arguments, say)
             encoder = (opened.encoder.name, opened.encoder.fingerprint) if paths else ("", "")
             settings = (*encoder, opened.compression, recipe.model)
-            videos = {video: inspect_features(path, *settings) for video, path in paths.items()}
+            timed = opened.config.timestamps
+            videos = {video: inspect_features(path, *settings, timestamps=timed) for video, path in paths.items()}
         samples += _join(source, rows, videos, say)
     require_plain_texts(samples, opened.processor)
     if num_moved := count_moved_videos(samples, opened.processor):
