@@ -120,6 +120,11 @@ def test_whole_scenes_are_as_evaluation_draws_them() -> None:
         assert 10 * (plan.num_segments - 1) < scene.duration_seconds <= 10 * plan.num_segments
         assert 2 <= len(scene.events) == plan.num_events <= max_events(scene.duration_seconds)
     assert plan_whole_scenes(2, (3, 12), first_seed=900_000, segment_seconds=10.0) == plans[:2]
+    (*_, last) = DrawnBlocks([BlockPlan(1, 3, 3, 9.5, is_whole=True)], 28, 14, 10, 1.0)[0]
+    assert last.frames.times_seconds == (20.0,) * 10  # a file of 20.5 s has a frame there, too
+    assert last.frames.num_distinct == 1
+    short = plan_whole_scenes(50, (2, 3), first_seed=0, segment_seconds=5.0)
+    assert min(plan.num_events for plan in short) == 1  # a video of 5.5 s has room for no more
 
 
 def test_short_segments_end_where_an_event_still_fits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ def plan_whole_scenes(
     for i in range(num_scenes):
         num_segments = min(most, int(least * ((most + 1) / least) ** rng.random()))
         short_by = round(rng.uniform(0.0, segment_seconds - 0.5), 3)
-        num_events = rng.randint(2, max_events(num_segments * segment_seconds - short_by))
+        room = max_events(num_segments * segment_seconds - short_by)
+        num_events = rng.randint(min(2, room), room)
         plans.append(BlockPlan(first_seed + i, num_segments, num_events, short_by, is_whole=True))
     return plans
 
@@ -165,7 +167,8 @@ class DrawnBlocks(Dataset):
     def _draw(self, scene: Scene, aspect: float, augmentation: Augmentation, first_frame: int) -> DrawnSegment:
         """A short last segment repeats its frames, as one of a file does."""
         side, size = self.image_size, self.frames_per_segment
-        num_distinct = min(size, round(scene.duration_seconds * self.fps) - first_frame)
+        num_frames = math.ceil(round(scene.duration_seconds * self.fps, 6))  # one at 0, as a file has
+        num_distinct = min(size, num_frames - first_frame)
         different = [(first_frame + i) / self.fps for i in range(num_distinct)]
         drawn = [render_labelled(scene, t, side, side, display_aspect=aspect) for t in different]
         pixels = torch.from_numpy(np.stack([augmentation.apply(picture) for picture, _ in drawn])).permute(0, 3, 1, 2)
