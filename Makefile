@@ -17,7 +17,7 @@ help:  ## show this list
 setup: $(VENV)/.installed  ## make .venv and install everything into it
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt $(TORCH_INDEX) torch
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	touch $@

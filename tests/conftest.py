@@ -23,6 +23,11 @@ _FOREIGN = re.compile(r"(?i).*_proxy|FORCE_COLOR|TTY_COMPATIBLE|COLUMNS|GLIBC_TU
 for _name in [name for name in os.environ if _FOREIGN.fullmatch(name)]:
     del os.environ[_name]
 
+# Nor what the processor can do: where the dtype is left to the machine, tests are of float32 on any. (Imported first by
+# pytest, so that this is before what fixtures of sessions open.)
+for _name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+    setattr(torch.cpu, _name, lambda: False)
+
 NUM_THREADS = torch.get_num_threads()
 
 

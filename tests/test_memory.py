@@ -30,7 +30,7 @@ from pathlib import Path
 import av, torch
 from longvlm import LongVLM
 torch.set_num_threads(1)
-model = LongVLM.from_pretrained(sys.argv[1], device="cpu", compression={"frames_per_segment": 16})
+model = LongVLM.from_pretrained(sys.argv[1], device="cpu", dtype="float32", compression={"frames_per_segment": 16})
 model.encoder
 for video, sampling in json.loads(sys.argv[2]):
     child = os.fork()

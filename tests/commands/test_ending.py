@@ -96,14 +96,18 @@ def test_sigterm_ends_a_command_that_waits_in_a_librarys_code(tmp_path: Path) ->
 def test_a_forked_child_that_is_told_to_end_does_not_end_its_parent(signal_name: str) -> None:
     program = f"""
 import multiprocessing, os, signal, time
+ready = multiprocessing.get_context("fork").Event()
+def sleep():
+    ready.set()
+    time.sleep(60)
 import typer
 from longvlm.commands.ending import run_to_end
 app = typer.Typer()
 @app.command()
 def command():
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child = multiprocessing.get_context("fork").Process(target=sleep)
     child.start()
-    time.sleep(1)
+    ready.wait()
     os.kill(child.pid, signal.{signal_name})
     child.join()
     time.sleep(6)

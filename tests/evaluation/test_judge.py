@@ -225,7 +225,8 @@ def test_a_judge_that_dies_is_given_up_and_what_it_said_kept(stub: StubJudge, tm
     before = len(stub.prompts)
     judge = open_judge(stub, tmp_path / "j.jsonl")
     judge.complete(asked, None)
-    assert len(stub.prompts) - before == 60 - kept
+    # A request that was given up may be read late, so that a prompt can be seen twice.
+    assert len(set(stub.prompts[before:])) == 60 - kept
     assert [judge.find(one) for one in asked] == [truth(number) for number in range(60)]
 
 

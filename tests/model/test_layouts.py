@@ -75,6 +75,9 @@ def test_quantised_weights_are_refused_by_that_name(tmp_path: Path) -> None:
     folder = save_llava(tmp_path / "awq", {"quantization_config": {"quant_method": "awq", "bits": 4}})
     with pytest.raises(LongVLMError, match="awq holds quantised weights"):
         load_config(folder, vision_tower=str(save_tower(tmp_path / "tower")))
+    quantised_next = {"quantization_config": {"bits": 4}, "image_aspect_ratio": "anyres"}
+    with pytest.raises(LongVLMError, match=r"next is of type 'llava_\w+', which is not supported"):
+        load_config(save_llava(tmp_path / "next", quantised_next), vision_tower=str(tmp_path / "tower"))
 
 
 def test_the_first_llava_has_its_marks_around_a_video(tmp_path: Path) -> None:

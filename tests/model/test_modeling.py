@@ -256,6 +256,7 @@ def test_saves_in_shards_and_loads_the_same_bits(tmp_path, settings):
 
 def test_attention_implementations_agree(tmp_path):
     make_model().save_pretrained(tmp_path)
+    torch.manual_seed(0)
     ids, features = torch.tensor([prompt(5, 7, 8)]), torch.randn(5, WIDTH)
     logits = []
     for name in ("eager", "sdpa"):
@@ -263,7 +264,7 @@ def test_attention_implementations_agree(tmp_path):
         assert model.model.language_model.config._attn_implementation == name
         with torch.no_grad():
             logits.append(model(input_ids=ids, visual_tokens=features).logits)
-    torch.testing.assert_close(*logits)
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.gpu

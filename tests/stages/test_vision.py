@@ -183,8 +183,8 @@ def test_a_segment_that_caches_do_not_hold_is_encoded_in_parts(kind: str, monkey
     monkeypatch.setattr("longvlm.stages.vision._MAX_CPU_ACTIVATION_BYTES", 2 * 4 * 32 * 17 * 4)
     parts = encoder(make_frames(5))
     assert seen == [2, 2, 1]
-    torch.testing.assert_close(parts.patches, whole.patches)
-    torch.testing.assert_close(parts.layer_globals, whole.layer_globals)
+    torch.testing.assert_close(parts.patches, whole.patches, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(parts.layer_globals, whole.layer_globals, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=str)

@@ -268,6 +268,9 @@ def test_rows_trained_for_longer_are_compared_with_the_first_trained_as_long() -
     assert [score.row.name for score in scores] == ["r", "r", "r, 9 steps", "b, 9 steps"]
     assert [score.gain and score.gain[0] for score in scores] == [None, None, None, -0.5]
     assert "| all, less r trained as long |" in as_markdown(scores)
+    alone = score_rows([(rows[0], runs[0]), (rows[2], runs[2])])
+    assert alone[-1].gain and alone[-1].gain[0] == -0.25
+    assert "| all, less r |" in as_markdown(alone) and "as long" not in as_markdown(alone)
 
 
 def test_rows_are_compared_with_the_first_on_the_same_seeds_and_videos() -> None:

@@ -159,7 +159,9 @@ def test_accumulation_and_checkpointed_activations_change_nothing(
     plain, *others = [load_file(folder / "model.safetensors") for folder in folders]
     for other in others:
         for name, weight in plain.items():
-            torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=2e-4)
+            # Two steps of at most 1e-3, which Adam takes whole even where a gradient is all rounding.
+            torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=2e-3)
+            assert (other[name] - weight).abs().mean() < 2e-5
     seen, *others_seen = [
         [(entry["loss"], entry["grad_norm"]) for entry in json.loads((folder.parent / HISTORY_FILE).read_text())[:2]]
         for folder in folders
@@ -533,7 +535,10 @@ def test_low_rank_changes_weigh_when_loaded_as_they_did_in_training(small_recipe
     model, rates = base.language_model, LearningRates(projector=1e-2, lora=1e-3)
     token_ids = torch.tensor([[3, 5, 7, 4]])
     before = model(input_ids=token_ids).logits
-    prepare_parts(model, rates, LoraSettings(rank=4, alpha=12, dropout=0.0), [], seed=0)
+    targets = ("self_attn.q_proj", "v_proj", "down_proj")
+    prepare_parts(model, rates, LoraSettings(rank=4, alpha=12, dropout=0.0, targets=targets), [], seed=0)
+    changed = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_B" in name}
+    assert changed == {"q_proj", "v_proj", "down_proj"}
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

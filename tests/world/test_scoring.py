@@ -109,6 +109,18 @@ def _question(kind: str, answer: str, subject: str = "") -> Question:
         ("action", "it stays still", "I cannot tell how it moves.", False),
         ("action", "it stays still", "It isn't moving.", True),
         ("action", "it stays still", "I cannot tell.", False),
+        ("action", "it stays still", "It does not appear to move.", True),
+        ("action", "it stays still", "It doesn't really move.", True),
+        ("action", "it stays still", "It does not change or move.", True),
+        ("action", "it stays still", "It cannot be said to move.", True),
+        ("action", "it stays still", "It never moves. It does not do anything.", True),
+        ("action", "it moves left", "It does not seem to move left.", False),
+        ("action", "it spins", "It doesn't look like it spins.", False),
+        ("exists", "no", "The video does not contain a red circle.", True),
+        ("exists", "no", "The video does not feature a red circle.", True),
+        ("exists", "no", "I do not see a red circle.", True),
+        ("exists", "no", "A red circle is never displayed.", True),
+        ("exists", "no", "It never appeared.", True),
     ],
 )
 def test_replies_are_judged_by_what_they_say(kind: str, answer: str, reply: str, right: bool) -> None:

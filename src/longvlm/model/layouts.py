@@ -46,11 +46,6 @@ def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
         "spatial"
     ):
         model_type = "llava_mistral"  # whatever its language model calls itself
-    if raw.get("quantization_config"):
-        raise LongVLMError(
-            f"{folder} holds quantised weights, which are not read; give the checkpoint that they were made from, with "
-            "--load-in-4bit (load_in_4bit=True) where memory is short."
-        )
     if model_type in REFUSED_FAMILIES:
         raise LongVLMError(
             f"{folder} is of type {model_type!r}, which is not supported ({REFUSED_FAMILIES[model_type]}); "
@@ -60,6 +55,11 @@ def refuse_unknown_family(raw: dict[str, Any], folder: Path) -> None:
         raise LongVLMError(
             f"{folder} is of type {model_type!r}; LongVLM and LLaVA checkpoints ('longvlm', 'llava') are "
             "supported, as llava-hf/llava-1.5-7b-hf."
+        )
+    if raw.get("quantization_config"):
+        raise LongVLMError(
+            f"{folder} holds quantised weights, which are not read; give the checkpoint that they were made from, with "
+            "--load-in-4bit (load_in_4bit=True) where memory is short."
         )
 
 

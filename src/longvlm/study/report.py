@@ -161,7 +161,8 @@ def _tabulate_group(members: Sequence[RowScore]) -> TextTable:
         for kind in first.shares
     ]
     gains = [_in_percent(score.gain, "+.1f") if score.gain else "" for score in others]
-    as_long = " trained as long" if any(score.row.steps for score in others) else ""
+    has_such = any(score.row.steps and score.gain is None for score in others)  # what it is then compared with
+    as_long = " trained as long" if has_such else ""
     rows.append((f"{ALL}, less {first.row.name}{as_long}", "", "", "", *gains))
     rows.append(("visual tokens a video", "", "", *(f"{score.tokens_per_video:.0f}" for score in members)))
     rows.append(("objects that a token shows", "", "", *(f"{100 * score.shown_objects:.0f}" for score in members)))

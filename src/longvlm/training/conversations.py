@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from longvlm.errors import LongVLMError
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.processing import LongVLMProcessor
+from longvlm.model.prompting import context_length
 from longvlm.stages.tokens import assemble, count_segments, count_visual_tokens
 from longvlm.stages.video import open_video
 from longvlm.training.examples import IGNORED, Example
@@ -141,7 +142,8 @@ class VideoConversations(Dataset):
     def require_room(self, lengths: Sequence[int]) -> int:
         """How many samples of these estimated `lengths` will lose their end.
 
-        Raises LongVLMError for one without room for an answer, before a training of days comes to it.
+        Raises LongVLMError for one without room for an answer, or longer than the language model's context, before a
+        training of days comes to it.
         """
         if not lengths:
             return 0
@@ -149,7 +151,14 @@ class VideoConversations(Dataset):
         kinds = [(len(sample.conversation.turns), self._count_visual(sample)) for sample in self.samples]
         longest = {kinds[p]: p for p in sorted(range(len(lengths)), key=lambda position: lengths[position])}
         overhead = {kind: len(self._write_out(p)["input_ids"]) - lengths[p] for kind, p in longest.items()}
-        too_long = [p for p, length in enumerate(lengths) if length + overhead[kinds[p]] > self.max_tokens]
+        written = [length + overhead[kind] for length, kind in zip(lengths, kinds, strict=True)]
+        limit, most = context_length(self._config), min(max(written), self.max_tokens)
+        if limit is not None and most > limit:
+            raise LongVLMError(
+                f"The longest sample has {most} tokens, and the language model's context holds {limit}; set "
+                f"schedule.max_tokens={limit}, with which it loses its end, or look at fewer frames."
+            )
+        too_long = [p for p, length in enumerate(written) if length > self.max_tokens]
         for position in too_long:
             self[position]
         return len(too_long)

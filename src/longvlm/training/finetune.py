@@ -18,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 from longvlm.errors import LongVLMError
 from longvlm.model.checkpoints import require_four_bits, resolve_model
 from longvlm.model.modeling import LongVLMForConditionalGeneration
-from longvlm.model.prompting import context_length
 from longvlm.model.trained_part import Base, digest_checkpoint
 from longvlm.pipeline import LongVLM
 from longvlm.training.checkpointing import (
@@ -221,12 +220,6 @@ def _plan_data(
         raise LongVLMError(f"held_out_share={recipe.held_out_share} leaves nothing to learn from; lower it.")
     dataset = VideoConversations(training, opened.processor, model.config, max_tokens=schedule.max_tokens)
     lengths = dataset.estimate_lengths()
-    limit, longest = context_length(model.config), min(max(lengths), schedule.max_tokens)
-    if limit is not None and longest > limit:
-        raise LongVLMError(
-            f"The longest sample has {longest} tokens, and the language model's context holds {limit}; set "
-            f"schedule.max_tokens={limit}, with which it loses its end, or look at fewer frames."
-        )
     num_cut = dataset.require_room(lengths)
     if num_cut:
         say(f"{num_cut} of {len(training)} samples may be longer than {schedule.max_tokens} tokens and lose their end")

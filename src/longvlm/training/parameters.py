@@ -133,12 +133,11 @@ def require_peft() -> None:
 def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, seed: int) -> None:
     from peft import LoraConfig
 
-    in_language_model = re.compile(r".*\.language_model\..*\.(\w+)")
-    layers = (
-        in_language_model.fullmatch(name) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)
-    )
-    known = dict.fromkeys(match[1] for match in layers if match)
-    require_known(settings.targets, known, "lora.targets")
+    paths = [name.split(".") for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    paths = [path[path.index("language_model") + 1 :] for path in paths if "language_model" in path]
+    known = {path[-1]: None for path in paths}
+    ends = {".".join(path[i:]) for path in paths for i in range(len(path))}  # "self_attn.q_proj" is one, too
+    require_known([target for target in settings.targets if target not in ends], known, "lora.targets")
     targets = "|".join(re.escape(target) for target in settings.targets)
     config = LoraConfig(
         r=settings.rank,

@@ -11,9 +11,15 @@ from longvlm.world.scene import COLOURS, DIRECTIONS, SHAPES
 from longvlm.world.wordings import NOTHING, NUMBERS, TIMES_OF_VIDEO, split_words
 
 _NEGATION = re.compile(r"\b(?:not|never|cannot)\b|n['’]t\b")
-_NEGATED_WORD = re.compile(r"(?:\bnot|\bnever|n['’]t) (\w+)")
-_APPEARS = re.compile(r"\b(?:appears?|seen|shows?|shown|there|visible|present|in the video)\b")
-_UNSURE = re.compile(r"\b(?:sure|certain|know|tell|say|determine|answer)\b")  # where it is negated
+_NEGATED_WORD = re.compile(  # "does not move", "doesn't seem to move", "cannot be said to change or move"
+    r"(?:\bnot|\bnever|\bcannot|n['’]t)"
+    r"(?: (?:appear|seem|look|like|it|to|be|said|really|actually|visibly|change|or|nor))* (\w+)"
+)
+_APPEARS = re.compile(
+    r"\b(?:appear(?:s|ed)?|see|seen|shows?|shown|displayed?|there|visible|present|contains?|includes?|features?|have|"
+    r"in the video)\b"
+)
+_UNSURE = re.compile(r"\b(?:sure|certain|know|tell|say|determine|answer|see the video)\b")  # where it is negated
 _ORIGIN = re.compile(r"\bfrom (?:the )?\w+")  # "from left to right" is to the right
 _MINUTES = re.compile(r"(\d+) ?min(?:ute)?s?\b(?:,?(?: and)? (\d+) ?s(?:ec(?:ond)?s?)?\b)?")
 _QUANTITY = re.compile(r"\d+(?::\d\d)+|\d+(?:\.\d+)?")  # a time on a clock ("1:23", "1:02:03"), or a number
@@ -90,7 +96,7 @@ def _meaning(question: Question, text: str) -> tuple[str, ...]:
 
 def _action(text: str) -> tuple[str, ...]:
     """What does not move stays; "still" says so only where no verb says otherwise ("it is still moving")."""
-    negated = {_VERBS.get(word, "") for word in _NEGATED_WORD.findall(text)}
+    negated = {_VERBS[word] for word in _NEGATED_WORD.findall(text) if word in _VERBS}
     words = split_words(_NEGATED_WORD.sub(" ", text))
     verbs, directions = _distinct([_VERBS.get(word, "") for word in words], set(_VERBS.values())), _directions(text)
     if not verbs and ("still" in words or (negated == {"move"} and not directions)):
