@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import typer
 from tiny_checkpoint import save_tiny_checkpoint
 from waiting import PATIENCE_SECONDS
 
+from longvlm.commands.ending import run_to_end
 from longvlm.model.conversion import consolidate
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals as Unix has them")
@@ -47,6 +50,30 @@ def start_writing(model: Path, target: Path) -> subprocess.Popen[str]:
         process.kill()
         pytest.fail(process.communicate()[1])
     return process
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:132] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "gpu", "processor"],
+)
+def test_memory_that_does_not_suffice_is_told_in_a_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["longvlm"])
+    assert run_to_end(app, "longvlm") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: The memory does not hold this (") and said.count("\n") == 1 and "smaller" in said
 
 
 def test_sigterm_ends_a_command_and_leaves_nothing(tmp_path: Path) -> None:

@@ -227,6 +227,18 @@ def test_letters(reply: str, letter: str | None) -> None:
     assert parse_letter(reply, OPTIONS) == letter
 
 
+@pytest.mark.parametrize(
+    ("reply", "options", "letter"),
+    [
+        ("B. J. K. Rowling", ["Stephen King", "J. K. Rowling", "Dan Brown"], "B"),
+        ("(B) U.S. flag", ["a", "U.S. flag", "c"], "B"),
+        ("A. A. Lincoln", ["A. Lincoln", "B. Obama"], "A"),
+    ],
+)
+def test_an_options_text_may_begin_with_an_initial(reply: str, options: list[str], letter: str) -> None:
+    assert parse_letter(reply, options) == letter
+
+
 def test_the_text_of_two_equal_options_is_no_answer() -> None:
     assert parse_letter("YES", ["yes", "Yes.", "no"]) is None
 

@@ -221,10 +221,14 @@ def test_a_stored_part_does_not_pass_for_the_whole(
     folder.mkdir()
     model.encode(films / "v_one.mp4", num_frames=20, end=5).save(folder / "v_one.longvlm")
     file = write_json("qa.json", [{"video": "v_one", "question": "What?", "answer": "y"}])
-    with pytest.raises(LongVLMError, match=r"holds a part of its video \(0 to 5 s\)"):
+    with pytest.raises(LongVLMError, match=r"holds a part of its video \(0 s to 5 s\)"):
         run(model, [file], folder, tmp_path / "out", "msvd-qa")
     asking = Asking({"start": None, "end": "0:05"}, SHORT.answer)
     assert run(model, [file], folder, tmp_path / "out", "msvd-qa", asking=asking).failures == []
+    model.encode(films / "v_one.mp4", num_frames=20, end=500).save(
+        folder / "v_one.longvlm"
+    )  # beyond the end: the whole
+    assert run(model, [file], folder, tmp_path / "whole", "msvd-qa").failures == []
 
 
 @pytest.mark.usefixtures("no_chart")

@@ -213,6 +213,8 @@ def test_a_server_that_nobody_vouches_for_is_refused(tmp_path, monkeypatch):
     write_video(tmp_path / "video.mp4", 20)
     with serve_folder(tmp_path, ranges=True, secure=True) as address:
         assert "the server's certificate (SSL_CERT_FILE names whom to trust)" in refusal(f"{address}/video.mp4")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+        assert "none.pem, which is no file; correct or unset it" in refusal(f"{address}/video.mp4")
         monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
         with open_video(f"{address}/video.mp4") as video:
             assert video.info.num_frames == 20

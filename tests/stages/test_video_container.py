@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -104,6 +105,9 @@ def test_times_count_from_the_first_frame_that_can_be_shown(tmp_path, b_frames):
     assert video.info.num_frames == len(frames) == 50 and video.lost_seconds == 0
     assert [number for _, number in frames] == list(range(50, 100))
     np.testing.assert_allclose([time for time, _ in frames], np.arange(50) / 25, atol=1e-6)
+    lost = damage(tmp_path / "amid.ts", tmp_path / "lost.ts", 0.6, cut=False)
+    with open_video(lost) as video:
+        assert video.lost_seconds == pytest.approx(2 - video.info.num_frames / 25, abs=0.6) and video.lost_seconds > 0.2
 
 
 @pytest.mark.parametrize("threads", [1, 3], ids=["one_decoder", "three_decoders"])
@@ -201,6 +205,29 @@ def test_an_edit_list_hides_the_frames_before_its_start(tmp_path):
     assert frames == [(index / 25, index + 15) for index in sample_indices(45, 9)]
     assert (video.info.num_frames, video.info.duration_seconds) == (45, 1.8)
     np.testing.assert_allclose(ffprobe_times(path), np.arange(45) / 25, atol=1e-6)
+
+
+def test_an_edit_list_may_leave_a_middle_out(tmp_path):
+    content = write_video(tmp_path / "whole.mp4", 250, keyframe_distance=100).read_bytes()
+    at = content.index(b"elst") - 4
+    (size, _, _, entries, _, begin, rate) = struct.unpack(">I4sIIIII", content[at : at + 28])
+    assert (size, entries, rate) == (28, 1, 1 << 16)
+    ticks = round(begin / 2)  # a frame: two B-frames are what delays the first one
+    parts = [(2000, begin), (3000, begin + 175 * ticks)]  # milliseconds shown, and from where
+    content = bytearray(content)
+    content[at : at + 28] = struct.pack(">I4sII", 40, b"elst", 0, 2) + b"".join(
+        struct.pack(">III", length, start, rate) for length, start in parts
+    )
+    for box in (b"edts", b"trak", b"moov"):  # which hold the list; the pictures lie before them
+        place = content.rindex(box) - 4
+        content[place : place + 4] = struct.pack(">I", struct.unpack(">I", content[place : place + 4])[0] + 12)
+    (tmp_path / "cut.mp4").write_bytes(content)
+    frames, video = read(tmp_path / "cut.mp4", Sampling(num_frames=None, fps=25))
+    assert video.info.duration_seconds == pytest.approx(5.0, abs=0.1)
+    assert sorted({number for _, number in frames}) == [*range(50), *range(175, 250)] and frames == sorted(frames)
+    np.testing.assert_allclose(
+        sorted({seconds for seconds, _ in frames}), ffprobe_times(tmp_path / "cut.mp4"), atol=1e-6
+    )
 
 
 def test_duration_reaches_to_the_end_of_the_last_frame(tmp_path):

@@ -64,6 +64,13 @@ def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path):
     np.testing.assert_array_equal(segment.pixels[0, :, 0].numpy(), (ramp[0] // 257)[None].repeat(3, 0))
 
 
+def test_sixteen_bits_of_grey_are_scaled_where_one_is_transparent(tmp_path):
+    Image.fromarray(np.full((4, 4), 32896, dtype=np.uint16)).save(tmp_path / "grey.png", transparency=5)
+    with open_video(tmp_path / "grey.png") as video:
+        (segment,) = video.segments(ALL, frames_per_segment=1, image_size=4, fit="squash")
+    assert segment.pixels.unique().tolist() == [128]
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])
 def test_what_is_transparent_stands_on_white(tmp_path, mode):
     image = Image.new("RGBA", (8, 6), (0, 0, 0, 0))

@@ -33,8 +33,8 @@ _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 _IN_LESS_MEMORY = (
-    "Look at fewer frames (--num-frames), choose --dtype bfloat16 or --load-in-4bit, or another --device; "
-    "`longvlm plan` tells what is needed."
+    "Do less at a time (fewer frames, smaller batches), or choose a smaller --dtype or another --device, where the "
+    "command has these; `longvlm plan` tells what a question needs."
 )
 
 _ending = threading.Lock()  # two threads may want to end the process, but one line is enough
@@ -81,13 +81,17 @@ def _run(app: typer.Typer, name: str) -> int:
     except Exception as failure:  # noqa: BLE001 - nothing is swallowed: its traceback is printed
         if isinstance(failure, OSError) and failure.errno in _REFUSALS:
             return _tell_refusal(failure)
-        if (
-            isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError"
-        ):  # torch's, not imported here
+        if _is_out_of_memory(failure):
             console.error(f"The memory does not hold this ({one_line(failure)}). {_IN_LESS_MEMORY}")
             return MISTAKE
         traceback.print_exc()
         return DEFECT
+
+
+def _is_out_of_memory(failure: Exception) -> bool:
+    """Torch, which is not imported here, has an error of its own for a GPU's memory, and none for the processor's."""
+    of_torch = type(failure).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(failure)
+    return isinstance(failure, MemoryError) or of_torch
 
 
 def _tell_refusal(refusal: OSError) -> int:

@@ -93,6 +93,8 @@ def require_room(model: LongVLM, source: str, options: VideoOptions) -> None:
     ):
         return
     with open_video(source, fps=options.frame_rate, allow_references=options.allow_references) as reader:
+        if reader.info.duration_seconds is None:  # a live stream, whose frames nobody knows yet
+            return
         counts = count_tokens(model, reader, sampling)
     if not counts.fits:
         raise LongVLMError(

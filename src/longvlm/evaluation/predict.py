@@ -129,15 +129,22 @@ def _as_asked(index: VideoIndex, wanted: Mapping[str, Any]) -> VideoIndex:
                 f"{setting}={wanted[setting]} is asked for; encode it again, or leave the option out"
             )
     if wanted.get("start") is None and wanted.get("end") is None:
-        start, end = index.sampling.start_seconds, index.sampling.end_seconds
-        if start > 0 or end is not None or index.has_gaps:
+        if part := _part_of_its_video(index):
             raise LongVLMError(
-                f"the stored index holds a part of its video ({start:g} to {'its end' if end is None else f'{end:g}'} "
-                "s), and all of it is asked about; encode it again, or give --start or --end"
+                f"the stored index holds a part of its video ({part}), and all of it is asked about; encode it again, "
+                "or give --start or --end"
             )
         return index
     end = wanted.get("end")
     return index.slice(parse_time(wanted.get("start") or 0), None if end is None else parse_time(end))
+
+
+def _part_of_its_video(index: VideoIndex) -> str:
+    """What an index that leaves something of its video out holds, else ""."""
+    start, end, duration = index.sampling.start_seconds, index.sampling.end_seconds, index.video.duration_seconds
+    if start > 0 or (end is not None and (duration is None or end < duration)):
+        return f"{start:g} s to {'its end' if end is None else f'{end:g} s'}"
+    return "with gaps" if index.has_gaps else ""
 
 
 def complete_predictions(

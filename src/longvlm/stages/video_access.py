@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import threading
@@ -151,7 +152,7 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
         options["multiple_requests"] = "1"
         # PyAV's own limit holds for one call at a time, and a reader that is let go of switches it off.
         options["rw_timeout"] = str(int(NETWORK_TIMEOUT_SECONDS * 1e6))
-    if scheme != "file" or allow_references:
+        # FFmpeg takes these for the address itself alone, neither for what a playlist refers to nor under rtsps.
         options |= {"tls_verify": "1", "ca_file": _trusted_certificates()}
     if scheme.startswith("rtsp"):
         formats += ",rtsp,sdp,rtp"
@@ -168,11 +169,14 @@ def open_container(source: str, *, allow_references: bool) -> InputContainer:
 
 
 def _trusted_certificates() -> str:
-    """The file that SSL_CERT_FILE names, the system's, or that of the package certifi."""
+    """The file that SSL_CERT_FILE names, the system's, or certifi's. Raises LongVLMError where the former is none."""
     import ssl
 
     import certifi
 
+    named = os.environ.get("SSL_CERT_FILE")
+    if named and not Path(named).is_file():
+        raise LongVLMError(f"SSL_CERT_FILE names {printable(named)}, which is no file; correct or unset it.")
     return ssl.get_default_verify_paths().cafile or certifi.where()
 
 
@@ -215,7 +219,7 @@ def _explain(source: str, scheme: str, error: Exception) -> LongVLMError:
     if scheme == "file":
         return LongVLMError(f"Can't open {name}: {reason}.")
     checked = "the address and the network"
-    if scheme in ("https", "rtsps"):
+    if scheme == "https":
         checked = "the address, the network and the server's certificate (SSL_CERT_FILE names whom to trust)"
     return LongVLMError(f"Can't reach {name}: {reason}. Check {checked}, or download it first.")
 

@@ -244,7 +244,8 @@ class ContainerSource:
         if container.format.name == "mpegts":
             # It states nothing: a rest of the file without packets counts at the bytes a second until there.
             unread = container.size - timeline.end_byte if self._scheme == "file" else 0
-            stated_end = start + self._held_seconds() * (1 + unread / max(1, timeline.end_byte))
+            end = float(timeline.end_pts * self._time_base)
+            stated_end = end + self._held_seconds() * unread / max(1, timeline.end_byte)
         elif container.format.name == "avi" and stream.average_rate:
             stated_end = start + float(stream.frames / stream.average_rate)
         elif stream.duration:
@@ -263,10 +264,11 @@ class ContainerSource:
 
         It doesn't in a live stream and at a server without byte ranges. In an MPEG program stream, where
         only some frames carry a timestamp, and in an AVI that has lost frames or its index, which counts
-        frames instead of storing times, the times that FFmpeg infers after a seek are wrong.
+        frames instead of storing times, the times that FFmpeg infers after a seek are wrong. Where an edit
+        list leaves something out, hidden keyframes have times of other places.
         """
         timeline, format_name = self._timeline, self._decoder.container.format.name
-        if timeline is None or format_name == "mpeg":
+        if timeline is None or timeline.has_cuts or format_name == "mpeg":
             return False
         if format_name == "avi" and (self._scheme != "file" or self._decoder.stream.frames != len(timeline.pts)):
             return False

@@ -104,12 +104,12 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8. Pillow clips greys of 16 bits, so they are scaled here. What is transparent stands on white, as
     in a viewer.
     """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.has_transparency_data:
         on_white = Image.new("RGBA", image.size, "white")
         on_white.alpha_composite(image.convert("RGBA"))
         image = on_white
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return np.array(image.convert("RGB"))
 
 

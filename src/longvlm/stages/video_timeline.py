@@ -26,8 +26,8 @@ class Timeline:
     pts (N,) int64, ascending and distinct; keyframe_pts and keyframe_dts (at least one), ascending, those
     included that an edit list hides; end_pts: the end of the last frame; end_byte: where in the file the
     last packet ends; in_decoding_order: the timestamps ascend from packet to packet; starts_anew: they fall back
-    somewhere, as where recordings were joined byte by byte; cut_short: the last packet was damaged and is left out;
-    digest: a hash of times and keyframes.
+    somewhere, as where recordings were joined byte by byte; has_cuts: an edit list leaves something out between;
+    cut_short: the last packet was damaged and is left out; digest: a hash of times and keyframes.
     """
 
     pts: np.ndarray
@@ -37,6 +37,7 @@ class Timeline:
     end_byte: int
     in_decoding_order: bool
     starts_anew: bool
+    has_cuts: bool
     cut_short: bool
     digest: str
 
@@ -73,7 +74,8 @@ def scan_timeline(packets: Iterable[Packet], *, stream_index: int, one_frame_pts
     pts, keyframes_pts, keyframes_dts = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
     end_pts, end_byte, last_is_corrupt = 0, 0, False
-    latest_dts, most_fallback, starts_anew = -math.inf, _MOST_FALLBACK_FRAMES * one_frame_pts, False
+    latest_dts, most_fallback = -math.inf, _MOST_FALLBACK_FRAMES * one_frame_pts
+    starts_anew = has_cuts = False
     for packet in packets:
         end_byte = max(end_byte, (packet.pos or 0) + packet.size)
         if packet.pts is None or packet.stream_index != stream_index:
@@ -82,11 +84,12 @@ def scan_timeline(packets: Iterable[Packet], *, stream_index: int, one_frame_pts
             keyframes_pts.append(packet.pts)
             keyframes_dts.append(packet.pts if packet.dts is None else packet.dts)
             digest.update(bytes(packet)[:_DIGESTED_BYTES_PER_KEYFRAME])
+        if packet.is_discard:  # those that a cut hides are dated back from where it ends
+            has_cuts = has_cuts or (packet.dts is not None and packet.dts < latest_dts)
+            continue
         if packet.dts is not None:
             starts_anew = starts_anew or packet.dts < latest_dts - most_fallback
             latest_dts = max(latest_dts, packet.dts)
-        if packet.is_discard:
-            continue
         pts.append(packet.pts)
         last_is_corrupt = packet.is_corrupt
         if not last_is_corrupt:
@@ -109,6 +112,7 @@ def scan_timeline(packets: Iterable[Packet], *, stream_index: int, one_frame_pts
         end_byte=end_byte,
         in_decoding_order=np.array_equal(ordered, in_packet_order),
         starts_anew=starts_anew,
+        has_cuts=has_cuts,
         cut_short=last_is_corrupt,
         digest=digest.hexdigest(),
     )

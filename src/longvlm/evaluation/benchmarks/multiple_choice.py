@@ -34,7 +34,7 @@ _ANNOUNCED = r"(?:(?:the\s+)?(?:(?:best|correct|right)\s+)?(?:answer|option|choi
 _PARTED = r"(?:[(\[](?P<letter>[A-Z])[)\]]|(?P<bare>[A-Z])(?:[.):]|\s*[,–—-](?=\s)|(?=\n)))"
 _REPLIES = (
     re.compile(rf"(?i:{_ANNOUNCED})*(?i:{_LETTER})\s*[.):]?"),
-    re.compile(rf"(?i:{_ANNOUNCED})*{_PARTED}\s*(?P<text>(?![A-Z]\.)\S.*)", re.DOTALL),
+    re.compile(rf"(?i:{_ANNOUNCED})*{_PARTED}(?:\s+|(?![A-Z]\.))(?P<text>\S.*)", re.DOTALL),
 )
 _NAMED = r"(?=\s*(?:[.):,;\n]|$|(?:and|or)\b))"  # behind a letter that is one, and no word
 
