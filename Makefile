@@ -42,7 +42,7 @@ format: setup  ## let ruff put everything in order
 
 check: test lint  ## what CI runs
 
-model: setup  ## train such a model as the bundled one from nothing (hours; stops and resumes)
+model: setup  ## train such a model as the bundled one from nothing, in its place (hours; stops and resumes)
 	$(BIN)/python -m longvlm.training.default_model
 
 study: setup  ## test the paper's claims with small models (hours; stops and resumes)

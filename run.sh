@@ -4,8 +4,8 @@
 # As it is, it draws a small data set in ActivityNet's shape, trains a tiny model on the CPU and scores it with the
 # offline judge. For the paper's own run, name the data, the models and a judge here or in the environment:
 #
-#     DATA=datasets/anet INSTRUCTIONS=datasets/video_chatgpt_training.json RECIPE=paper.yaml BASE=LLAVA_7B \
-#     ENCODER=openai/clip-vit-large-patch14 PROCESSES=4 \
+#     OUTPUT=runs/paper DATA=datasets/anet INSTRUCTIONS=datasets/video_chatgpt_training.json RECIPE=paper.yaml \
+#     BASE=LLAVA_7B ENCODER=openai/clip-vit-large-patch14 PROCESSES=4 \
 #     ANSWERS="--temperature 0.2 --max-new-tokens 1024 --seed 0" JUDGE="--judge-model gpt-4o-mini" sh run.sh
 #
 # Started again after a stop, it goes on. Videos that are missing or can't be read are named, and left out.
@@ -17,7 +17,7 @@ INSTRUCTIONS=${INSTRUCTIONS:-$DATA/video_chatgpt_training.json}
 RECIPE=${RECIPE:-tiny.yaml}                      # tiny.yaml, paper.yaml, paper-lora.yaml, full.yaml, or a file
 BASE=${BASE:-}                                   # what the recipe trains; the recipe's own base if empty
 ENCODER=${ENCODER:-}                             # a vision tower's folder or hub id; the bundled one if empty
-OUTPUT=${OUTPUT:-runs/run}                       # features, checkpoints, the model, results
+OUTPUT=${OUTPUT:-runs/run}                       # features, checkpoints, the model, results; of this run alone
 ANSWERS=${ANSWERS:-}                             # how they are generated; the likeliest words if empty
 JUDGE=${JUDGE:-}                                 # for example: --judge-model gpt-4o-mini, with OPENAI_API_KEY set
 VIDEOS=${VIDEOS:-100}                            # of the generated data, to train on

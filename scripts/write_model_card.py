@@ -100,7 +100,7 @@ def describe_reproduction(first: dict[str, Any], again: dict[str, Any]) -> str:
 
 def describe_fresh(scores: dict[str, Any]) -> str:
     """What was answered about videos by which no recipe was chosen."""
-    return "By none of these videos was the recipe chosen. " + describe_evaluation(scores)
+    return "By none of the following videos was the recipe chosen: " + describe_evaluation(scores)
 
 
 def summarise(results: dict[str, dict[str, Any]]) -> str:
@@ -112,7 +112,7 @@ def summarise(results: dict[str, dict[str, Any]]) -> str:
         text += f"\n\n{_summarise_fresh(results['fresh'])}"
     if losses := results["scores"].get("reencoded"):
         whole = losses[-1]
-        text += f"\n\nRe-encoded, the same videos lose {100 * whole['loss']:.1f} points on average"
+        text += f"\n\nRe-encoded, the videos of the table lose {100 * whole['loss']:.1f} points on average"
         text += f" (95 %: {100 * whole['low']:.1f} to {100 * whole['high']:.1f}, n = {whole['n']})."
     if "lengths" in results:
         last = results["lengths"]["lengths"][-1]

@@ -65,8 +65,8 @@ def apply_delta(
 ) -> None:
     """Add a delta to its base.
 
-    The result has the delta's layout, config and tokenizer. A base that the delta was not made from is refused,
-    before anything is written.
+    The result has the delta's layout, config and tokenizer. A base whose tensors or words don't fit is refused before
+    anything is written; Llama 2 fits a delta of the first LLaMA: heed the warning.
 
     \b
       longvlm weights apply-delta --base LLAMA_7B --target LLAVA_7B --delta LLAVA_DELTA_7B
