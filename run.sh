@@ -43,6 +43,10 @@ if [ -n "$JUDGE" ] && [ -z "${OPENAI_API_KEY:-}" ]; then
     echo "run.sh: JUDGE is $JUDGE, and there is no key for it; set OPENAI_API_KEY (any word, where none is asked for)." >&2
     exit 2
 fi
+"$PYTHON" -c "import longvlm, matplotlib${JUDGE:+, openai}" || {
+    echo "run.sh: $PYTHON lacks something that is needed; pip install -r requirements.txt, or name another in PYTHON." >&2
+    exit 2
+}
 if [ "$DATA" = "$GENERATED" ]; then  # what is there already is kept
     "$PYTHON" -m longvlm.world dataset "$DATA" --videos "$VIDEOS" --test-videos 16
 fi

@@ -58,7 +58,8 @@ def test_what_is_named_in_the_environment_reaches_the_commands(tmp_path: Path) -
     named |= {"OPENAI_API_KEY": "sk-1", "PROCESSES": "4"}
     scored = "--model out/training/model --videos out/features/test -o out/results"
     asked = "--temperature 0.2 --seed 0 --judge-model gpt --annotations"
-    called = calls(tmp_path, **named)
+    needed, *called = calls(tmp_path, **named)
+    assert needed.endswith(" -c import longvlm, matplotlib, openai")
     together = (
         f"{tmp_path / 'programs/python3'} -m torch.distributed.run --nproc-per-node 4 -m longvlm train paper.yaml "
     )

@@ -9,6 +9,12 @@ class LongVLMError(Exception):
     """
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Torch, which is not imported here, has an error of its own for a GPU's memory, and none for the processor's."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or of_torch
+
+
 def one_line(reason: object) -> str:
     """What an exception or a text says, without line breaks; an exception without words by its kind."""
     text = " ".join(str(reason).split())

@@ -116,8 +116,16 @@ def test_videos_are_encoded_once_and_a_stopped_run_goes_on(
 
 
 @pytest.mark.usefixtures("no_chart")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+    ids=["gpu", "processor"],
+)
 def test_what_a_failed_batch_held_is_free_before_its_rows_are_asked_alone(
-    model: LongVLM, films: Path, qa_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LongVLM, films: Path, qa_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     class Cache:
         pass
@@ -131,7 +139,7 @@ def test_what_a_failed_batch_held_is_free_before_its_rows_are_asked_alone(
             return ask(asked, video, question, **settings)
         cache = Cache()
         held.append(weakref.ref(cache))
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise type(error)(*error.args)  # a new one: a traceback holds what it went through
 
     monkeypatch.setattr(LongVLM, "ask", ask_what_fits)
     outcome = run(model, [qa_file], films, tmp_path / "out", "activitynet-qa")
@@ -225,6 +233,9 @@ def test_a_stored_part_does_not_pass_for_the_whole(
         run(model, [file], folder, tmp_path / "out", "msvd-qa")
     asking = Asking({"start": None, "end": "0:05"}, SHORT.answer)
     assert run(model, [file], folder, tmp_path / "out", "msvd-qa", asking=asking).failures == []
+    more = Asking({"start": "0:03", "end": "0:06"}, SHORT.answer)
+    with pytest.raises(LongVLMError, match=r"holds a part .* \(0 s to 5 s\), and more of it is asked about"):
+        run(model, [file], folder, tmp_path / "more", "msvd-qa", asking=more)
     model.encode(films / "v_one.mp4", num_frames=20, end=500).save(
         folder / "v_one.longvlm"
     )  # beyond the end: the whole

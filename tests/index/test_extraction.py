@@ -364,6 +364,10 @@ class TestResuming:
             LongVLMError, match=rf"v_2\.pkl .* has {len(features) - 1} rows, .* give {len(features)}\. "
         ):
             extract(videos, extractor, folders)
+        (tmp_path / "memory" / "v_2.pkl").write_bytes(pickle.dumps(np.ones((3, 7), dtype=np.float16)))
+        local.unlink()  # what is missing is no leave to write over the other
+        with pytest.raises(LongVLMError, match=r"v_2\.pkl is there already, but its array is \(3, 7\)"):
+            extract(videos, extractor, folders)
         swapped = FeatureFolders(None, tmp_path / "memory", tmp_path / "local")
         with pytest.raises(LongVLMError, match=r"v_0\.pkl .* rows, .* give"):
             extract(videos, extractor, swapped)
@@ -381,6 +385,8 @@ class TestResuming:
         rows = [len(pickle.loads((tmp_path / "local" / f"v_{number}.pkl").read_bytes())) for number in (0, 1)]
         assert rows[0] < rows[1]
         assert extract(found, extractor, folders) == Report(num_skipped=3, lost_seconds=report.lost_seconds)
+        with_indexes = dataclasses.replace(folders, indexes=tmp_path / "indexes")
+        assert extract(found, extractor, with_indexes).lost_seconds == report.lost_seconds
         (tmp_path / "local" / "v_0.pkl").unlink()
         write_video(film, 30)
         assert extract(found, extractor, folders) == Report(num_written=1, num_skipped=2)

@@ -227,6 +227,11 @@ def test_the_encoder_learns_from_videos(small_recipe: Path, tmp_path: Path) -> N
     # A frozen encoder reads the same videos once, and keeps their features.
     run(small_recipe, tmp_path / "frozen", *SHORT, *source)
     assert len(list((tmp_path / "frozen" / "features").glob("*.longvlm"))) == 6
+    (tmp_path / "frozen" / "longvlm-recipe.yaml").unlink()
+    shutil.rmtree(tmp_path / "frozen" / "checkpoints")
+    shutil.rmtree(tmp_path / "frozen" / "model")
+    with pytest.raises(LongVLMError, match=r"holds features of the videos in .*/videos, and those in .*/damaged are"):
+        run(small_recipe, tmp_path / "frozen", *SHORT, f"data.0.videos={damaged}", "model.num_frames=8")
     cut.write_bytes(b"")
     frozen = [*SHORT, f"data.0.videos={damaged}", "model.num_frames=8"]
     with pytest.raises(LongVLMError, match=r"1 of 6 videos can't be encoded, .*v3\.mp4.* set missing: drop for"):
@@ -498,7 +503,7 @@ def test_two_data_sets_are_mixed_by_their_weights(small_recipe: Path, tmp_path: 
     first = {"instructions": str(small_recipe.parent / "train.json"), "features": str(small_recipe.parent / "features")}
     second = {"instructions": str(tmp_path / "more.json"), "videos": str(videos), "weight": 3}
     _, said = run(small_recipe, tmp_path / "run", "schedule.epochs=1", f"data={json.dumps([first, second])}")
-    assert [path.name for path in (tmp_path / "run" / "features-1").iterdir()] == ["w.longvlm"]
+    assert [path.name for path in (tmp_path / "run" / "features-1").glob("*.longvlm")] == ["w.longvlm"]
     assert "8 samples, 0 of them held out; 5 steps of 2 samples each" in said  # 7 rows once, 1 row three times
 
 
@@ -535,7 +540,7 @@ def test_low_rank_changes_weigh_when_loaded_as_they_did_in_training(small_recipe
     model, rates = base.language_model, LearningRates(projector=1e-2, lora=1e-3)
     token_ids = torch.tensor([[3, 5, 7, 4]])
     before = model(input_ids=token_ids).logits
-    targets = ("self_attn.q_proj", "v_proj", "down_proj")
+    targets = ("self_attn.q_proj", "layers.1.self_attn.v_proj", "down_proj")
     prepare_parts(model, rates, LoraSettings(rank=4, alpha=12, dropout=0.0, targets=targets), [], seed=0)
     changed = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_B" in name}
     assert changed == {"q_proj", "v_proj", "down_proj"}

@@ -61,6 +61,7 @@ def test_changes_reach_every_depth() -> None:
         ("data=[{instructions: a, features: b, videos: c}]", r"has both features and videos"),
         ("model.load_in_4bit=true", r"Weights loaded in 4 bits can't be trained"),
         ("data=[]", r"data is empty"),
+        ("lora.rank=64", r"lora has settings, but nothing trains it; give learning_rates.lora"),
         ("learning_rates={language_model: 1e-4}", r"new_projector is set, but nothing trains it; give learning_rates"),
     ],
 )

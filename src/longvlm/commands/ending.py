@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from longvlm.commands import console
-from longvlm.errors import LongVLMError, one_line
+from longvlm.errors import LongVLMError, is_out_of_memory, one_line
 from longvlm.index.video_folders import shorten
 
 LEFT_SOMETHING_OUT, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -81,17 +81,11 @@ def _run(app: typer.Typer, name: str) -> int:
     except Exception as failure:  # noqa: BLE001 - nothing is swallowed: its traceback is printed
         if isinstance(failure, OSError) and failure.errno in _REFUSALS:
             return _tell_refusal(failure)
-        if _is_out_of_memory(failure):
+        if is_out_of_memory(failure):
             console.error(f"The memory does not hold this ({one_line(failure)}). {_IN_LESS_MEMORY}")
             return MISTAKE
         traceback.print_exc()
         return DEFECT
-
-
-def _is_out_of_memory(failure: Exception) -> bool:
-    """Torch, which is not imported here, has an error of its own for a GPU's memory, and none for the processor's."""
-    of_torch = type(failure).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(failure)
-    return isinstance(failure, MemoryError) or of_torch
 
 
 def _tell_refusal(refusal: OSError) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from longvlm.commands import console
+from longvlm.commands.ask import require_settings
 from longvlm.commands.ending import LEFT_SOMETHING_OUT
 from longvlm.commands.loading import load_model
 from longvlm.commands.options import AnswerOptions, JudgeOptions, ModelOptions, VideoOptions
@@ -51,6 +52,7 @@ def evaluate(
         from longvlm.world.lengths import require_matplotlib
 
         require_matplotlib()
+        require_settings(answer_options)
         benchmark = BENCHMARKS[task]
         rows = benchmark.read(annotations)
         judge = _choose_judge(benchmark, rows, judge_options)

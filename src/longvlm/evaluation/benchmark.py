@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from longvlm.evaluation.rows import Row
-from longvlm.index.video_folders import VIDEO_SUFFIXES
+from longvlm.index.video_folders import VIDEO_SUFFIXES, is_file
 
 # The two models whose figures the paper's comparison has, as (name, figure by measure).
 Published = tuple[tuple[str, Mapping[str, float]], ...]
@@ -58,11 +58,4 @@ def find_video(folder: Path, name: str, benchmark: Benchmark) -> Path | None:
     candidates += [folder / written] if known else []
     candidates += [folder / f"{stem}{suffix}" for stem in stems for suffix in benchmark.video_suffixes]
     candidates += [path.with_suffix(path.suffix.upper()) for path in candidates if path.suffix]
-    return next((path for path in candidates if _is_file(path)), None)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long to be one
-        return False
+    return next((path for path in candidates if is_file(path)), None)

@@ -6,15 +6,14 @@ A prediction is written as soon as it is there. A video that can't be read is re
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from longvlm.errors import LongVLMError, one_line
+from longvlm.errors import LongVLMError, is_out_of_memory, one_line
 from longvlm.evaluation.benchmark import Benchmark, find_video
 from longvlm.evaluation.jsonl import JsonLines
 from longvlm.evaluation.rows import Row
@@ -65,7 +64,9 @@ class Predictor:
         for (name, clip_seconds), its_rows in by_part.items():
             try:
                 index = self._index(name, clip_seconds)
-            except (LongVLMError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            except (LongVLMError, OSError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                    raise
                 self.failures.append({"video": name, "rows": len(its_rows), "reason": one_line(error)})
                 continue
             yield from ((row, index) for row in its_rows)
@@ -101,7 +102,9 @@ class Predictor:
                 texts = iter([self.model.ask(indexes[0], questions[0], **self.asking.answer).text])
             else:
                 texts = iter([answer.text for answer in self.model.ask(indexes, questions, **self.asking.answer)])
-        except (LongVLMError, MemoryError, torch.OutOfMemoryError) as error:
+        except (LongVLMError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
             reason = one_line(error)
         if texts is None:  # here the error, and with it what the batch held in memory, is gone
             if len(batch) > 1:  # one of them is to blame; the others are not to suffer
@@ -128,22 +131,24 @@ def _as_asked(index: VideoIndex, wanted: Mapping[str, Any]) -> VideoIndex:
                 f"the stored index was sampled with {setting}={getattr(index.sampling, setting)}, and "
                 f"{setting}={wanted[setting]} is asked for; encode it again, or leave the option out"
             )
-    if wanted.get("start") is None and wanted.get("end") is None:
-        if part := _part_of_its_video(index):
-            raise LongVLMError(
-                f"the stored index holds a part of its video ({part}), and all of it is asked about; encode it again, "
-                "or give --start or --end"
-            )
-        return index
-    end = wanted.get("end")
-    return index.slice(parse_time(wanted.get("start") or 0), None if end is None else parse_time(end))
+    start, end = parse_time(wanted.get("start") or 0), wanted.get("end")
+    end = None if end is None else parse_time(end)
+    if part := _part_that_lacks_some(index, start, end):
+        asked = "all of it" if start == 0 and end is None else "more of it"
+        raise LongVLMError(
+            f"the stored index holds a part of its video ({part}), and {asked} is asked about; encode it again, or "
+            "give --start or --end"
+        )
+    return index if start == 0 and end is None else index.slice(start, end)
 
 
-def _part_of_its_video(index: VideoIndex) -> str:
-    """What an index that leaves something of its video out holds, else ""."""
-    start, end, duration = index.sampling.start_seconds, index.sampling.end_seconds, index.video.duration_seconds
-    if start > 0 or (end is not None and (duration is None or end < duration)):
-        return f"{start:g} s to {'its end' if end is None else f'{end:g} s'}"
+def _part_that_lacks_some(index: VideoIndex, start_seconds: float, end_seconds: float | None) -> str:
+    """Which part of its video an index holds, if it lacks something between these times; else ""."""
+    held, its_end = index.sampling, index.video.duration_seconds or math.inf
+    held_end = its_end if held.end_seconds is None else held.end_seconds
+    wanted_end = its_end if end_seconds is None else min(end_seconds, its_end)
+    if held.start_seconds > start_seconds or held_end < wanted_end:
+        return f"{held.start_seconds:g} s to {'its end' if held.end_seconds is None else f'{held_end:g} s'}"
     return "with gaps" if index.has_gaps else ""
 
 

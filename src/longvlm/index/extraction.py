@@ -89,25 +89,15 @@ class FeatureFolders:
         version, and where pickles have another shape than they would get; they say nothing of other settings.
         """
         index_file, pickles = self.index_file(video_id), self.pickle_files(video_id)
+        are_there = []  # each is looked at, since what is made otherwise must not be written over
         if pickles is not None:
             local_path, memory_path = pickles
             require_local_rows = partial(_require_local_rows, at_most=lost_its_end)
-            if not _holds_features(local_path, extractor, require_local_rows):
-                return False
-            if not _holds_features(memory_path, extractor, _require_memory_rows):
-                return False
-        if index_file is None:
-            return True
-        if not index_file.is_file():
-            return False
-        try:
-            index = VideoIndex.load(index_file)
-        except OtherVersionError:
-            raise
-        except LongVLMError:
-            return False
-        _require_same_extraction(index_file, index, extractor)
-        return True
+            are_there.append(_holds_features(local_path, extractor, require_local_rows))
+            are_there.append(_holds_features(memory_path, extractor, _require_memory_rows))
+        if index_file is not None:
+            are_there.append(_holds_index(index_file, extractor))
+        return all(are_there)
 
     def save(self, video_id: str, index: VideoIndex, extractor: Extractor) -> None:
         """Write a video's files, the index last. Raises LongVLMError where there is no room."""
@@ -116,6 +106,19 @@ class FeatureFolders:
             write_reference_features(index, *pickles)
         if index_file is not None:
             narrow_globals(index, extractor.compression.global_layers).save(index_file)
+
+
+def _holds_index(path: Path, extractor: Extractor) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        index = VideoIndex.load(path)
+    except OtherVersionError:
+        raise
+    except LongVLMError:
+        return False
+    _require_same_extraction(path, index, extractor)
+    return True
 
 
 def _holds_features(path: Path, extractor: Extractor, require_rows: Callable[[Path, int, Extractor], None]) -> bool:
@@ -223,7 +226,11 @@ def extract(
     report = Report(failures=list(known_failures))
     failures_path, damaged_path = (folders.folders[0] / name for name in (FAILURES_FILE, DAMAGED_FILE))
     read_failures(failures_path)  # another's file is refused, not replaced
-    damaged = read_damaged(damaged_path)
+    damaged = {
+        video: seconds
+        for folder in folders.folders  # an earlier extraction may have had other folders beside this one
+        for video, seconds in read_damaged(folder / DAMAGED_FILE).items()
+    }
     named_well = [video for video in videos if _can_be_named(video)]
     report.failures += [Failure(display_source(v.source), _TOO_LONG) for v in videos if not _can_be_named(v)]
     waiting = [v for v in named_well if not folders.hold(v.id, extractor, lost_its_end=v.id in damaged)]

@@ -169,3 +169,11 @@ def _separate(found: Iterable[ListedVideo]) -> VideoList:
         else:
             clashing.append((earlier, video))
     return VideoList(tuple(first.values()), tuple(repeated), tuple(clashing))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no file has a name that is too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

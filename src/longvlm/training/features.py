@@ -14,7 +14,7 @@ from longvlm.errors import LongVLMError, one_line
 from longvlm.index.extraction import FeatureFolders, extract
 from longvlm.index.extraction_report import FAILURES_FILE, Progress
 from longvlm.index.extractor import extractor_of_model
-from longvlm.index.video_folders import ListedVideo
+from longvlm.index.video_folders import ListedVideo, is_file
 from longvlm.pace import SECONDS_BETWEEN_LINES
 from longvlm.pipeline import LongVLM
 from longvlm.stages.tokens import count_segments, count_visual_tokens
@@ -22,6 +22,7 @@ from longvlm.training.curves import Say
 from longvlm.training.recipe import ModelChoice
 from longvlm.types import Compression, Sampling, VideoInfo
 from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex, require_known_times
+from longvlm.whole_files import make_folder, write_whole
 
 _ANY_FRAMES = ModelChoice()
 
@@ -40,7 +41,7 @@ def find_features(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise LongVLMError(f"There is no folder of features {folder}; make it with `longvlm extract`, or give another.")
     paths = {video: folder / f"{video}{VideoIndex.SUFFIX}" for video in ids}
-    found = {video: path for video, path in paths.items() if path.is_file()}
+    found = {video: path for video, path in paths.items() if is_file(path)}
     if not found and any((folder / f"{video}.pkl").is_file() for video in paths):
         raise LongVLMError(
             f"{folder} holds the reference's pickles, not {VideoIndex.SUFFIX} files; make these of them with `longvlm "
@@ -117,6 +118,19 @@ def _misfit(path: Path, num_segments: int, found: Compression, wanted: Compressi
         f"{path} was made with {name}={getattr(found, name)}, but the model has {name}={getattr(wanted, name)}; "
         f"set model.compression.{name} to the former, or extract the features again."
     )
+
+
+def claim_features(folder: Path, videos: Path) -> None:
+    """Note in a folder of features whose videos' they are; raise LongVLMError where they are those of others."""
+    note, wanted = folder / "videos.txt", str(videos.resolve())
+    found = note.read_text(encoding="utf-8", errors="surrogateescape") if note.is_file() else wanted
+    if found != wanted:
+        raise LongVLMError(
+            f"{folder} holds features of the videos in {found}, and those in {wanted} are wanted; choose another "
+            "output, or remove that folder."
+        )
+    make_folder(folder)
+    write_whole(note, wanted.encode("utf-8", "surrogateescape"))
 
 
 def encode_videos(

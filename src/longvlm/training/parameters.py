@@ -143,7 +143,7 @@ def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, se
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=rf".*\.language_model\..*\.({targets})",
+        target_modules=rf".*\.language_model\.(.*\.)?({targets})",
     )
     torch.manual_seed(seed)
     model.add_adapter(config)

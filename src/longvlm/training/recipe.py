@@ -231,6 +231,8 @@ class Recipe:
             raise LongVLMError(f"seed is {self.seed}; it must be less than {SEEDS}.")
         if not self.data:
             raise LongVLMError("data is empty; give at least one item with instructions.")
+        if self.lora != LoraSettings() and self.learning_rates.lora is None:
+            raise LongVLMError("lora has settings, but nothing trains it; give learning_rates.lora, or leave them out.")
         if self.model.new_projector and self.learning_rates.projector is None:
             raise LongVLMError(
                 "model.new_projector is set, but nothing trains it; give learning_rates.projector, or leave it out."

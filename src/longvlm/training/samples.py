@@ -13,7 +13,7 @@ from longvlm.pipeline import LongVLM
 from longvlm.training.activitynet import open_whole
 from longvlm.training.conversations import Sample, count_moved_videos, require_plain_texts
 from longvlm.training.curves import Say
-from longvlm.training.features import encode_videos, find_features, inspect_features
+from longvlm.training.features import claim_features, encode_videos, find_features, inspect_features
 from longvlm.training.instructions import Conversation, read_instructions
 from longvlm.training.recipe import DataSource, Recipe
 from longvlm.training.run_folder import FEATURES
@@ -90,6 +90,7 @@ def _find_stored(
     sampling = opened.plan_sampling(None, None, None, None, None, "exact")
     with arguments.main_process_first(local=False):
         if arguments.process_index == 0:
+            claim_features(folder, source.videos)
             say(f"encoding {len(videos)} videos of {source.videos} into {folder}, those that are not there yet")
             encode_videos(opened, videos, folder, sampling, may_drop=source.missing == "drop", say=say)
     return find_features(folder, videos)
