@@ -530,6 +530,17 @@ class TestChat:
 
 
 class TestMistakes:
+    def test_no_video_is_encoded_for_what_will_be_refused(
+        self, model: LongVLM, video: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(LongVLM, "encode", lambda *_, **__: pytest.fail("it was encoded"))
+        word = model.processor.video_token
+        for refused in (lambda: model.ask(video, word), lambda: model.ask([video, video], ["Why?", word])):
+            with pytest.raises(LongVLMError, match="which the model reserves"):
+                refused()
+        with pytest.raises(LongVLMError, match="empty"):
+            model.ask([video, video], ["Why?", " "])
+
     @pytest.mark.parametrize("question", ["", "  \n"])
     def test_empty_question(self, model: LongVLM, index: VideoIndex, question: str) -> None:
         for ask in (model.ask, model.stream):
@@ -649,7 +660,9 @@ def test_dtype_follows_the_machine(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
-    assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
+    for capability, on_cuda in (((8, 0), torch.bfloat16), ((7, 5), torch.float32)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert choose_dtype(None, torch.device("cuda")) == on_cuda
     for dtype in (None, "auto"):
         assert LongVLM.from_pretrained(checkpoint, device="cpu", dtype=dtype).dtype == expected
     assert LongVLM.from_pretrained(device="cpu").dtype == torch.float32

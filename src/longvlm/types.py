@@ -91,6 +91,9 @@ class Sampling:
             raise LongVLMError(f"Unknown sampling mode {self.mode!r}; choose 'exact' or 'keyframe'.")
 
 
+_MOST_TOKENS_PER_SEGMENT = 1 << 15  # patches' assignment to them is stored in 16 bits
+
+
 @dataclass(frozen=True)
 class Compression:
     """How segments become tokens (the paper: 10 frames to 30 tokens, 5 global tokens before them)."""
@@ -116,6 +119,10 @@ class Compression:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise LongVLMError(f"{name} is {value!r}; it must be a whole number, at least {least}.")
+        if self.tokens_per_segment > _MOST_TOKENS_PER_SEGMENT:
+            raise LongVLMError(
+                f"tokens_per_segment is {self.tokens_per_segment}; indexes number at most {_MOST_TOKENS_PER_SEGMENT}."
+            )
         if not isinstance(self.frame_code, int | float):
             raise LongVLMError(f"frame_code is {self.frame_code!r}; it must be a number.")
         if self.merge_order not in ("merge", "temporal"):

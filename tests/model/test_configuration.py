@@ -35,7 +35,12 @@ def test_unknown_compression_key_is_an_error():
 def test_global_tokens_beside_several_feature_layers_are_an_error():
     with pytest.raises(LongVLMError, match="global_layers is 5"):
         LongVLMConfig(vision_feature_layer=[-2, -5])
-    assert LongVLMConfig(vision_feature_layer=[-2, -5], compression={"global_layers": 0}).visual_width == 2048
+    config = LongVLMConfig(vision_feature_layer=[-2, -5], compression={"global_layers": 0})
+    assert config.visual_width == 2048
+    with pytest.raises(LongVLMError, match="global_layers is 1"):
+        config.override_compression({"global_layers": 1})
+    assert config.compression_settings.global_layers == 0
+    assert LongVLMConfig(vision_feature_layer=[-2]).visual_width == 1024
 
 
 @pytest.mark.parametrize(

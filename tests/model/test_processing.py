@@ -192,6 +192,8 @@ def test_batch_is_padded_on_the_left(word_processor):
     mean, std = torch.tensor(word_processor.image_mean), torch.tensor(word_processor.image_std)
     expected = ((frames.permute(0, 1, 3, 4, 2) / 255 - mean) / std).permute(0, 1, 4, 2, 3)
     torch.testing.assert_close(batch["pixel_values_videos"], expected)
+    with pytest.raises(LongVLMError, match=r"Videos of 1 and 2 frames can't be one batch .* their visual_tokens"):
+        word_processor(texts, videos=[frames[0], frames[0, :1]])
 
 
 @pytest.mark.parametrize("name", ["word_processor", "llava_processor"])

@@ -188,6 +188,10 @@ def test_towers_of_all_parts_are_laid_over_one_another(base: Path, tmp_path: Pat
         inside = name.removeprefix("model.vision_tower.")
         assert torch.equal(encoder[inside], torch.full_like(plain[name], value))
         assert torch.equal(whole[name], torch.full_like(plain[name], value))
+    deeper = tower[0].replace("model.vision_tower.", "model.vision_tower.deeper.")
+    third = save_part(tmp_path / "third", base, weights={deeper: torch.ones_like(plain[tower[0]])})
+    with pytest.raises(LongVLMError, match=r"The trained part has deeper\..*, its base nothing; they don't fit"):
+        _ = open_model(third).encoder
 
 
 def test_a_damaged_base_is_named(base: Path) -> None:

@@ -64,6 +64,21 @@ def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path):
     np.testing.assert_array_equal(segment.pixels[0, :, 0].numpy(), (ramp[0] // 257)[None].repeat(3, 0))
 
 
+def test_other_greys_are_scaled_or_refused(tmp_path):
+    (tmp_path / "grey.pgm").write_bytes(b"P5 2 1 65535\n" + np.array([257, 65535], dtype=">u2").tobytes())
+    with open_video(tmp_path / "grey.pgm") as video:
+        (segment,) = video.segments(ALL, frames_per_segment=1, image_size=2, fit="squash-nearest")
+    assert segment.pixels[0, 0, 0].tolist() == [1, 255]
+    Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32)).save(tmp_path / "fractions.tif")
+    Image.fromarray(np.full((2, 2), 70000, dtype=np.int32)).save(tmp_path / "deep.tif")
+    for name, words in (
+        ("fractions.tif", "its values are fractions"),
+        ("deep.tif", "its values have more than 16 bits"),
+    ):
+        with pytest.raises(LongVLMError, match=rf"The image .*{name} can't be read \({words}"):
+            open_video(tmp_path / name)
+
+
 def test_sixteen_bits_of_grey_are_scaled_where_one_is_transparent(tmp_path):
     Image.fromarray(np.full((4, 4), 32896, dtype=np.uint16)).save(tmp_path / "grey.png", transparency=5)
     with open_video(tmp_path / "grey.png") as video:

@@ -42,6 +42,7 @@ from longvlm.model.trained_part import (
     base_config,
     base_of,
     explain_missing_base,
+    require_fit,
     require_part,
     require_same_base,
     tower_weights,
@@ -155,6 +156,8 @@ def load_tower_config(folder: Path) -> PreTrainedConfig:
     vision_config = getattr(config, "vision_config", config)
     if not isinstance(vision_config, PreTrainedConfig):
         raise LongVLMError(f"{folder / 'config.json'} has a vision_config that is none; download the checkpoint again.")
+    with _config_that_fits(folder):
+        count_patches(vision_config, "full")  # refuses unknown kinds of towers
     return vision_config
 
 
@@ -193,7 +196,10 @@ def load_encoder(
     # float16 loses what the fingerprint reads: rounded to bfloat16 afterwards, values would differ.
     tower = _load_tower(source, config.vision_config, torch.float32 if dtype == torch.float16 else dtype)
     for part, _ in reversed(bases):  # the one nearest to the untrained base first
-        tower.load_state_dict(tower_weights(TrainedPart.load(part)), strict=False)
+        trained = tower_weights(TrainedPart.load(part))
+        for name, weight in trained.items():
+            require_fit(name, weight.shape, tower.state_dict())
+        tower.load_state_dict(trained, strict=False)
     digests = digest_weights(tower)
     return VisionEncoder(
         tower.to(device=device, dtype=dtype),

@@ -75,12 +75,7 @@ class LongVLMConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
         settings = Compression.from_dict(self.compression or {})
         self.compression = json.loads(settings.to_json())
-        if settings.global_layers and isinstance(self.vision_feature_layer, list):
-            raise LongVLMError(
-                f"global_layers is {settings.global_layers}, but patch features of several layers "
-                f"(vision_feature_layer {self.vision_feature_layer}) are wider than one layer's [CLS]; "
-                "set global_layers to 0."
-            )
+        self._require_one_width(settings)
 
     @property
     def compression_settings(self) -> Compression:
@@ -90,7 +85,16 @@ class LongVLMConfig(PreTrainedConfig):
         """Take single settings from a mapping, or all of a Compression; LongVLMError for what they can't be."""
         if not isinstance(changes, Compression):
             changes = Compression.from_dict({**(self.compression or {}), **changes})
+        self._require_one_width(changes)
         self.compression = json.loads(changes.to_json())
+
+    def _require_one_width(self, settings: Compression) -> None:
+        layers = self.vision_feature_layer
+        if settings.global_layers and isinstance(layers, list) and len(layers) > 1:
+            raise LongVLMError(
+                f"global_layers is {settings.global_layers}, but patch features of several layers "
+                f"(vision_feature_layer {layers}) are wider than one layer's [CLS]; set global_layers to 0."
+            )
 
     @property
     def visual_width(self) -> int:

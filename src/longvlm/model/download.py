@@ -22,8 +22,8 @@ _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 def download(hub_id: str) -> Path:
     """Snapshot of a hub repository's top folder: safetensors, or .bin files where it has no others."""
     try:
-        folder = Path(_snapshot(hub_id, "*.safetensors"))
-        if not any(folder.glob("*.safetensors")):
+        folder = Path(_snapshot(hub_id, "model*.safetensors"))
+        if not any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
             _snapshot(hub_id, "pytorch_model*.bin")
         return folder
     except HFValidationError as error:

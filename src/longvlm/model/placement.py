@@ -44,4 +44,4 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 def _multiplies_bfloat16_fast(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return device.type == "cuda"
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on

@@ -138,13 +138,19 @@ class LongVLMProcessor(ProcessorMixin):
         """Prompts (of `prompt`) as one batch: `input_ids` and `attention_mask`, padded on the left.
 
         `videos`: uint8 RGB frames (V, T, 3, R, R) or a sequence of (T, 3, R, R), already fitted to
-        `image_size`; they become `pixel_values_videos`.
+        `image_size`, T alike in all; they become `pixel_values_videos`. Raises LongVLMError for unlike ones.
         """
         texts = [text] if isinstance(text, str) else list(text)
         ids = {"input_ids": [self.encode(one) for one in texts]}
         batch = self.tokenizer.pad(ids, padding_side="left", return_tensors=return_tensors)
         data = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         if videos is not None:
+            lengths = sorted({len(video) for video in videos})
+            if len(lengths) > 1:
+                raise LongVLMError(
+                    f"Videos of {' and '.join(map(str, lengths))} frames can't be one batch of frames; sample as many "
+                    "of each, or give the model their visual_tokens, which may differ in number."
+                )
             pixels = videos if isinstance(videos, torch.Tensor) else torch.stack(list(videos))
             data["pixel_values_videos"] = self.normalise(pixels)
         return BatchFeature(data)

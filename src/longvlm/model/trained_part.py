@@ -178,7 +178,7 @@ def apply_part(model: LongVLMForConditionalGeneration, part: TrainedPart, vocabu
             table.weight[ids] = rows.to(table.weight)
     parameters = dict(model.named_parameters())
     for name, weight in part.weights.items():
-        _require_fit(name, weight.shape, parameters)
+        require_fit(name, weight.shape, parameters)
         parameters[name].copy_(weight)
     modules = dict(model.named_modules())
     for name, (a, b) in part.low_rank.items():
@@ -187,7 +187,8 @@ def apply_part(model: LongVLMForConditionalGeneration, part: TrainedPart, vocabu
         _add_low_rank(linear, a, b, part.low_rank_scale)
 
 
-def _require_fit(name: str, shape: Sequence[int], of_base: Mapping[str, torch.Tensor | StoredTensor]) -> None:
+def require_fit(name: str, shape: Sequence[int], of_base: Mapping[str, torch.Tensor | StoredTensor]) -> None:
+    """Raise LongVLMError where the base has no tensor of this name and shape, for which a part has one."""
     own = of_base.get(name)
     if own is None or tuple(own.shape) != tuple(shape):
         found = "nothing" if own is None else f"one of shape {tuple(own.shape)}"
@@ -197,8 +198,10 @@ def _require_fit(name: str, shape: Sequence[int], of_base: Mapping[str, torch.Te
 def _add_low_rank(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
     weight = linear.weight
     if weight.is_floating_point():
-        weight.add_((scale * (b.float() @ a.float())).to(weight))
+        change = scale * (b.float() @ a.float())
+        weight.copy_(weight.float() + change.to(weight.device))  # rounded once, as where parts are merged
         return
+    a, b = a.to(weight.device), b.to(weight.device)
 
     # Weights in 4 bits are too coarse to take the change in, so it is computed beside them.
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -222,11 +225,11 @@ def merge_stored_part(base: dict[str, StoredTensor], part: TrainedPart, vocabula
         elif rows is not None:
             raise LongVLMError(f"The trained part has rows for {name}, its base nothing; they don't fit.")
     for name, weight in part.weights.items():
-        _require_fit(name, weight.shape, base)
+        require_fit(name, weight.shape, base)
         merged[name] = StoredTensor.held(weight)
     for layer, (a, b) in part.low_rank.items():
         name = f"{layer}.weight"
-        _require_fit(name, (b.shape[0], a.shape[1]), base)
+        require_fit(name, (b.shape[0], a.shape[1]), base)
         merged[name] = _with_low_rank(merged[name], a, b, part.low_rank_scale)
     return merged
 

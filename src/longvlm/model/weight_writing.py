@@ -75,11 +75,11 @@ def require_new_folder(target: Path) -> None:
     """Refuse a target that exists already, or that a file is in the way of; call before anything takes long."""
     if target.resolve() == Path.cwd():
         raise LongVLMError(f"{target} is the folder you are in; give the name of a new one.")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise LongVLMError(f"{target} exists already; delete it, or choose another place.")
     above = next(path for path in target.resolve().parents if path.exists())
     if not above.is_dir():
         raise LongVLMError(f"Can't write {target}: {above} is a file; choose another place.")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise LongVLMError(f"{target} exists already; delete it, or choose another place.")
 
 
 def write_weights(

@@ -47,7 +47,8 @@ def assemble(index: VideoIndex) -> VideoTokens:
 def average_globals(segment_globals: torch.Tensor, frames_distinct: torch.Tensor) -> torch.Tensor:
     """Means over segments' frames (S, L, D), `frames_distinct` (S,) each -> the mean over all frames, (L, D).
 
-    Repeated frames do not count, so a short last segment weighs less. The mean is taken in float32 at least.
+    What a segment repeats does not count, so a short last one weighs less; a frame that two segments share counts in
+    both. The mean is taken in float32 at least.
     """
     weights = frames_distinct.to(segment_globals.device, torch.promote_types(segment_globals.dtype, torch.float32))
     mean = torch.einsum("s,sld->ld", weights / weights.sum(), segment_globals.to(weights.dtype))

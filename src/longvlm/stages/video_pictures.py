@@ -104,8 +104,13 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8. Pillow clips greys of 16 bits, so they are scaled here. What is transparent stands on white, as
     in a viewer.
     """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its values are fractions, of unknown range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its values have more than 16 bits")
+        image = Image.fromarray((values // 257).astype(np.uint8))
     if image.has_transparency_data:
         on_white = Image.new("RGBA", image.size, "white")
         on_white.alpha_composite(image.convert("RGBA"))
