@@ -7,14 +7,13 @@ segment, and never the language model. The parts of a checkpoint are loaded when
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
 
-from longvlm.chat import Chat
 from longvlm.clock import StageClock
 from longvlm.errors import LongVLMError
 from longvlm.index_builder import IndexBuilder
@@ -32,6 +31,7 @@ from longvlm.model.placement import choose_device, choose_dtype
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.prompting import (
     Message,
+    assistant_message,
     build_prompt,
     context_length,
     require_answerable,
@@ -367,6 +367,42 @@ class LongVLM:
         # What a video has cost counts to the answer only if it was read for this very question.
         spent = Timings() if index is None or index is asked else index.timings
         return build_prompt(self.processor, self.config, messages, index, spent)
+
+
+class Chat:
+    """A conversation about one video; every turn sees the earlier ones.
+
+    `messages` holds the finished turns. A turn that was broken off leaves nothing behind. Words of an answer that the
+    tokenizer would take for control tokens are remembered with a blank in them.
+    """
+
+    def __init__(self, model: LongVLM, index: VideoIndex | None) -> None:
+        self.model = model
+        self.index = index
+        self.messages: list[Message] = []
+
+    def ask(
+        self, question: str, *, max_new_tokens: int = 256, temperature: float = 0.0, seed: int | None = None
+    ) -> Answer:
+        """Answer the next question; see `LongVLM.ask`."""
+        stream = self.stream(question, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        return stream.answer
+
+    def stream(
+        self, question: str, *, max_new_tokens: int = 256, temperature: float = 0.0, seed: int | None = None
+    ) -> AnswerStream:
+        """Like `ask`, piece by piece."""
+        message = user_message(question, with_video=self.index is not None and not self.messages)
+        conversation = [*self.messages, message]
+        stream = self.model._stream(self.index, conversation, max_new_tokens, temperature, seed)
+
+        def pieces() -> Generator[str, None, Answer]:
+            yield from stream
+            said = self.model.processor.break_up_reserved(stream.answer.text)
+            self.messages = [*conversation, assistant_message(said)]
+            return stream.answer
+
+        return AnswerStream(pieces())
 
 
 def _progress(seconds: float, plan: Sampling, info: VideoInfo) -> tuple[float, str]:
