@@ -212,8 +212,8 @@ def test_samples_of_many_turns_have_more_of_the_templates_words(small_recipe: Pa
     dataset, _ = gather(small_recipe)
     short = next(sample for sample in dataset.samples if len(sample.conversation.turns) == 2)
     question, answer = short.conversation.turns
-    many = (question, answer, *(Turn("human", "And?"), Turn("gpt", "red")) * 12)
-    longer = Conversation("many", short.conversation.video, (Turn("human", question.text + " so" * 40), answer))
+    many = (question, answer, *(Turn("human", "And?"), Turn("gpt", "red")) * 10)
+    longer = Conversation("many", short.conversation.video, (Turn("human", question.text + " so" * 34), answer))
     chats = [longer, Conversation("chat", short.conversation.video, many)]
     dataset.samples, dataset.max_tokens = [dataclasses.replace(short, conversation=chat) for chat in chats], 10_000
     lengths, whole = dataset.estimate_lengths(), [len(dataset[i]["input_ids"]) for i in range(2)]

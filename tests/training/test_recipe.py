@@ -30,7 +30,8 @@ def test_the_paper_recipe_is_the_papers() -> None:
 
 def test_changes_reach_every_depth() -> None:
     changes = ["seed=7", "schedule.epochs=0.5", "data.0.weight=2", "learning_rates.projector=3e-4", "lora.rank=4"]
-    recipe = load_recipe("tiny.yaml", [*changes, "output=runs/other", "learning_rates.language_model=null"])
+    changes += ["output=runs/other", "learning_rates.language_model=null", "learning_rates.lora=1e-4"]
+    recipe = load_recipe("tiny.yaml", changes)
     assert recipe.output == Path("runs/other")
     assert (recipe.seed, recipe.schedule.epochs, recipe.data[0].weight, recipe.lora.rank) == (7, 0.5, 2, 4)
     assert recipe.learning_rates.projector == 3e-4  # without a point, YAML takes it for a text
