@@ -15,13 +15,17 @@ _NEGATED_WORD = re.compile(  # "does not move", "doesn't seem to move", "cannot 
     r"(?:\bnot|\bnever|\bcannot|n['’]t)"
     r"(?: (?:appear|seem|look|like|it|to|be|said|really|actually|visibly|change|or|nor))* (\w+)"
 )
-_APPEARS = re.compile(
-    r"\b(?:appear(?:s|ed)?|see|seen|shows?|shown|displayed?|there|visible|present|contains?|includes?|features?|have|"
+_APPEARS = (
+    r"(?:appear(?:s|ed)?|see|seen|shows?|shown|displayed?|there|visible|present|contains?|includes?|features?|have|"
     r"in the video)\b"
+)
+_AFFIRMS = re.compile(rf"\b{_APPEARS}")
+_DENIES = re.compile(
+    rf"(?:\bnot|\bnever|\bcannot|n['’]t)(?: \w+){{0,2}}? {_APPEARS}|\bthere (?:is|are)(?: not|n['’]t)\b"
 )
 _UNSURE = re.compile(r"\b(?:sure|certain|know|tell|say|determine|answer|see the video)\b")  # where it is negated
 _ORIGIN = re.compile(r"\bfrom (?:the )?\w+")  # "from left to right" is to the right
-_MINUTES = re.compile(r"(\d+) ?min(?:ute)?s?\b(?:,?(?: and)? (\d+) ?s(?:ec(?:ond)?s?)?\b)?")
+_MINUTES = re.compile(r"(?<![.\d])(\d+) ?min(?:ute)?s?\b(?:,?(?: and)? (\d+) ?s(?:ec(?:ond)?s?)?\b)?")
 _QUANTITY = re.compile(r"\d+(?::\d\d)+|\d+(?:\.\d+)?")  # a time on a clock ("1:23", "1:02:03"), or a number
 _LARGER_NUMBERS = (
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
@@ -45,7 +49,9 @@ _VERBS = {
     **dict.fromkeys(("flash", "flashes", "flashing", "flickers", "flickering"), "blink"),
     **dict.fromkeys(("bigger", "larger", "expands", "expanding"), "grow"),
     **dict.fromkeys(("smaller", "contracts", "contracting"), "shrink"),
-    **dict.fromkeys(("goes", "going", "travels", "travelling"), "move"),
+    **dict.fromkeys(("goes", "going", "travels", "travelling", "moved", "went"), "move"),
+    **{"grew": "grow", "shrank": "shrink", "spun": "spin", "rotated": "spin", "turned": "spin", "blinked": "blink"},
+    **{"flashed": "blink", "flickered": "blink", "stayed": "stay"},
 }
 _DIRECTIONS = {form: word for word in DIRECTIONS for form in (word, f"{word}ward", f"{word}wards")}
 _NO_OBJECT = re.compile(r"\bno(?: objects?| thing|body)\b|\bempty\b")
@@ -72,8 +78,7 @@ def _meaning(question: Question, text: str) -> tuple[str, ...]:
     if kind == "count":
         return _numbers(text)
     if kind == "exists":
-        denies = is_negated and _APPEARS.search(text) and not _UNSURE.search(text)
-        return _distinct(words, ("yes", "no")) or (("no",) if denies else ())
+        return _existence(text, words, question.subject)
     if kind == "action":
         return _action(text)
     objects = [f"{a} {b}" for a, b in pairwise(words) if a in COLOURS and b in SHAPES]
@@ -92,6 +97,19 @@ def _meaning(question: Question, text: str) -> tuple[str, ...]:
     repeated = question.subject if kind in ("after", "before") else ""
     nothing = [NOTHING] if NOTHING in words else []
     return tuple(dict.fromkeys([thing for thing in objects if thing != repeated] + nothing))
+
+
+def _existence(text: str, words: list[str], subject: str) -> tuple[str, ...]:
+    """ "yes", "no", or what a sentence says: that it appears, or doesn't; "no" alone may be of something else."""
+    said = _distinct(words, ("yes", "no"))
+    if said == ("no",) and words[0] != "no" and not re.search(rf"\bno (?:such\b|objects?\b|{subject})", text):
+        said = ()
+    if said or (_NEGATION.search(text) and _UNSURE.search(text)):
+        return said
+    if _DENIES.search(text):
+        return ("no",)
+    names_it = subject in " ".join(words) or re.search(r"\bit (?:appears|appeared|does|is)\b", text)
+    return ("yes",) if names_it and _AFFIRMS.search(text) and "no" not in words else ()
 
 
 def _action(text: str) -> tuple[str, ...]:
@@ -118,9 +136,23 @@ def _is_near_enough(question: Question, reply: str) -> bool:
 
 def _quantities(text: str) -> list[float]:
     """In seconds; small numbers may be written as words."""
-    in_digits = re.sub(r"[a-z]+", lambda word: _in_digits(word[0]), text.lower())
+    in_digits = re.sub(r"[a-z]+", lambda word: _in_digits(word[0]), _without_larger_numbers(text.lower()))
+    in_digits = re.sub(r"(\d+\.\d+) ?min(?:ute)?s?\b", lambda found: f"{60 * float(found[1]):g}", in_digits)
     on_a_clock = _MINUTES.sub(lambda parts: f"{parts[1]}:{int(parts[2] or 0):02}", in_digits)
     return [_in_seconds(written) for written in _QUANTITY.findall(on_a_clock)]
+
+
+def _without_larger_numbers(text: str) -> str:
+    """Words from thirteen to ninety-nine as digits."""
+    teens, tens = _LARGER_NUMBERS[:7], _LARGER_NUMBERS[7:15]
+    units = {word: number for number, word in enumerate(NUMBERS) if 1 <= number <= 9}
+    for number, word in enumerate(teens, start=13):
+        text = re.sub(rf"\b{word}\b", str(number), text)
+    for number, word in enumerate(tens, start=2):
+        for unit, more in units.items():
+            text = re.sub(rf"\b{word}[ -]{unit}\b", str(10 * number + more), text)
+        text = re.sub(rf"\b{word}\b", str(10 * number), text)
+    return text
 
 
 def _in_digits(word: str) -> str:
@@ -139,5 +171,6 @@ def _distinct(words: Iterable[str], wanted: Collection[str]) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[str, ...]:
-    words = [_in_digits(word) for word in re.findall(r"[a-z]+|\d+", text.lower())]
-    return tuple(word for word in words if word.isdigit() or word in _LARGER_NUMBERS)
+    """Each number once: "two (2) objects" are two."""
+    words = [_in_digits(word) for word in re.findall(r"[a-z]+|\d+", _without_larger_numbers(text.lower()))]
+    return tuple(dict.fromkeys(word for word in words if word.isdigit() or word in _LARGER_NUMBERS))
