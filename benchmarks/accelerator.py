@@ -22,6 +22,7 @@ _PROMPT_TOKENS, _NEW_TOKENS = 313, 64
 
 def accelerator_rows(bench: Bench) -> Iterator[Row]:
     model = bench.large_model
+    _memory(model)  # from here on
     for videos in _AT_ONCE:
         yield _encoding(model, videos, bench.repeats)
     for prompts in _AT_ONCE:

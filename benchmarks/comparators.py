@@ -60,7 +60,7 @@ def to_pixels(pictures: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 @torch.inference_mode()
 def encode(tower: CLIPVisionModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Patch features (T, 256, D) of the second to last layer, and global features (5, D)."""
-    states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+    states = tower(pixel_values=pixels.to(tower.device), output_hidden_states=True).hidden_states
     return states[-2][:, 1:], torch.stack([state[:, 0].mean(0) for state in states])[-5:]
 
 

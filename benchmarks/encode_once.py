@@ -23,16 +23,19 @@ def main() -> None:
     parser.add_argument("video", type=Path)
     parser.add_argument("num_frames", type=int)
     parser.add_argument("--checkpoint", type=Path, help="without one, the bundled model")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames-per-segment", type=int, help="frames that are merged together")
     arguments = parser.parse_args()
     changes = {} if arguments.frames_per_segment is None else {"frames_per_segment": arguments.frames_per_segment}
-    model = LongVLM.from_pretrained(arguments.checkpoint, device="cpu", compression=changes or None)
+    model = LongVLM.from_pretrained(arguments.checkpoint, device=arguments.device, compression=changes or None)
     if arguments.kind == "longvlm":
         keep_one_heap()  # as the commands do
         _ = model.encoder  # reads the weights
         run: Callable[[], object] = partial(model.encode, arguments.video, num_frames=arguments.num_frames)
     else:
-        run = partial(reference_path, plain_tower(model, torch.float32), arguments.video, arguments.num_frames)
+        run = partial(
+            reference_path, plain_tower(model, torch.float32).to(model.device), arguments.video, arguments.num_frames
+        )
         del model
     began = time.perf_counter()
     run()

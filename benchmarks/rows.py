@@ -70,8 +70,8 @@ class Bench:
 
     def encode_alone(self, kind: str, video: Path) -> dict[str, float]:
         """Seconds and bytes of `benchmarks.encode_once`."""
-        checkpoint = str(make_checkpoint(self.folder))
-        return run_alone("benchmarks.encode_once", kind, str(video), str(NUM_FRAMES), "--checkpoint", checkpoint)
+        chosen = "--checkpoint", str(make_checkpoint(self.folder)), "--device", self.device
+        return run_alone("benchmarks.encode_once", kind, str(video), str(NUM_FRAMES), *chosen)
 
     @cached_property
     def model(self) -> LongVLM:
@@ -155,12 +155,15 @@ def encoder_rows(bench: Bench) -> Iterator[Row]:
 
 
 def count_tower_operations() -> float:
-    """Of one frame through CLIP-L: two for each multiplication of its matrix products."""
+    """Of one frame through CLIP-L: two for each multiplication of its matrix products; the last layer, of which the
+    [CLS] alone is read, has keys and values of all positions and little else.
+    """
     width, inner, layers = (CLIP_LARGE[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     patches = (CLIP_LARGE["image_size"] // CLIP_LARGE["patch_size"]) ** 2
     tokens = patches + 1
     layer = tokens * (4 * width * width + 2 * width * inner) + 2 * tokens * tokens * width
-    return 2 * (layers * layer + patches * 3 * CLIP_LARGE["patch_size"] ** 2 * width)
+    last = 2 * tokens * width * width
+    return 2 * ((layers - 1) * layer + last + patches * 3 * CLIP_LARGE["patch_size"] ** 2 * width)
 
 
 def merging_rows(bench: Bench) -> Iterator[Row]:

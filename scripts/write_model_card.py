@@ -119,7 +119,8 @@ def summarise(results: dict[str, dict[str, Any]]) -> str:
         low, high = last["interval_95"]
         text += f"\n\nOf {last['n']} questions about videos of {last['minutes']:g} minutes {last['accuracy']:.0%}"
         text += f" (95 %: {low:.0%} to {high:.0%}) are answered right,\n{last['of_the_first']:.0%} of the accuracy"
-        text += " at one minute: [heat map by length and depth](docs/results/default_model_lengths.png)."
+        text += f" at {results['lengths']['lengths'][0]['minutes']:g} min: "
+        text += "[heat map by length and depth](docs/results/default_model_lengths.png)."
     return text
 
 
@@ -200,7 +201,8 @@ def _describe_stages(recipe: Recipe, log: dict[str, Any]) -> list[str]:
     frames = recipe.encoder.steps * recipe.encoder.batch_size
     lessons = {
         "encoder": f"{frames:,} single frames crowded with objects: colour, shape and pose for every patch",
-        "bank": f"(encodes {recipe.bank.blocks:,} blocks of {_range(recipe.bank.segments_per_block)} segments)",
+        "bank": f"(encodes {recipe.bank.blocks:,} blocks of {_range(recipe.bank.segments_per_block)} segments, and "
+        f"{recipe.bank.scenes:,} whole scenes of {_range(recipe.bank.segments_per_scene)})",
     }
     for stage in recipe.lessons:
         shown, names = stage.lesson.shown_segments, f"{stage.lesson.names_share:.0%}"

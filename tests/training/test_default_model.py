@@ -16,6 +16,7 @@ from longvlm import LongVLM
 from longvlm.errors import LongVLMError
 from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.default_model import RECIPE, Course, load_recipe, main
+from longvlm.training.drawn_blocks import BlockPlan
 from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.untrained_model import build_tokenizer
@@ -368,6 +369,26 @@ def test_stages_of_another_recipe_are_not_taken_up(course: Course) -> None:
     recipe = dataclasses.replace(course.recipe, lessons=(longer, *course.recipe.lessons[1:]))
     with pytest.raises(LongVLMError, match=r"holds the stage 'videos' of another recipe; choose another folder"):
         Course(recipe, course.folder).run()
+    fewer = dataclasses.replace(
+        course.recipe, lessons=course.recipe.lessons[1:]
+    )  # what came after learned from it, too
+    with pytest.raises(LongVLMError, match=rf"holds the stage '{fewer.lessons[0].name}' of another recipe"):
+        Course(fewer, course.folder).run()
+
+
+def test_a_bank_of_scenes_that_are_drawn_otherwise_now_is_refused(
+    course: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlockPlan, "scene", lambda plan, seconds: make_scene(plan.seed + 1, 60.0, num_events=1))
+    with pytest.raises(LongVLMError, match=r"bank\.safetensors shows scenes that are drawn in another way now"):
+        SegmentBank.load(course.folder / "bank.safetensors")
+
+
+def test_lessons_of_one_name_are_refused(course: Course) -> None:
+    first = course.recipe.lessons[0]
+    for lessons in ((first, first), (dataclasses.replace(first, name="bank"),)):
+        with pytest.raises(LongVLMError, match=rf"lessons has '{lessons[-1].name}' twice, or by a name that is taken"):
+            dataclasses.replace(course.recipe, lessons=lessons)
 
 
 def test_a_stage_begun_by_another_recipe_is_not_gone_on_with(

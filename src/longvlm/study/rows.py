@@ -118,16 +118,11 @@ class StudySettings:
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
-        for name in (
-            "blocks",
-            "held_out_blocks",
-            "videos_per_batch",
-            "questions_per_video",
-            "scored_videos",
-            "threads",
-        ):
-            if getattr(self, name) < 1:
-                raise LongVLMError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        least = {"blocks": 2, "held_out_blocks": 2}  # the first is empty
+        least |= dict.fromkeys(("videos_per_batch", "questions_per_video", "scored_videos", "threads"), 1)
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise LongVLMError(f"{name} is {getattr(self, name)}; it must be at least {number}.")
         if self.block_seconds < MIN_SECONDS_PER_EVENT:
             raise LongVLMError(
                 f"block_seconds is {self.block_seconds}; an event and the gap after it take {MIN_SECONDS_PER_EVENT:g}."

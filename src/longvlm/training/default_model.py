@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import shutil
 import sys
@@ -120,6 +121,11 @@ class Recipe:
     bank: BankSettings
     lessons: tuple[LessonStage, ...]
 
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.lessons]
+        if twice := [name for name in names if names.count(name) > 1 or name in ("encoder", "bank")]:
+            raise LongVLMError(f"lessons has {twice[0]!r} twice, or by a name that is taken; call it otherwise.")
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises LongVLMError for a missing, unknown or wrong key, naming it."""
@@ -131,6 +137,7 @@ class Course:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder, self._spent_earlier = recipe, folder, Spent()
+        self._earlier: dict[str, str] = {}  # the stage before, and a hash of what decided it and those before it
         folder.mkdir(parents=True, exist_ok=True)
         set_seed(recipe.seed)
         torch.set_num_threads(recipe.threads)
@@ -167,6 +174,8 @@ class Course:
         """
         weights, begun = self.folder / f"{name}.pt", self.folder / f"{name}.begun.json"
         decides = {"seed": self.recipe.seed, "model": asdict(self.recipe.model), name: asdict(settings)} | more
+        decides |= {"after": self._earlier} if self._earlier else {}
+        self._earlier = {name: hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]}
         decides = json.loads(json.dumps(decides))  # as the log gives it back
         finished = self.log.get(name, {"recipe": decides}).get("recipe")
         if (json.loads(begun.read_bytes()) if begun.is_file() else finished) != decides:

@@ -7,6 +7,7 @@ order. A few thousand blocks make more distinct videos than training ever sees, 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import random
@@ -20,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from longvlm.errors import LongVLMError
 from longvlm.stages.merging import merge_segments
 from longvlm.stages.tokens import average_globals
 from longvlm.stages.vision import VisionEncoder
@@ -177,8 +179,9 @@ class SegmentBank:
     def with_actions(self, actions: Collection[str]) -> SegmentBank:
         """The blocks in which some object does one of `actions`, and every other one of those without an object."""
         empty = [block for block, scene in enumerate(self.scenes) if not scene.events]
+        fits_all = [b for b in empty if (self.plans[b].num_segments, self.plans[b].short_by_seconds) == (1, 0)]
         acting = [b for b, scene in enumerate(self.scenes) if any(event.action in actions for event in scene.events)]
-        blocks = sorted(acting + empty[::2])
+        blocks = sorted({*acting, *empty[::2], *fits_all[:1]})  # without one that fits everywhere, compose is stuck
         rows = self._rows(blocks)
         return SegmentBank(
             [self.plans[block] for block in blocks],
@@ -192,9 +195,10 @@ class SegmentBank:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def save(self, path: Path) -> None:
-        """Write all of it, in one step."""
+        """Write all of it, in one step; of the scenes, which are drawn anew when it is read, a hash."""
         metadata = {
             "plans": json.dumps([dataclasses.astuple(plan) for plan in self.plans]),
+            "scenes": _digest(self.scenes),
             "segment_seconds": repr(self.segment_seconds),
             "frames_per_segment": str(self.frames_per_segment),
         }
@@ -207,12 +211,17 @@ class SegmentBank:
             metadata = file.metadata()
             plans = [BlockPlan(*numbers) for numbers in json.loads(metadata["plans"])]
             tensors = [file.get_tensor(name) for name in cls._TENSORS if name in file.keys()]  # noqa: SIM118
-        return cls(
+        bank = cls(
             plans,
             *tensors,
             segment_seconds=float(metadata["segment_seconds"]),
             frames_per_segment=int(metadata["frames_per_segment"]),
         )
+        if metadata.get("scenes", _digest(bank.scenes)) != _digest(bank.scenes):
+            raise LongVLMError(
+                f"{path} shows scenes that are drawn in another way now; remove it, and what came of it."
+            )
+        return bank
 
     def compose(self, num_segments: int, rng: random.Random) -> ComposedVideo:
         """A new video of `num_segments` segments.
@@ -302,6 +311,10 @@ class SegmentBank:
         return dataclasses.replace(
             self.scenes[blocks[0]], duration_seconds=now, events=tuple(events), backgrounds=tuple(backgrounds)
         )
+
+
+def _digest(scenes: Sequence[Scene]) -> str:
+    return hashlib.sha256(repr(scenes).encode()).hexdigest()
 
 
 def _after_globals(per_token: torch.Tensor, num_globals: int) -> torch.Tensor:
