@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from longvlm.errors import LongVLMError
 from longvlm.index_builder import IndexBuilder
 from longvlm.types import Compression, FrameFeatures, MergedSegments, Sampling, VideoInfo
 from longvlm.video_index import VideoIndex
@@ -17,7 +18,11 @@ VIDEO = VideoInfo("film.mp4", 64, 48, 60.0, 600, 10.0, "v" * 64)
 
 
 def build(
-    times: list[list[float]], video: VideoInfo = VIDEO, lost_seconds: float = 0.0, **settings: object
+    times: list[list[float]],
+    video: VideoInfo = VIDEO,
+    lost_seconds: float = 0.0,
+    first_feature: float = 0.0,
+    **settings: object,
 ) -> VideoIndex:
     builder = IndexBuilder()
     for number, row in enumerate(times):
@@ -27,7 +32,7 @@ def build(
         builder.add(
             features,
             MergedSegments(
-                torch.full((1, TOKENS, WIDTH), float(number)),
+                torch.full((1, TOKENS, WIDTH), float(number) + first_feature),
                 torch.full((1, TOKENS), patches // TOKENS),
                 torch.arange(patches).remainder(TOKENS)[None],
             ),
@@ -48,6 +53,11 @@ def test_repeated_frames_count_once() -> None:
     assert torch.equal(index.segment_globals[0], (layers[0] + layers[2]) / 2)
     assert index.frames_distinct.tolist() == [2]
     assert index.frame_times == [0.0, 5.0]
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(LongVLMError, match=r"numbers of film\.mp4 that are not finite; .* choose float32"):
+        build([[0.0, 1.0]], first_feature=float("nan"))
 
 
 def test_spans_of_a_file() -> None:

@@ -133,6 +133,8 @@ class TestFile:
             ({"format_version": "one"}, "not a readable video index"),
             ({"video": "{"}, "not a readable video index"),
             ({"video": "[1]"}, "not a readable video index"),
+            ({"video": "[" * 100_000}, "not a readable video index"),
+            ({"compression": '{"merge_schedule": [1e999]}'}, "not a readable video index"),
             ({"sampling": '{"frames": 3}'}, "not a readable video index"),
             ({"compression": '{"unheard_of": 3}'}, "unheard_of"),
             ({"lost_seconds": None}, "not a readable video index"),

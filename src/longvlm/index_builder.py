@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from longvlm.errors import LongVLMError
 from longvlm.types import FrameFeatures, MergedSegments, Sampling, VideoInfo
 from longvlm.video_index import TENSORS, VideoIndex
 
@@ -39,8 +40,14 @@ class IndexBuilder:
 
         A segment lasts from its first frame to the next segment's, the first one from the start of what was
         looked at, the last one to its end: where `end` was set, or what can be decoded ends.
+        Raises LongVLMError for features that are not finite.
         """
         tensors: dict[str, Any] = {name: torch.cat(parts) for name, parts in self._parts.items()}
+        if not all(bool(tensors[name].isfinite().all()) for name in ("local_features", "segment_globals")):
+            raise LongVLMError(
+                f"The encoder makes numbers of {video.name} that are not finite; its weights or its image settings are "
+                "damaged, or --dtype is too narrow for it: choose float32."
+            )
         times = tensors["frame_times_seconds"]
         starts, last_time = times[:, 0].clone(), float(times[-1, -1])
         starts[0] = starts[0].clamp(max=sampling.start_seconds)

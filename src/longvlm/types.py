@@ -34,7 +34,7 @@ def _require(condition: bool, message: str) -> None:
 def _whole_numbers(values: Any, name: str) -> tuple[int, ...]:
     try:
         return tuple(int(value) for value in values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise LongVLMError(f"{name} is {values!r}; it must be a list of whole numbers.") from error
 
 

@@ -311,7 +311,7 @@ class VideoIndex(_PrintsShapes):
             )
             if metadata["checksum"] != _checksum(tensors, metadata):
                 raise ValueError("its content is damaged: the checksum differs")
-        except (KeyError, ValueError, TypeError, LongVLMError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError, RuntimeError, LongVLMError) as error:
             raise _unreadable(path, error) from error
         return index
 

@@ -76,13 +76,16 @@ def test_memory_that_does_not_suffice_is_told_in_a_line(
     assert said.startswith("Error: The memory does not hold this (") and said.count("\n") == 1 and "smaller" in said
 
 
-def test_sigterm_ends_a_command_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "word", "status"), [(signal.SIGTERM, "Terminated.", 143), (signal.SIGHUP, "Hung up.", 129)]
+)
+def test_what_ends_a_command_leaves_nothing(tmp_path: Path, number: int, word: str, status: int) -> None:
     model, target = save_tiny_checkpoint(tmp_path / "model"), tmp_path / "new" / "deeper" / "target"
     process = start_writing(model, target)
     assert list(target.parent.glob(".saving-target-*"))
-    process.terminate()
-    assert process.communicate(timeout=PATIENCE_SECONDS) == ("", "Terminated.\n")
-    assert process.returncode == 143
+    process.send_signal(number)
+    assert process.communicate(timeout=PATIENCE_SECONDS) == ("", f"{word}\n")
+    assert process.returncode == status
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -244,7 +244,7 @@ def tower_folder(tmp_path: Path) -> tuple[Path, CLIPVisionModel]:
     return tmp_path / "tower", tower
 
 
-@pytest.mark.parametrize("wrong", [0.5, [0.5], ["a", "b", "c"]], ids=str)
+@pytest.mark.parametrize("wrong", [0.5, [0.5], ["a", "b", "c"], [0.5, 0.5, float("nan")]], ids=str)
 def test_means_that_are_no_three_numbers_are_refused(make_llava, wrong):
     folder, _ = make_llava()
     path = folder / "preprocessor_config.json"
@@ -406,9 +406,10 @@ def test_refusals_name_the_thing_and_the_remedy(tmp_path, make_llava, monkeypatc
         resolve_model(tmp_path / "weights.bin")
     with pytest.raises(LongVLMError, match=r"no config\.json"):
         load_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(LongVLMError, match="not valid JSON"):
-        load_config(tmp_path)
+    for broken in ("{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(broken)
+        with pytest.raises(LongVLMError, match="not valid JSON"):
+            load_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(LongVLMError, match="'gpt2'"):
         load_config(tmp_path)

@@ -250,6 +250,9 @@ def test_refusals(paper_processor, make_tokenizer):
         ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
         ("{{ messages[7]['content'] }}", "has no element 7"),
         ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ 'a'.encode('zzz') }}", "unknown encoding"),
     ],
 )
 def test_a_templates_own_errors_are_told_in_one_line(make_tokenizer, template, reason):
@@ -257,3 +260,10 @@ def test_a_templates_own_errors_are_told_in_one_line(make_tokenizer, template, r
     with pytest.raises(LongVLMError, match=reason) as refusal:
         processor.prompt([user("what?")])
     assert "chat template" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_named_templates_without_a_default_are_told(make_tokenizer):
+    processor = LongVLMProcessor(make_tokenizer())
+    processor.chat_template = {"rag": "{{ messages }}"}
+    with pytest.raises(LongVLMError, match=r"has no default chat template; give one as chat_template\.jinja"):
+        processor.prompt([user("what?")])

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from longvlm.commands import console
 from longvlm.commands.loading import load_model, obtain_index, require_room, require_source
 from longvlm.commands.options import AnswerOptions, ModelOptions, VideoOptions
@@ -63,7 +61,7 @@ def ask(
     else:
         for question, stream in zip(questions, streams, strict=True):
             if len(questions) > 1:
-                typer.secho(f"> {question}", err=True, dim=True)
+                console.say(f"> {question}", dim=True)
             print_stream(stream)
         answers = [stream.answer for stream in streams]
     tell_of_cut_answers(answers, answer_options)

@@ -53,10 +53,12 @@ def read_questions(interactive: bool) -> Iterator[str]:
             import readline  # noqa: F401  (importing it gives input() line editing and a history)
     while True:
         try:
-            question = input("> " if interactive else "").strip()
+            if interactive and not sys.stdout.isatty():  # where answers go, and nothing else
+                print("> ", end="", file=sys.stderr, flush=True)
+            question = input("> " if interactive and sys.stdout.isatty() else "").strip()
         except EOFError:
             if interactive:
-                print()
+                print(file=sys.stdout if sys.stdout.isatty() else sys.stderr)
             return
         except UnicodeDecodeError as error:
             raise LongVLMError("The questions are not UTF-8 text; convert them to UTF-8.") from error

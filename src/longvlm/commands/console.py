@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 import typer
 
@@ -20,15 +21,20 @@ PROGRESS_AFTER_SECONDS = 2.0
 
 
 def note(text: str) -> None:
-    typer.secho(f"Note: {one_line(text)}", err=True, dim=True)
+    say(f"Note: {one_line(text)}", dim=True)
 
 
 def warn(text: str) -> None:
-    typer.secho(f"Warning: {one_line(text)}", err=True, fg="yellow")
+    say(f"Warning: {one_line(text)}", fg="yellow")
 
 
 def error(text: str) -> None:
-    typer.secho(f"Error: {one_line(text)}", err=True, fg="red")
+    say(f"Error: {one_line(text)}", fg="red")
+
+
+def say(line: str, **style: Any) -> None:
+    """A line on stderr, in colour where a terminal is not told otherwise; nothing in it steers the terminal."""
+    typer.secho(printable(line), err=True, color=False if os.environ.get("NO_COLOR") else None, **style)
 
 
 def tell_failure(video: str, reason: str) -> None:

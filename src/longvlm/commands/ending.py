@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import typer
@@ -20,12 +20,16 @@ from longvlm.commands import console
 from longvlm.errors import LongVLMError, is_out_of_memory, one_line
 from longvlm.index.video_folders import shorten
 
-LEFT_SOMETHING_OUT, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+LEFT_SOMETHING_OUT, MISTAKE, INTERRUPTED, TERMINATED, HUNG_UP = 1, 2, 130, 143, 129
 DEFECT = 70  # EX_SOFTWARE of sysexits.h, which Python knows on Unix alone
 
-_LAST_WORD = {INTERRUPTED: "Interrupted.", TERMINATED: "Terminated."}
+_LAST_WORD = {INTERRUPTED: "Interrupted.", TERMINATED: "Terminated.", HUNG_UP: "Hung up."}
 # Who presses Ctrl-C waits for the prompt; what sends SIGTERM (systemd, docker, a batch system) has ten seconds or more.
-_GRACE_SECONDS = {INTERRUPTED: 0.5, TERMINATED: 5.0}
+_GRACE_SECONDS = {INTERRUPTED: 0.5, TERMINATED: 5.0, HUNG_UP: 5.0}
+# Signals that clean up and end, with their statuses; Windows has no SIGHUP.
+_ENDS: dict[int, int] = {signal.SIGTERM: TERMINATED}
+if hasattr(signal, "SIGHUP"):
+    _ENDS[signal.SIGHUP] = HUNG_UP
 
 # What the system refuses whatever we do.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
@@ -41,14 +45,14 @@ _ending = threading.Lock()  # two threads may want to end the process, but one l
 
 
 class _Terminated(SystemExit):
-    """SIGTERM has come: what is open is closed, and what is half-written deleted, on the way up."""
+    """SIGTERM or SIGHUP has come: what is open is closed, and what is half-written deleted, on the way up."""
 
 
 def run_to_end(app: typer.Typer, name: str) -> int:
     """Run the command that `sys.argv` names, and return the exit status; every way it can end has its own.
 
     0 done; 1 done but for some videos or rows, which were named; 2 a mistake in the input, told in one line;
-    130 Ctrl-C; 143 SIGTERM; 70 a defect of ours, which keeps its traceback.
+    129 SIGHUP; 130 Ctrl-C; 143 SIGTERM; 70 a defect of ours, which keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may have characters that the terminal's encoding lacks
@@ -62,7 +66,8 @@ def run_to_end(app: typer.Typer, name: str) -> int:
 def _run(app: typer.Typer, name: str) -> int:
     try:
         status: int = app(prog_name=name, standalone_mode=False) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where it was closed
+            sys.stdout.flush()
         return status
     except LongVLMError as mistake:
         console.error(str(mistake))
@@ -73,8 +78,8 @@ def _run(app: typer.Typer, name: str) -> int:
         return MISTAKE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except _Terminated:
-        return TERMINATED
+    except _Terminated as end:
+        return int(end.code or TERMINATED)
     except BrokenPipeError:  # whoever read stdout has gone
         _drop_what_is_buffered()
         return LEFT_SOMETHING_OUT
@@ -103,7 +108,7 @@ def _drop_what_is_buffered() -> None:
 
 @contextmanager
 def _ending_soon_after_signals() -> Iterator[None]:
-    """Within it, Ctrl-C and SIGTERM end the process soon, even while a library's C code keeps the main thread.
+    """Within it, Ctrl-C, SIGTERM and SIGHUP end the process soon, even while a library's C code keeps the main thread.
 
     KeyboardInterrupt, or `_Terminated`, comes first and cleans up. A thread that the signal itself wakes gives that
     `_GRACE_SECONDS`, since opening an address that doesn't answer can block for long.
@@ -114,10 +119,9 @@ def _ending_soon_after_signals() -> Iterator[None]:
     woken, waker = socket.socketpair()  # Windows lets signals write to sockets alone
     waker.setblocking(False)
     left = threading.Event()
-    statuses: dict[int, int] = {signal.SIGINT: INTERRUPTED}
-    is_ours = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # whoever handles or ignores it already has a reason
-    if is_ours:
-        statuses[signal.SIGTERM] = TERMINATED
+    # Whoever handles or ignores one already has a reason, such as nohup.
+    ours = {number: status for number, status in _ENDS.items() if signal.getsignal(number) == signal.SIG_DFL}
+    statuses: dict[int, int] = {signal.SIGINT: INTERRUPTED, **ours}
 
     def watch() -> None:
         while number := woken.recv(1):
@@ -128,13 +132,13 @@ def _ending_soon_after_signals() -> Iterator[None]:
     watching = threading.Thread(target=watch, daemon=True, name="signal-watch")
     watching.start()
     previous = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    if is_ours:
-        signal.signal(signal.SIGTERM, _terminate)
+    for number in ours:
+        signal.signal(number, _terminate)
     try:
         yield
     finally:
-        if is_ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(previous)
         left.set()
         waker.close()
@@ -142,16 +146,19 @@ def _ending_soon_after_signals() -> Iterator[None]:
         woken.close()
 
 
-def _terminate(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off the cleaning up
-    raise _Terminated
+def _terminate(number: int, _: object) -> NoReturn:
+    for one in _ENDS:  # a second one must not break off the cleaning up
+        if signal.getsignal(one) is _terminate:
+            signal.signal(one, signal.SIG_IGN)
+    raise _Terminated(_ENDS[number])
 
 
 def _leave_signals_to_the_parent() -> None:
     """In a forked child, which must neither clean up what is its parent's when terminated, nor end its parent."""
-    if signal.getsignal(signal.SIGTERM) is _terminate:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
+    for number in _ENDS:
+        if signal.getsignal(number) is _terminate:
+            signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
 
 
 if hasattr(os, "register_at_fork"):
@@ -161,5 +168,7 @@ if hasattr(os, "register_at_fork"):
 def _end_at_once(status: int) -> NoReturn:
     """Say why in one line and end, not waiting for what is still running."""
     with _ending:
-        print(_LAST_WORD[status], file=sys.stderr, flush=True)
+        with suppress(OSError):  # a terminal that hung up
+            shown_again = "\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a progress bar hides
+            print(shown_again + _LAST_WORD[status], file=sys.stderr, flush=True)
         os._exit(status)

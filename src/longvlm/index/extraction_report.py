@@ -61,7 +61,7 @@ def read_failures(path: Path) -> list[Failure]:
         return [Failure(str(row["video"]), str(row["reason"])) for row in json.loads(path.read_bytes())]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise _not_ours(path) from error
 
 
@@ -85,7 +85,7 @@ def read_damaged(path: Path) -> dict[str, float]:
         return {str(video): float(seconds) for video, seconds in json.loads(path.read_bytes()).items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _not_ours(path) from error
 
 

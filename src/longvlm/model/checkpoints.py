@@ -350,6 +350,7 @@ def load_model(
     require_complete(report, folder)
     model.config.vision_tower = model.config.projector = None  # the weights are the model's own from here on
     if weights is not None and (folder / "generation_config.json").is_file():
+        read_json(folder / "generation_config.json")
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 

@@ -41,6 +41,12 @@ def download(hub_id: str) -> Path:
     except HfHubHTTPError as error:
         reason = f"the Hugging Face hub answered with status {error.response.status_code}"
         raise LongVLMError(f"The model {hub_id!r} can't be downloaded: {reason}; try again later.") from error
+    except (ImportError, ValueError) as error:  # of a proxy in the environment that can't be used
+        reason = one_line(error)
+        raise LongVLMError(
+            f"The model {hub_id!r} can't be looked up ({reason}); check the variables that name a proxy (HTTPS_PROXY, "
+            "ALL_PROXY, …)."
+        ) from error
     except (HTTPError, OSError, RuntimeError) as error:  # the network's, the disk's, the hub's own transfer library's
         reason = one_line(error)
         raise LongVLMError(

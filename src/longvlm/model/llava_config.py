@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,11 +33,13 @@ class ImageSettings:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises LongVLMError where it is missing or is none."""
-    if not path.is_file():
-        raise LongVLMError(f"{path.parent} has no {path.name}; give a complete checkpoint folder.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except FileNotFoundError as error:
+        raise LongVLMError(f"{path.parent} has no {path.name}; give a complete checkpoint folder.") from error
+    except OSError as error:
+        raise LongVLMError(f"{path} can't be read: {(error.strerror or str(error)).lower()}.") from error
+    except (ValueError, RecursionError) as error:
         raise LongVLMError(f"{path} is not valid JSON ({error}); download the checkpoint again.") from error
     if not isinstance(content, dict):
         raise LongVLMError(f"{path} holds no JSON object; download the checkpoint again.")
@@ -44,7 +47,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _require_channels(values: Any, name: str) -> None:
-    if not (isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values)):
+    are_numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+    if not (are_numbers and len(values) == 3 and all(map(math.isfinite, values))):
         raise LongVLMError(f"{name} is {values!r}; three numbers are expected, one a channel.")
 
 
