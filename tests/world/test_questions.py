@@ -134,6 +134,18 @@ def test_chance_is_what_the_best_fixed_answer_reaches(duration_seconds: float, k
     assert asked[0].chance == pytest.approx(best, abs=0.05)
 
 
+@pytest.mark.parametrize("opener", ["first", "last"])
+def test_chance_of_a_follow_up_knows_what_it_is_about(opener: str) -> None:
+    scenes = [make_scene(5000 + seed, 200.0) for seed in range(500)]
+    conversations = [make_conversation(scene, seed=0) for scene in scenes]
+    asked = [
+        turns[1] for turns in conversations if len(turns) > 1 and (turns[0].kind, turns[1].kind) == (opener, "when")
+    ]
+    best = max(sum(is_correct(question, reply) for question in asked) for reply in TIMES_OF_VIDEO) / len(asked)
+    assert len(asked) > 40 and len({question.chance for question in asked}) == 1
+    assert asked[0].chance == pytest.approx(best, abs=0.1) and best > 0.6
+
+
 def test_the_shortest_videos_can_be_asked_about() -> None:
     for seed in range(40):
         asked = make_questions(make_scene(seed, 9.5), seed=0, per_kind=3)

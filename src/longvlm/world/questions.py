@@ -177,13 +177,18 @@ def _about_direction(scene: Scene, rng: random.Random, event: Event) -> list[Que
 
 
 def _about_when(scene: Scene, rng: random.Random, event: Event, follow_up: bool = False) -> list[Question]:
-    """Only for events that lie whole in one third of the video."""
+    """Only for events that lie whole in one third of the video. Where the first and the last object are is guessed
+    better than where others are.
+    """
     part = scene.third_of(event)
     if part is None:
         return []
     text = fill(_wording("when", rng, follow_up), x=event.object)
     span = (event.start_seconds, event.end_seconds)
-    chance = _chances_of_times(_rounded(scene.duration_seconds)).third
+    chances = _chances_of_times(_rounded(scene.duration_seconds))
+    chance = chances.third
+    if follow_up and event in (scene.events[0], scene.events[-1]):
+        chance = chances.third_of_first if event == scene.events[0] else chances.third_of_last
     return [Question("when", text, TIMES_OF_VIDEO[part], chance, span, event.object)]
 
 
@@ -210,11 +215,15 @@ def _rounded(duration_seconds: float) -> float:
 
 
 class _ChancesOfTimes(NamedTuple):
-    """How often the best fixed answer is close enough to a start, to a duration, and names the right third."""
+    """How often the best fixed answer is close enough to a start, to a duration, and names the right third: of any
+    object, of the first, and of the last.
+    """
 
     start: float
     duration: float
     third: float
+    third_of_first: float
+    third_of_last: float
 
 
 @lru_cache(maxsize=1024)
@@ -229,10 +238,11 @@ def _chances_of_times(duration_seconds: float) -> _ChancesOfTimes:
     near_lasting = np.abs(said - lasting) <= DURATION_TOLERANCE * lasting
     third = duration_seconds / 3
     whole = starts // third == (ends - 1e-6) // third  # others are not asked about
-    in_third = np.arange(3)[:, None] == starts[whole] // third
-    return _ChancesOfTimes(
-        _best_share(near_start, numbers), _best_share(near_lasting, numbers), _best_share(in_third, numbers[whole])
-    )
+    in_third = np.arange(3)[:, None] == starts // third
+    is_first = np.diff(numbers, prepend=-1) > 0
+    is_last = np.diff(numbers, append=len(scenes)) > 0
+    thirds = (_best_share(in_third[:, some], numbers[some]) for some in (whole, whole & is_first, whole & is_last))
+    return _ChancesOfTimes(_best_share(near_start, numbers), _best_share(near_lasting, numbers), *thirds)
 
 
 def _best_share(is_right: np.ndarray, scenes: np.ndarray) -> float:
