@@ -77,7 +77,8 @@ def test_memory_that_does_not_suffice_is_told_in_a_line(
 
 
 @pytest.mark.parametrize(
-    ("number", "word", "status"), [(signal.SIGTERM, "Terminated.", 143), (getattr(signal, "SIGHUP", 1), "Hung up.", 129)]
+    ("number", "word", "status"),
+    [(signal.SIGTERM, "Terminated.", 143), (getattr(signal, "SIGHUP", 1), "Hung up.", 129)],
 )
 def test_what_ends_a_command_leaves_nothing(tmp_path: Path, number: int, word: str, status: int) -> None:
     model, target = save_tiny_checkpoint(tmp_path / "model"), tmp_path / "new" / "deeper" / "target"
