@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first; a package (or module) imports from itself and from the layers below it.
 LAYERS = [
     {"errors"},
-    {"whole_files"},
+    {"whole_files", "differences"},
     {"types"},
     {"clock", "heap", "intervals", "pace", "text_table", "working_ahead"},
     {"video_index"},

@@ -1,6 +1,9 @@
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +11,6 @@ import pytest
 
 from longvlm.errors import LongVLMError
 from longvlm.whole_files import (
-    first_difference,
     give_usual_mode,
     hidden_beside,
     locked,
@@ -86,11 +88,32 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     assert [path.name for path in tmp_path.iterdir()] == [".saving-other-abandoned"]
 
 
-def test_the_first_difference_is_named_with_both_values() -> None:
-    found = {"a": 1, "b": {"c": [1, 2], "d": None}}
-    assert first_difference(found, {"a": 1, "b": {"c": [1, 2], "d": None}}) is None
-    assert first_difference(found, {"a": 1, "b": {"c": [1, 3], "d": None}}) == ("b.c", [1, 2], [1, 3])
-    assert first_difference(found, {"a": 1}) == ("b", {"c": [1, 2], "d": None}, None)
+def test_a_child_of_a_killed_process_does_not_keep_its_lock(tmp_path: Path) -> None:
+    """A data loader's worker notices only after seconds that the training was killed, which is begun again at once."""
+    program = (
+        "import os, pathlib, signal, sys, time\n"
+        "from longvlm.whole_files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    if not (child := os.fork()):\n"
+        "        sys.stdout.close()\n"
+        "        time.sleep(60)\n"
+        "    print(child, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            with pytest.raises(LongVLMError, match="Another process is at work"), locked(tmp_path):
+                pass
+            parent.kill()
+            parent.wait()
+            os.kill(child, 0)  # it lives
+            with locked(tmp_path):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_link_stays_one_and_what_is_no_file_is_written_to(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 try:
     import fcntl
@@ -21,6 +21,7 @@ from longvlm.errors import LongVLMError
 
 _LOCK = "lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # what network file systems without them say
+_held: set[TextIO] = set()  # locks of this process
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -130,7 +131,21 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise LongVLMError(f"Can't write to {folder} ({error.strerror}); choose another folder.") from error
-        yield
+        _held.add(lock)
+        try:
+            yield
+        finally:
+            _held.remove(lock)
+
+
+def _leave_locks_to_the_parent() -> None:
+    """In a forked child, which may outlive a parent that is killed by a few seconds, as a data loader's workers do."""
+    for lock in _held:
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 @contextmanager
@@ -159,11 +174,3 @@ def _is_abandoned(folder: Path) -> bool:
         except OSError:  # it is held, or the file system has no locks
             return False
     return True
-
-
-def first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first key, with dots, at which two nested mappings differ, and both values; None where they are equal."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        deeper = (first_difference(found.get(k), wanted.get(k), f"{key}.{k}".lstrip(".")) for k in {**wanted, **found})
-        return next((difference for difference in deeper if difference is not None), None)
-    return None if found == wanted else (key, found, wanted)

@@ -25,7 +25,7 @@ from longvlm.training import default_model
 from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.examples import IGNORED
 from longvlm.training.ground_truth import STATE_COUNT, STATE_PLACE, STATE_SIZES
-from longvlm.training.run import StageSettings
+from longvlm.training.stage import StageSettings
 from longvlm.training.untrained_model import build_model, build_tokenizer
 from longvlm.world.questions import make_questions
 

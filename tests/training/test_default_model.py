@@ -316,12 +316,18 @@ def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> N
     [
         ("lesson", "segments", [4], r"segments is \[4\]; 2 values are expected"),
         ("lesson", "segments", 4, r"segments is 4; a list is expected"),
+        ("lesson", "segments", [12, 3], r"segments is \[12, 3\]; give the least, from 1 up"),
+        ("lesson", "segments", [0, 3], r"segments is \[0, 3\]; give the least, from 1 up"),
+        ("lesson", "questions_per_video", 0, r"questions_per_video is 0; it must be at least 1"),
+        ("lesson", "shown_segments", 0, r"shown_segments is 0; it must be at least 1"),
+        ("lesson", "names_share", 1.5, r"names_share is 1.5; give a share from 0 to 1"),
+        ("lesson", "feature_noise", -0.1, r"feature_noise is -0.1; it must be 0 or more"),
         ("bank", "segments_per_scene", [4, 3], r"segments_per_scene is \[4, 3\]; give the least"),
         ("bank", "segments_per_block", [], r"segments_per_block is \[\]; give some numbers"),
         ("bank", "segments_per_block", [1, "2"], r"segments_per_block.1 is '2'; a whole number is expected"),
     ],
 )
-def test_lists_of_another_length_or_kind_are_refused(
+def test_values_that_a_recipe_can_not_have_are_refused(
     tmp_path: Path, part: str, key: str, value: object, message: str
 ) -> None:
     recipe = yaml.safe_load(RECIPE.read_text())
@@ -367,12 +373,14 @@ def test_short_videos_come_first(course: Course) -> None:
 def test_stages_of_another_recipe_are_not_taken_up(course: Course) -> None:
     longer = dataclasses.replace(course.recipe.lessons[0], steps=3)
     recipe = dataclasses.replace(course.recipe, lessons=(longer, *course.recipe.lessons[1:]))
-    with pytest.raises(LongVLMError, match=r"holds the stage 'videos' of another recipe; choose another folder"):
+    with pytest.raises(
+        LongVLMError, match=r"'videos' of another recipe, or after other stages \(videos\.steps differs"
+    ):
         Course(recipe, course.folder).run()
     fewer = dataclasses.replace(
         course.recipe, lessons=course.recipe.lessons[1:]
     )  # what came after learned from it, too
-    with pytest.raises(LongVLMError, match=rf"holds the stage '{fewer.lessons[0].name}' of another recipe"):
+    with pytest.raises(LongVLMError, match=rf"holds the stage '{fewer.lessons[0].name}' .* \(after\..* differs\)"):
         Course(fewer, course.folder).run()
 
 
@@ -410,6 +418,6 @@ def test_a_stage_begun_by_another_recipe_is_not_gone_on_with(
     path.write_text(yaml.safe_dump(recipe))
     assert main() == 2
     assert capsys.readouterr().err == (
-        f"Error: {folder} holds the stage 'encoder' of another recipe; choose another folder with --runs, or remove "
-        "that one.\n"
+        f"Error: {folder} holds the stage 'encoder' of another recipe, or after other stages (encoder.steps differs); "
+        "choose another folder with --runs, or remove that one.\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import subprocess
@@ -36,7 +37,14 @@ from longvlm.world.evaluate import (
     score,
 )
 from longvlm.world.losses import measure_losses
-from longvlm.world.planned_videos import EVALUATION_SEEDS, _rendered, plan_videos, reencode_in_turns, render_plan
+from longvlm.world.planned_videos import (
+    EVALUATION_SEEDS,
+    _index_paths,
+    _rendered,
+    plan_videos,
+    reencode_in_turns,
+    render_plan,
+)
 from longvlm.world.questions import Question, make_conversation, make_questions, vocabulary
 from longvlm.world.reencode import REENCODINGS
 from longvlm.world.scene import make_scene
@@ -175,7 +183,7 @@ def test_evaluating_a_model_end_to_end(checkpoint: Path, tmp_path: Path) -> None
         assert record.reply == (second if record.video else told)
         assert record.reply_to_another == (told if record.video else None)
         assert record.reply_reencoded == (after if record.video else None)
-    summary = as_json(score(records), plans, model=model.name, precision="float32", seed=1, duration_seconds=(10, 12))
+    summary = as_json(score(records), plans, seed=1, duration_seconds=(10, 12))
     assert summary["scores"]["all"]["n"] == len(records)
     assert (summary["videos"], summary["duration_seconds"]) == (2, [10, 12])
 
@@ -200,6 +208,12 @@ def test_kept_indexes_are_asked_again_and_missing_ones_made(
     assert evaluate(model, plans, **arguments, kept=tmp_path) == expected
     assert evaluate(model, plans, **arguments, kept=tmp_path) == expected
     assert drawn == [plans[1:], []] and len(list(tmp_path.iterdir())) == 3
+    with monkeypatch.context() as patch:  # the same events, drawn otherwise; and another way to pass them on
+        patch.setattr("longvlm.world.planned_videos.render_frame", lambda *_: np.zeros((32, 32, 3), np.uint8))
+        assert not {path.name for path in tmp_path.iterdir()} & {path.name for path in _index_paths(plans[0], tmp_path)}
+    coarser = dataclasses.replace(REENCODINGS[1], options={"qmin": "9", "qmax": "9"})
+    whole, passed_on = _index_paths(dataclasses.replace(plans[1], reencoding=coarser), tmp_path)
+    assert whole.is_file() and not passed_on.is_file()
     other = LongVLM.from_pretrained(checkpoint, device="cpu", dtype="float32", compression={"global_layers": 1})
     with pytest.raises(LongVLMError, match=r"longvlm can't be used: .* global_layers=1 is wanted .* another folder"):
         evaluate(other, plans, **arguments, kept=tmp_path)
@@ -282,6 +296,8 @@ def test_evaluate_command_prints_one_json_object(
     assert {"start", "duration"} & set(summary["scores"])
     assert summary["videos"] == 1 and 0 <= summary["scores"]["all"]["accuracy"] <= 1
     assert summary["precision"] == "float32"
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    assert summary["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     only, over_all = summary["reencoded"]
     assert only["low"] is None is over_all["high"], "one video tells nothing of others"
     assert (only.pop("reencoding"), over_all.pop("reencoding")) == (REENCODINGS[0].name, "all") and only == over_all
@@ -291,6 +307,8 @@ def test_evaluate_command_prints_one_json_object(
     assert len(replies) == over_all["n"] and {reply["seed"] for reply in replies} == {plan.seed}
     assert sum(reply["right"] for reply in replies) / len(replies) == pytest.approx(over_all["original"], abs=1e-4)
     assert all(isinstance(reply["reply_reencoded"], str) for reply in replies)
+    told = {(reply["duration_seconds"], reply["size"], reply["fps"], reply["reencoding"]) for reply in replies}
+    assert told == {(plan.duration_seconds, "256x256", 10, REENCODINGS[0].name)}, "what draws the file again"
 
 
 @pytest.mark.usefixtures("short_answers")

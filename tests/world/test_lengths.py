@@ -49,6 +49,7 @@ def test_the_numbers_are_plain_json_and_the_plot_opens(tmp_path: Path) -> None:
     assert second["accuracy"] == 0.5 and second["interval_95"] == [0.0, 1.0]
     assert (first["of_the_first"], second["of_the_first"]) == (1.0, round(0.5 / (6 / 8), 4))
     assert [row[4] for row in tabulate(scores).rows] == ["100%", "67%"]
+    assert tabulate(scores).rows[0][5:] == ("50% (2)", "–", "100% (1)", "–", "100% (1)")
     plot(scores, tmp_path / "lengths.png")
     assert Image.open(tmp_path / "lengths.png").size[0] > 300
 

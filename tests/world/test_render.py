@@ -60,6 +60,30 @@ def test_distractors_change_the_picture_and_are_not_labelled() -> None:
     assert _frames(bare, (flashing,))[10.0].mean() > 1.2 * plain[10.0].mean()
 
 
+@pytest.mark.parametrize("what", ["light", "camera", "tremble", "noise"])
+def test_each_of_these_alone_changes_a_still_picture(what: str) -> None:
+    """Drifting light, the camera's swing and its tremble, and the sensor's noise, against a scene with none of them."""
+    still = dataclasses.replace(_still_life("star"), noise_levels=0.0)
+    ground = dataclasses.replace(
+        still.backgrounds[0], start_seconds=0.0, end_seconds=12.0, patches=(), flashes=(), light_strength=0.0
+    )
+    if what == "light":
+        ground = dataclasses.replace(ground, light_strength=0.2, light_seconds=6.0)
+    ground = dataclasses.replace(ground, pan_seconds=(8.0, 9.0) if what == "camera" else (1e9, 1e9))
+    changes = {"tremble": {"shake": 0.03}, "noise": {"noise_levels": 5.0}}.get(what, {})
+
+    def change(scene: Scene) -> np.ndarray:
+        frames = [render_frame(scene, time, 96, 96).astype(float) for time in (1.0, 3.0)]
+        return np.abs(frames[1] - frames[0])
+
+    plain = dataclasses.replace(ground, light_strength=0.0, pan_seconds=(1e9, 1e9))
+    assert change(dataclasses.replace(still, backgrounds=(plain,))).max() == 0
+    changed = change(dataclasses.replace(still, backgrounds=(ground,), **changes)) > 0
+    assert changed.mean() > (0.02 if what == "tremble" else 0.5)
+    if what == "tremble":
+        assert not changed[:10].any(), "of objects alone"
+
+
 def _frames(scene: Scene, grounds: tuple[Background, ...]) -> dict[float, np.ndarray]:
     shown = dataclasses.replace(scene, backgrounds=grounds)
     drawn = {time: render_labelled(shown, time, 96, 72) for time in (2.0, 7.0, 10.0, 13.0, 18.0)}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvlm.differences import first_difference
 from longvlm.errors import LongVLMError, one_line
 from longvlm.evaluation.benchmark import Axis, Benchmark, Published, find_video
 from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
@@ -39,7 +40,7 @@ from longvlm.evaluation.predict import (
 )
 from longvlm.evaluation.results import Results, judge_name
 from longvlm.evaluation.rows import Row, content_hash
-from longvlm.whole_files import first_difference, locked, make_folder, write_whole
+from longvlm.whole_files import locked, make_folder, write_whole
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM

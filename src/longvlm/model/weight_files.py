@@ -5,6 +5,7 @@ Weights come from safetensors files, or from .bin files read with `weights_only`
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,16 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+def hash_weights(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights, its files one after another by name; what one file's own sum is, too."""
+    weights = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        with path.open("rb") as file:
+            while some := file.read(1 << 24):
+                weights.update(some)
+    return weights.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, set_seed
 
+from longvlm.differences import first_difference
 from longvlm.errors import LongVLMError
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
@@ -31,10 +32,10 @@ from longvlm.training.examples import (
     pack_conversations,
 )
 from longvlm.training.ground_truth import NameFinder, list_names
-from longvlm.training.run import run_stage
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
+from longvlm.training.stage import run_stage
 from longvlm.training.untrained_model import build_tokenizer
-from longvlm.whole_files import first_difference, write_whole
+from longvlm.whole_files import write_whole
 from longvlm.world.questions import make_questions
 from longvlm.world.render import NO_EVENT
 
@@ -46,7 +47,7 @@ _CODE = (
     *(f"model/{name}.py" for name in ("modeling", "processing")),
     *(f"study/{name}.py" for name in ("blocks", "course", "rows", "spelling", "start")),
     *(f"training/{name}.py" for name in ("augmentation", "auxiliary_losses", "drawn_blocks", "encoder_heads")),
-    *(f"training/{name}.py" for name in ("examples", "ground_truth", "run", "segment_bank", "shared_attention")),
+    *(f"training/{name}.py" for name in ("examples", "ground_truth", "segment_bank", "shared_attention", "stage")),
     "training/untrained_model.py",
     *(f"world/{name}.py" for name in ("questions", "render", "scene", "shapes", "wordings")),
 )

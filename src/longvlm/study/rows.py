@@ -18,9 +18,9 @@ from longvlm.study.blocks import BlockFeatures
 from longvlm.study.spelling import spell_bank
 from longvlm.training.drawn_blocks import ShownObjects, describe_tokens
 from longvlm.training.examples import Lesson
-from longvlm.training.run import StageSettings
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings
+from longvlm.training.stage import StageSettings
 from longvlm.training.untrained_model import plan_by_share
 from longvlm.types import MergeOrder
 from longvlm.world.questions import KINDS

@@ -16,7 +16,7 @@ from longvlm.training import default_model
 from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
 from longvlm.training.drawn_blocks import plan_blocks
 from longvlm.training.examples import ComposedBatches
-from longvlm.training.run import run_stage
+from longvlm.training.stage import run_stage
 from longvlm.training.untrained_model import ModelShape, build_model
 from longvlm.whole_files import replacing
 

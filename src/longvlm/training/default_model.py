@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from longvlm.differences import first_difference
 from longvlm.errors import LongVLMError
 from longvlm.heap import keep_one_heap
 from longvlm.model.processing import LongVLMProcessor
@@ -35,11 +36,11 @@ from longvlm.training.checkpointing import naming_what_is_not_written
 from longvlm.training.drawn_blocks import plan_blocks, plan_whole_scenes
 from longvlm.training.encoder_heads import CrowdedFrames, EncoderWithHeads, init_as_cosine_transform, measure
 from longvlm.training.examples import ComposedBatches, Lesson
-from longvlm.training.run import Spent, StageSettings, run_stage
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings, require_known
+from longvlm.training.stage import Spent, StageSettings, run_stage
 from longvlm.training.untrained_model import FPS, ModelShape, build_model, build_tokenizer
-from longvlm.whole_files import give_usual_mode, locked, make_folder, write_whole
+from longvlm.whole_files import give_usual_mode, hidden_beside, locked, make_folder, write_whole
 from longvlm.world.wordings import TIMED_KINDS
 
 IMAGE_MEAN, IMAGE_STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -178,10 +179,11 @@ class Course:
         self._earlier = {name: hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]}
         decides = json.loads(json.dumps(decides))  # as the log gives it back
         finished = self.log.get(name, {"recipe": decides}).get("recipe")
-        if (json.loads(begun.read_bytes()) if begun.is_file() else finished) != decides:
+        found = json.loads(begun.read_bytes()) if begun.is_file() else finished
+        if (differing := first_difference(found, decides)) is not None:
             raise LongVLMError(
-                f"{self.folder} holds the stage {name!r} of another recipe; choose another folder with --runs, or "
-                "remove that one."
+                f"{self.folder} holds the stage {name!r} of another recipe, or after other stages ({differing[0]} "
+                "differs); choose another folder with --runs, or remove that one."
             )
         if name not in self.log:
             write_whole(begun, json.dumps(decides).encode())
@@ -268,10 +270,14 @@ class Course:
         self.learner.load_state_dict({name: after[name].lerp(before[name], stage.kept_share) for name in after})
 
     def export(self, output: Path) -> None:
-        """Write model and processor, the weights in bfloat16."""
-        self.model.eval().to(torch.bfloat16).save_pretrained(output)
-        self.processor.save_pretrained(output)
-        give_usual_mode(output)
+        """Write model and processor, the weights in bfloat16; what was there is replaced when all of it is written."""
+        output.mkdir(parents=True, exist_ok=True)
+        with hidden_beside(output) as folder:
+            self.model.eval().to(torch.bfloat16).save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+            give_usual_mode(folder)
+            for path in sorted(folder.glob("[!.]*.*")):
+                path.replace(output / path.name)
 
 
 def _stack(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -202,6 +202,17 @@ class Lesson:
     kind_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        least, most = self.segments
+        if not 1 <= least <= most:
+            raise LongVLMError(f"segments is {[least, most]}; give the least, from 1 up, and the most.")
+        for name in ("tokens_per_batch", "questions_per_video", "shown_segments"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise LongVLMError(f"{name} is {number}; it must be at least 1.")
+        for name in ("opening_range", "conversation_share", "names_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise LongVLMError(f"{name} is {getattr(self, name):g}; give a share from 0 to 1.")
+        if not self.feature_noise >= 0:
+            raise LongVLMError(f"feature_noise is {self.feature_noise:g}; it must be 0 or more.")
         require_known(self.actions or (), ACTIONS, "actions")
         require_known(self.kind_weights, KINDS, "kind_weights")
         for kind, weight in self.kind_weights.items():

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
+from longvlm.differences import first_difference
 from longvlm.errors import LongVLMError
 from longvlm.training.checkpointing import complete_checkpoints
 from longvlm.training.instructions import digest_file
 from longvlm.training.recipe import Recipe
-from longvlm.whole_files import first_difference, write_whole
+from longvlm.whole_files import write_whole
 
 CHECKPOINTS, MODEL, FEATURES, CURVES = "checkpoints", "model", "features", "tensorboard"
 RECIPE_FILE, SAMPLES_FILE, HISTORY_FILE = "longvlm-recipe.yaml", "samples.sha256", "history.json"

@@ -6,13 +6,16 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longvlm.commands.ending import run_to_end
 from longvlm.commands.options import ModelOptions, spread_options
 from longvlm.errors import LongVLMError
+
+if TYPE_CHECKING:
+    from longvlm.pipeline import LongVLM
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
@@ -126,10 +129,9 @@ def evaluate(
     scores, losses = evaluation.score(records), measure_losses(plans, records) if reencoded else []
     if as_json:
         durations = (shortest, longest)
-        found = evaluation.as_json(
-            scores, plans, model=loaded.name, precision=loaded.precision, seed=seed, duration_seconds=durations
-        )
-        print(json.dumps(found | ({"reencoded": losses_as_json(losses)} if reencoded else {})))
+        told = evaluation.as_json(scores, plans, seed=seed, duration_seconds=durations)
+        told |= {"reencoded": losses_as_json(losses)} if reencoded else {}
+        print(json.dumps(_describe_model(loaded) | told))
         return
     from rich.console import Console
 
@@ -172,11 +174,8 @@ def lengths(
     scores = study.measure_lengths(loaded, wanted, videos=videos, seed=seed, kept=indexes)
     study.plot(scores, output)
     if as_json:
-        print(
-            json.dumps(
-                {"model": loaded.name, "precision": loaded.precision, "seed": seed, "lengths": study.as_json(scores)}
-            )
-        )
+        told = {"seed": seed, "videos": videos, "drawn_fps": study.FRAMES_PER_SECOND}
+        print(json.dumps(_describe_model(loaded) | told | {"lengths": study.as_json(scores)}))
     else:
         from rich.console import Console
 
@@ -205,6 +204,13 @@ def dataset(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Drawing videos", total=None)
         write_dataset(folder, plan, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def _describe_model(model: LongVLM) -> dict[str, str]:
+    """What the figures belong to."""
+    from longvlm.model.weight_files import hash_weights
+
+    return {"model": model.name, "weights_sha256": hash_weights(model.folder), "precision": model.precision}
 
 
 def _numbers(text: str, option: str, form: str) -> list[float]:

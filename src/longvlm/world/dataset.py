@@ -17,8 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from longvlm.differences import first_difference
 from longvlm.errors import LongVLMError
-from longvlm.whole_files import first_difference, write_whole
+from longvlm.whole_files import write_whole
 from longvlm.world.planned_videos import EVALUATION_SEEDS
 from longvlm.world.questions import KINDS, Question, make_questions
 from longvlm.world.scene import MIN_DURATION_SECONDS, Scene, make_scene

@@ -196,11 +196,14 @@ def _leaving_cores_for_drawing() -> Iterator[None]:
 
 
 def as_json_lines(records: Sequence[Record], plans: Sequence[VideoPlan]) -> str:
-    """Every question with its right answer and the replies, one JSON object a line; `seed` draws its video again."""
+    """Every question with its right answer and the replies, one JSON object a line, and what draws its video again."""
     lines = [
         {
-            "seed": plans[record.video].seed,
-            "duration_seconds": record.duration_seconds,
+            "seed": plan.seed,
+            "duration_seconds": plan.duration_seconds,
+            "size": f"{plan.width}x{plan.height}",
+            "fps": plan.fps,
+            "reencoding": None if plan.reencoding is None else plan.reencoding.name,
             "kind": record.kind,
             "question": record.question.text,
             "answer": record.question.answer,
@@ -211,6 +214,7 @@ def as_json_lines(records: Sequence[Record], plans: Sequence[VideoPlan]) -> str:
             "reply_reencoded": record.reply_reencoded,
         }
         for record in records
+        for plan in (plans[record.video],)
     ]
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 
@@ -262,17 +266,11 @@ def as_json(
     scores: Sequence[Score],
     plans: Sequence[VideoPlan],
     *,
-    model: str,
-    precision: str,
     seed: int,
     duration_seconds: tuple[float, float],
 ) -> dict[str, Any]:
-    """The same as the table, for machines: shares of 1. `precision`: that of `LongVLM`; `duration_seconds`: the
-    least and the most that were drawn.
-    """
+    """The same as the table, for machines: shares of 1. `duration_seconds`: the least and the most that were drawn."""
     return {
-        "model": model,
-        "precision": precision,
         "videos": len(plans),
         "seed": seed,
         "duration_seconds": list(duration_seconds),

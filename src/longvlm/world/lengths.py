@@ -89,7 +89,9 @@ def _depth_of(record: Record) -> int | None:
 
 
 def tabulate(scores: Sequence[LengthScore]) -> TextTable:
-    """All questions, and how much is left of the accuracy at the first length; then by depth."""
+    """All questions, and how much is left of the accuracy at the first length; then by depth, with the number of
+    questions in brackets.
+    """
     rows = []
     for one in scores:
         left = _share_of(one, scores[0])
@@ -100,7 +102,7 @@ def tabulate(scores: Sequence[LengthScore]) -> TextTable:
                 f"{one.accuracy:.1%}",
                 f"{one.low:.1%} – {one.high:.1%}",
                 "–" if left is None else f"{left:.0%}",
-                *(f"{share:.0%}" if n else "–" for share, n in one.by_depth),
+                *(f"{share:.0%} ({n})" if n else "–" for share, n in one.by_depth),
             )
         )
     columns = ("length", "n", "right", "95 % interval", "of the first", *_name_depths())

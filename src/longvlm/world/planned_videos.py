@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from longvlm.errors import LongVLMError
 from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
+from longvlm.world.render import render_frame
 from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
 from longvlm.world.video import write_video
 
@@ -100,13 +101,23 @@ def _load_kept(path: Path, model: LongVLM) -> VideoIndex:
 
 
 def _index_paths(plan: VideoPlan, folder: Path) -> list[Path]:
-    """Where the index of a plan's video is kept, and of the one that is passed on if there is any. The name tells what
-    was drawn, so that another version of the world draws its own.
+    """Where the index of a plan's video is kept, and of the one that is passed on if there is any. The names tell what
+    was drawn, and how it was passed on, so that another version of the world has its own.
     """
-    scene = hashlib.sha256(repr(make_scene(plan.seed, plan.duration_seconds)).encode()).hexdigest()[:8]
-    name = f"{plan.seed}-{plan.duration_seconds}s-{plan.width}x{plan.height}-{plan.fps}fps-{scene}"
-    passed_on = [] if plan.reencoding is None else [re.sub(r"[^\w.]+", "-", f"{name} {plan.reencoding.name}")]
+    scene = make_scene(plan.seed, plan.duration_seconds)
+    sample = render_frame(
+        scene, scene.events[0].start_seconds + 1, 32, 32
+    )  # small, but all that draws has a part in it
+    name = f"{plan.seed}-{plan.duration_seconds}s-{plan.width}x{plan.height}-{plan.fps}fps"
+    name += f"-{_digest(repr(scene).encode() + sample.tobytes())}"
+    passed_on = []
+    if (how := plan.reencoding) is not None:
+        passed_on = [re.sub(r"[^\w.]+", "-", f"{name} {how.name} {_digest(repr(how).encode())}")]
     return [folder / f"{stem}.longvlm" for stem in (name, *passed_on)]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _rendered(plans: Sequence[VideoPlan]) -> Generator[list[Path], None, None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,20 +22,26 @@ _LOGO_OPACITY = 0.8
 
 @dataclass(frozen=True)
 class Reencoding:
-    """What becomes of a video on its way: `scale` of its sides, `rate` of its frames a second."""
+    """How a video is passed on: the codec and its options, `scale` of the sides, `rate` of the frames a second."""
 
     name: str
     codec: str = "libx264"
+    options: dict[str, str] = field(default_factory=dict, hash=False)
     scale: float = 1.0
     rate: float = 1.0
     logo: bool = False
 
 
+_VP9 = Reencoding(
+    "VP9, half the size", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "36", "b": "0"}, scale=0.5
+)
+# qscale is the program's option, not the encoder's.
+_MPEG4 = Reencoding("MPEG-4, half the size", "mpeg4", {"qmin": "6", "qmax": "6"}, scale=0.5)
 REENCODINGS = (
-    Reencoding("VP9, half the size", codec="libvpx-vp9", scale=0.5),
-    Reencoding("MPEG-4, half the size", codec="mpeg4", scale=0.5),
-    Reencoding("VP9, half the size, 0.6 of the frame rate", codec="libvpx-vp9", scale=0.5, rate=0.6),
-    Reencoding("MPEG-4, half the size, a logo burnt in", codec="mpeg4", scale=0.5, logo=True),
+    _VP9,
+    _MPEG4,
+    replace(_VP9, name="VP9, half the size, 0.6 of the frame rate", rate=0.6),
+    replace(_MPEG4, name="MPEG-4, half the size, a logo burnt in", logo=True),
 )
 
 
@@ -52,10 +58,7 @@ def reencode(source: Path, target: Path, how: Reencoding) -> None:
             assert isinstance(new, av.VideoStream)
             new.width, new.height = (max(2, 2 * round(side * how.scale / 2)) for side in (old.width, old.height))
             new.pix_fmt = "yuv420p"
-            if how.codec == "libvpx-vp9":
-                new.options = {"deadline": "realtime", "cpu-used": "8", "crf": "36", "b": "0"}
-            elif how.codec == "mpeg4":
-                new.options = {"qmin": "6", "qmax": "6"}  # qscale is the program's, not the encoder's
+            new.options = how.options
             logo = _draw_logo(new.width, new.height) if how.logo else None
             resize, to_yuv = VideoReformatter(), VideoReformatter()  # setting one up takes longer than converting
             for index, frame in enumerate(_at_rate(reader.decode(old), 1 / old_rate, rate)):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from longvlm.training.run import Spent, StageSettings, run_stage
+from longvlm.training.stage import Spent, StageSettings, run_stage
 
 BATCH_SIZE = 4
 SETTINGS = StageSettings(steps=10, learning_rate=1e-2, warmup_steps=2)
