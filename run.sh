@@ -47,6 +47,12 @@ fi
     echo "run.sh: $PYTHON lacks something that is needed; pip install -r requirements.txt, or name another in PYTHON." >&2
     exit 2
 }
+train() {
+    "$PYTHON" $launch -m longvlm train "$@" "$RECIPE" output="$OUTPUT/training" ${BASE:+model.base="$BASE"} \
+        ${ENCODER:+model.vision_tower="$ENCODER"} data.0.instructions="$INSTRUCTIONS" \
+        data.0.features="$OUTPUT/features/train" data.0.missing=drop $CHANGES
+}
+train --check  # before hours of encoding
 if [ "$DATA" = "$GENERATED" ]; then  # what is there already is kept
     "$PYTHON" -m longvlm.world dataset "$DATA" --videos "$VIDEOS" --test-videos 16
 fi
@@ -63,9 +69,7 @@ for split in v1-2/train v1-2/val v1-3/train_val; do
 done
 
 # 2. Training, from the features alone.
-"$PYTHON" $launch -m longvlm train "$RECIPE" output="$OUTPUT/training" ${BASE:+model.base="$BASE"} \
-    ${ENCODER:+model.vision_tower="$ENCODER"} data.0.instructions="$INSTRUCTIONS" data.0.features="$OUTPUT/features/train" \
-    data.0.missing=drop $CHANGES
+train
 
 # 3. Features of the test videos.
 leaving_out longvlm extract "$DATA/Test_Videos" -o "$OUTPUT/features/test" ${ENCODER:+--vision-tower "$ENCODER"}

@@ -60,16 +60,18 @@ def test_what_is_named_in_the_environment_reaches_the_commands(tmp_path: Path) -
     asked = "--temperature 0.2 --seed 0 --judge-model gpt --annotations"
     needed, *called = calls(tmp_path, **named)
     assert needed.endswith(" -c import longvlm, matplotlib, openai")
-    together = (
-        f"{tmp_path / 'programs/python3'} -m torch.distributed.run --nproc-per-node 4 -m longvlm train paper.yaml "
-    )
+    together = f"{tmp_path / 'programs/python3'} -m torch.distributed.run --nproc-per-node 4 -m longvlm train "
     assert [line for line in called if "torch" in line] == [line for line in called if line.startswith(together)] != []
+    recipe = (
+        "paper.yaml output=out/training model.base=LLAVA_7B model.vision_tower=clip "
+        "data.0.instructions=anet/video_chatgpt_training.json data.0.features=out/features/train data.0.missing=drop "
+        "schedule.epochs=1"
+    )
     assert [line.partition(" -m longvlm ")[2] for line in called] == [
+        f"train --check {recipe}",
         "data check --names-only anet",
         "extract anet/v1-2/train -o out/features/train --vision-tower clip",
-        "train paper.yaml output=out/training model.base=LLAVA_7B model.vision_tower=clip "
-        "data.0.instructions=anet/video_chatgpt_training.json data.0.features=out/features/train data.0.missing=drop "
-        "schedule.epochs=1",
+        f"train {recipe}",
         "extract anet/Test_Videos -o out/features/test --vision-tower clip",
         f"eval video-chatgpt {scored}/video-chatgpt {asked} "
         "anet/generic_qa.json anet/temporal_qa.json anet/consistency_qa.json",

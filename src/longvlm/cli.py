@@ -235,6 +235,10 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, with dots into it.", show_default=False),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only see whether recipe, base and packages fit; read no data, train nothing."),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Let the libraries speak, too.")] = False,
 ) -> None:
     """Train a model by a recipe.
@@ -248,7 +252,7 @@ def train(
     """
     from longvlm.commands.train import train
 
-    train(recipe, changes or [], verbose)
+    train(recipe, changes or [], check, verbose)
 
 
 @app.command()

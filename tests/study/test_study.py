@@ -231,6 +231,17 @@ def test_saved_blocks_are_the_same(blocks: BlockFeatures, tmp_path: Path) -> Non
         assert torch.equal(getattr(again, name), getattr(blocks, name))
 
 
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    """Cut short, as by a crash of the machine; making room, as for a full disk, would not help."""
+    path = tmp_path / "blocks.safetensors"
+    path.write_bytes(b"\x08")
+    with pytest.raises(LongVLMError, match=r"blocks\.safetensors is damaged \(.*\); remove it, and the same command"):
+        BlockFeatures.load(path)
+    (tmp_path / "settings.json").write_text('{"rows"')
+    with pytest.raises(LongVLMError, match=r"settings\.json is damaged"):
+        Study(load_study(RECIPE), LongVLM.from_pretrained().encoder, tmp_path)
+
+
 def any_article(text: str) -> str:
     return re.sub(r"\ban\b", "a", text)
 

@@ -32,6 +32,7 @@ from longvlm.training.checkpointing import complete_checkpoints, config_of_part,
 from longvlm.training.curves import draw_curve
 from longvlm.training.finetune import train
 from longvlm.training.parameters import (
+    add_video_marks,
     collect_part,
     describe_parts,
     is_trained,
@@ -240,7 +241,7 @@ def test_the_encoder_learns_from_videos(small_recipe: Path, tmp_path: Path) -> N
     assert any("can't be encoded" in line for line in said) and any("1 of 7 rows dropped" in line for line in said)
 
 
-def save_llava(folder: Path, small_recipe: Path) -> Path:
+def save_llava(folder: Path, small_recipe: Path, spare_rows: int = 0) -> Path:
     """A random LLaVA checkpoint, as others have it: no tokens around a video, but one for an image."""
     base = open_model(small_recipe.parent / "base")
     tokenizer = base.processor.tokenizer
@@ -248,7 +249,7 @@ def save_llava(folder: Path, small_recipe: Path) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**sizes, image_size=56, patch_size=14),
-        text_config=LlamaConfig(**sizes, vocab_size=len(tokenizer), initializer_range=0.3),
+        text_config=LlamaConfig(**sizes, vocab_size=len(tokenizer) + spare_rows, initializer_range=0.3),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     torch.manual_seed(0)
@@ -277,6 +278,21 @@ def test_a_llava_checkpoint_gets_marks_around_the_video(small_recipe: Path, tmp_
     known = len(untrained)
     assert torch.equal(table[: known - 1], untrained[:-1])  # but the row of <image>, which is the video's token
     assert load_processor(folder, model.config).tokenizer.convert_tokens_to_ids("<vid_end>") < len(table)
+
+
+def test_marks_in_a_padded_table_start_from_the_mean_of_the_words(small_recipe: Path, tmp_path: Path) -> None:
+    opened = open_model(save_llava(tmp_path / "llava", small_recipe, spare_rows=5))
+    model, num_words = opened.language_model, len(opened.processor.tokenizer)
+    tables = (model.get_input_embeddings().weight, model.lm_head.weight)
+    before = [table.detach().clone() for table in tables]
+    add_video_marks(model, opened.processor)
+    rows = opened.processor.tokenizer.convert_tokens_to_ids(["<vid_start>", "<vid_end>"])
+    assert rows == [num_words, num_words + 1], "in the padding"
+    for table, old in zip((model.get_input_embeddings().weight, model.lm_head.weight), before, strict=True):
+        assert table.shape == old.shape
+        torch.testing.assert_close(table[rows], old[:num_words].mean(0).expand(2, -1))
+        others = [row for row in range(len(table)) if row not in rows]
+        assert torch.equal(table[others], old[others])
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,9 @@ def test_killed_at_five_random_moments(
     processes: multiprocessing.context.ForkServerContext,
     changes: list[str],
 ) -> None:
-    """What runs through between the kills, since little was left to do, is compared as well, and begun again."""
+    """What runs through between the kills, since little was left to do, is compared as well, and begun again; and one
+    kill at least comes when there is a checkpoint to go on from.
+    """
 
     def start(name: str) -> multiprocessing.process.BaseProcess:
         process = processes.Process(target=train_in_child, args=(small_recipe, [*changes, f"output={tmp_path / name}"]))
@@ -131,10 +133,11 @@ def test_killed_at_five_random_moments(
         started = time.monotonic()
         start(name).join()
         duration = time.monotonic() - started
-    chance, hits = random.Random(0), 0
-    while hits < 5:
-        if kill_when(start("run"), moment_after(chance.uniform(0.3, 0.8) * duration)):
+    chance, hits, hits_after_a_checkpoint = random.Random(0), 0, 0
+    while hits < 5 or not hits_after_a_checkpoint:
+        if kill_when(start("run"), moment_after(chance.uniform(0.2, 1.0) * duration)):
             hits += 1
+            hits_after_a_checkpoint += bool(complete_checkpoints(tmp_path / "run" / CHECKPOINTS))
             continue
         assert_same_weights(tmp_path / "run", tmp_path / "timed")
         shutil.rmtree(tmp_path / "run")

@@ -25,6 +25,21 @@ def test_a_recipe_is_run(
     assert f"the trained model is {tmp_path / 'run' / 'model'}" in told.err
 
 
+def test_a_check_reads_no_data_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_recipe: Path, tmp_path: Path
+) -> None:
+    changes = [f"output={tmp_path / 'run'}", "data.0.instructions=nowhere.json"]
+    assert run(monkeypatch, "--check", str(small_recipe), *changes) == 0
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.endswith("recipe.yaml can be trained; its data was not read.\n")
+    assert run(monkeypatch, "--check", str(small_recipe), *changes, "model.base=nowhere") == 2
+    assert "Unknown model 'nowhere'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert run(monkeypatch, "--check", str(small_recipe), *changes, "learning_rates.lora=1e-3") == 2
+    assert "peft" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_data_folder_called_datasets_is_not_taken_for_a_package(small_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "datasets").mkdir()
     changes = [f"output={tmp_path / 'run'}", "schedule.max_steps=1"]

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from longvlm.stages.vision import VisionEncoder
+from longvlm.training.checkpointing import naming_what_is_damaged
 from longvlm.training.drawn_blocks import BlockPlan, DrawnBlocks, DrawnSegment, encode_blocks
 from longvlm.whole_files import replacing
 from longvlm.world.scene import max_events
@@ -60,7 +61,8 @@ class BlockFeatures:
 
     @classmethod
     def load(cls, path: Path) -> BlockFeatures:
-        with safe_open(str(path), framework="pt") as file:
+        """Raises LongVLMError for a damaged file."""
+        with naming_what_is_damaged(path), safe_open(str(path), framework="pt") as file:
             plans = [BlockPlan(*numbers) for numbers in json.loads(file.metadata()["plans"])]
             return cls(plans, *(file.get_tensor(name) for name in _TENSORS))
 

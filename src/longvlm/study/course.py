@@ -23,6 +23,7 @@ from longvlm.study.blocks import BlockFeatures, plan_blocks
 from longvlm.study.rows import Row, StudySettings, make_bank
 from longvlm.study.start import build_learner, load_start
 from longvlm.training import default_model
+from longvlm.training.checkpointing import naming_what_is_damaged
 from longvlm.training.examples import (
     IGNORED,
     Example,
@@ -82,7 +83,7 @@ class Study:
     """Encoded blocks, and runs that are trained on them; everything lies in `folder`.
 
     Raises LongVLMError where a study with other settings, other rows of these names, another encoder or other code
-    lies there.
+    lies there, and for damaged files.
     """
 
     def __init__(self, settings: StudySettings, encoder: VisionEncoder, folder: Path) -> None:
@@ -116,8 +117,9 @@ class Study:
             "model": json.loads(json.dumps(dataclasses.asdict(self._shape))),
         }
         path = self.folder / "settings.json"
-        found = json.loads(path.read_text()) if path.is_file() else {**wanted, "rows": {}}
-        known_rows = found.pop("rows")
+        with naming_what_is_damaged(path):
+            found = json.loads(path.read_text()) if path.is_file() else {**wanted, "rows": {}}
+            known_rows = found.pop("rows")
         same = known_rows.keys() & rows.keys()
         differing = first_difference(found, wanted) or first_difference(
             {name: known_rows[name] for name in same}, {name: rows[name] for name in same}
@@ -151,8 +153,9 @@ class Study:
         finished = folder.with_suffix(".json")
         if finished.is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            content = json.loads(finished.read_text())
-            return Run(**{**content, "answers": [Answer(*answer) for answer in content["answers"]]})
+            with naming_what_is_damaged(finished):
+                content = json.loads(finished.read_text())
+                return Run(**{**content, "answers": [Answer(*answer) for answer in content["answers"]]})
         tokenizer = build_tokenizer()
         start = self.start()
         set_seed(seed)

@@ -14,6 +14,7 @@ from longvlm.study.rows import StudySettings
 from longvlm.study.spelling import spell_bank
 from longvlm.training import default_model
 from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
+from longvlm.training.checkpointing import naming_what_is_damaged
 from longvlm.training.drawn_blocks import plan_blocks
 from longvlm.training.examples import ComposedBatches
 from longvlm.training.stage import run_stage
@@ -37,7 +38,8 @@ def load_start(
 ) -> dict[str, torch.Tensor]:
     """The tensors of the language model and its heads, trained and put into `folder` unless they lie there.
 
-    Encoder and projector are not among them: each row has a projector of its own.
+    Encoder and projector are not among them: each row has a projector of its own. Raises LongVLMError for a damaged
+    file.
     """
     path, checkpoints = folder / "start.safetensors", folder / "start"
     if not path.is_file():
@@ -48,7 +50,8 @@ def load_start(
         with replacing(path) as whole:
             save_file(shared, whole)
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return load_file(path)
+    with naming_what_is_damaged(path):
+        return load_file(path)
 
 
 def make_lessons(width: int, tokenizer: PreTrainedTokenizerFast, settings: StudySettings) -> ComposedBatches:

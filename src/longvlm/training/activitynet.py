@@ -86,8 +86,8 @@ def _find_splits(root: Path) -> Path:
 
 
 def _check_names(folder: Path, root: Path, split: str, list_name: str) -> SplitCheck:
-    places = [folder / list_name, folder.parent / list_name, root / list_name]
-    list_file = next((place for place in places if place.is_file()), None)
+    places = [folder, *folder.absolute().parents[:2], root]
+    list_file = next((place / list_name for place in places if (place / list_name).is_file()), None)
     check = SplitCheck(split, folder / split, list_name, list_file, (folder / split).is_dir())
     files: dict[str, list[str]] = {}
     for path in list_videos(check.folder) if check.folder_exists else []:

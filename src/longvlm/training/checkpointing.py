@@ -200,6 +200,17 @@ def naming_what_is_not_written(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def naming_what_is_damaged(path: Path) -> Iterator[None]:
+    """Turn what reading a file of ours fails with, after a crash or by another hand, into a message that names it."""
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise LongVLMError(
+            f"{path} is damaged ({one_line(error)}); remove it, and the same command makes it anew."
+        ) from error
+
+
+@contextmanager
 def naming_rows_in_workers() -> Iterator[None]:
     """Raise what a process that prepares batches complains of as the complaint itself, without that process's trace."""
     try:

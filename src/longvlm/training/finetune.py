@@ -48,7 +48,7 @@ from longvlm.training.run_folder import (
 from longvlm.training.sample_order import plan_samples
 from longvlm.training.samples import gather_samples
 from longvlm.training.sharding import shard_model
-from longvlm.whole_files import locked
+from longvlm.whole_files import locked, make_folder
 
 _LONGEST_ENCODING_SECONDS = 7 * 24 * 3600  # while the first process encodes videos, the others wait
 # As transformers called it up to 5.20.
@@ -69,14 +69,8 @@ def train(recipe: Recipe, say: Say = print) -> Path:
         torch.set_num_threads(recipe.machine.threads)
     say = say if _rank() == 0 else _say_nothing
     arguments = _make_arguments(recipe)
-    if recipe.learning_rates.lora is not None:
-        require_peft()  # before hours of encoding
-    if recipe.model.load_in_4bit:
-        require_four_bits()
-    if recipe.reports.tensorboard:
-        require_tensorboard()
-    with naming_what_is_not_written(recipe.output):
-        recipe.output.mkdir(parents=True, exist_ok=True)
+    _require_packages(recipe)  # before hours of encoding
+    make_folder(recipe.output)
     with locked(recipe.output) if _rank() == 0 else nullcontext():
         with arguments.main_process_first(local=False):
             claim_output(recipe, arguments.world_size)
@@ -88,6 +82,24 @@ def train(recipe: Recipe, say: Say = print) -> Path:
         with arguments.main_process_first(local=False):
             claim_samples(recipe.output, [sample.place for sample in samples])
         return _run(recipe, arguments, start, samples, say)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise LongVLMError where `train` would, before any data is read or anything written: for packages that are not
+    there, a base or a device that can't be used, settings that don't fit it.
+    """
+    arguments = _make_arguments(recipe)
+    _require_packages(recipe)
+    _open_start(recipe, arguments)
+
+
+def _require_packages(recipe: Recipe) -> None:
+    if recipe.learning_rates.lora is not None:
+        require_peft()
+    if recipe.model.load_in_4bit:
+        require_four_bits()
+    if recipe.reports.tensorboard:
+        require_tensorboard()
 
 
 def _rank() -> int:

@@ -84,17 +84,22 @@ def video_token_ids(processor: LongVLMProcessor) -> list[int]:
 
 
 def add_video_marks(model: LongVLMForConditionalGeneration, processor: LongVLMProcessor) -> None:
-    """Give a base without them the tokens before and after a video; new rows are the mean of the others."""
+    """Give a base without them the tokens before and after a video; their rows are the mean of the words'.
+
+    A table that was padded has rows for them already, in which nothing has been learned.
+    """
     tokenizer = processor.tokenizer
+    num_words, num_rows = len(tokenizer), len(model.get_input_embeddings().weight)
+    new = [mark for mark in _VIDEO_MARKS if mark not in tokenizer.get_vocab()]
     if [processor.video_start_token, processor.video_end_token] != _VIDEO_MARKS:
         tokenizer.add_special_tokens({"additional_special_tokens": _VIDEO_MARKS}, replace_extra_special_tokens=False)
         processor.video_start_token, processor.video_end_token = _VIDEO_MARKS
-    known = len(model.get_input_embeddings().weight)
-    if len(tokenizer) > known:
+    if len(tokenizer) > num_rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        with torch.no_grad():
-            for table in {id(t): t for t in (model.get_input_embeddings().weight, model.lm_head.weight)}.values():
-                table[known:] = table[:known].float().mean(0).to(table)
+    untaught = sorted({*tokenizer.convert_tokens_to_ids(new), *range(num_rows, len(tokenizer))})
+    with torch.no_grad():
+        for table in {id(t): t for t in (model.get_input_embeddings().weight, model.lm_head.weight)}.values():
+            table[untaught] = table[: min(num_words, num_rows)].float().mean(0).to(table)
 
 
 def prepare_parts(
