@@ -108,6 +108,22 @@ class TestImport:
             assert index.local_features.shape == (10, 30, 32)
             assert torch.equal(assemble(index).features, torch.cat([memory[-5:], local]))
 
+    def test_nothing_else_by_that_name_is_replaced(self, model: LongVLM, tmp_path: Path) -> None:
+        write_pickles(tmp_path)
+        run_import(tmp_path)
+        assert run_import(tmp_path) == [(1, 1)], "the same pickles once more"
+        kept = tmp_path / "out" / "v_1.longvlm"
+        before = kept.read_bytes()
+        write_pickles(tmp_path, layers=24)
+        array = np.ones((300, 32), np.float16)
+        (tmp_path / "local" / "v_1.pkl").write_bytes(pickle.dumps(array))
+        with pytest.raises(LongVLMError, match=r"v_1.longvlm is there already, with other features of that video"):
+            run_import(tmp_path)
+        assert kept.read_bytes() == before
+        kept.write_bytes(before[:200])  # as a crash of the machine may leave it
+        run_import(tmp_path)
+        assert VideoIndex.load(kept).local_features.unique().item() == 1
+
     def test_says_what_is_unknown(self, model: LongVLM, tmp_path: Path) -> None:
         write_pickles(tmp_path)
         run_import(tmp_path)

@@ -26,8 +26,7 @@ from longvlm.training.conversations import (
 from longvlm.training.examples import IGNORED
 from longvlm.training.features import inspect_features
 from longvlm.training.instructions import Conversation, Turn, read_instructions
-from longvlm.training.recipe import ModelChoice
-from longvlm.types import Timings
+from longvlm.types import Sampling, Timings
 from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex
 
 CHATML = (
@@ -307,23 +306,23 @@ def test_stored_features_are_checked_by_their_header(small_recipe: Path) -> None
     assert inspect_features(timeless, name, fingerprint, settings).num_segments == index.num_segments
     with pytest.raises(LongVLMError, match=r"imported without its video, .* import them again with --videos, or"):
         inspect_features(timeless, name, fingerprint, settings, timestamps=True)
-    message = r"has 2 segments of 6 frames, where 17 are expected \(model.num_frames=100\)".replace(
+    message = r"has 2 segments of 6 frames, where 17 are expected \(num_frames=100\)".replace(
         "6 frames", f"{settings.frames_per_segment} frames"
     ).replace("17", str(-(-100 // settings.frames_per_segment)))
     with pytest.raises(LongVLMError, match=message):
-        inspect_features(path, name, fingerprint, settings, ModelChoice(num_frames=100))
-    frames = ModelChoice(num_frames=index.num_frames)
+        inspect_features(path, name, fingerprint, settings, Sampling(num_frames=100))
+    frames = Sampling(num_frames=index.num_frames)
     assert inspect_features(path, name, fingerprint, settings, frames) == stored
-    with pytest.raises(LongVLMError, match=r"has frames by num_frames=\d+, fps=None, .* where model.fps=1.0"):
-        inspect_features(path, name, fingerprint, settings, ModelChoice(fps=1.0))
+    with pytest.raises(LongVLMError, match=r"has frames by num_frames=\d+, .* looks at num_frames=None, fps=1.0"):
+        inspect_features(path, name, fingerprint, settings, Sampling(num_frames=None, fps=1.0))
     short = small_recipe.parent / "short.longvlm"
     dataclasses.replace(index, lost_seconds=2.5).save(short)
     assert (
-        inspect_features(short, name, fingerprint, settings, ModelChoice(num_frames=100)).num_segments
+        inspect_features(short, name, fingerprint, settings, Sampling(num_frames=100)).num_segments
         == index.num_segments
     )
-    with pytest.raises(LongVLMError, match=r"has 2 segments of .* where 1 are expected \(model.num_frames=1\)"):
-        inspect_features(short, name, fingerprint, settings, ModelChoice(num_frames=1))
+    with pytest.raises(LongVLMError, match=r"has 2 segments of .* where 1 are expected \(num_frames=1\)"):
+        inspect_features(short, name, fingerprint, settings, Sampling(num_frames=1))
     damaged = small_recipe.parent / "damaged.longvlm"
     damaged.write_bytes(path.read_bytes()[:100])
     with pytest.raises(LongVLMError, match=r"damaged\.longvlm can't be read"):

@@ -63,7 +63,8 @@ def import_reference_features(
     """Write an index for each pair of pickles of one name; yields how many are done, and of how many.
 
     Raises LongVLMError, naming the file, where a pair is incomplete, a pickle is anything but a plain numeric
-    array (nothing in it is run), or its shape is not the one expected; indexes written until then stay.
+    array (nothing in it is run), or its shape is not the one expected, and where an index of that name holds other
+    features; indexes written until then stay.
     """
     pairs = _pair_files(local_folder, memory_folder)
     ids = {video_id(local_file.name) for local_file, _ in pairs}
@@ -77,8 +78,23 @@ def import_reference_features(
                 "add it, or leave the folder of videos out."
             )
         index = read_reference_index(local_file, memory_file, settings, videos.get(name))
-        index.save(output / f"{name}{VideoIndex.SUFFIX}")
+        target = output / f"{name}{VideoIndex.SUFFIX}"
+        _require_no_others(target, index)
+        index.save(target)
         yield number, len(pairs)
+
+
+def _require_no_others(path: Path, index: VideoIndex) -> None:
+    """What was imported before may get its encoder's name, or its times, by another import of the same pickles."""
+    try:
+        found = VideoIndex.load(path) if path.is_file() else index
+    except LongVLMError:  # damaged, and made anew
+        return
+    if not torch.equal(found.local_features.float(), index.local_features.float()):
+        raise LongVLMError(
+            f"{path} is there already, with other features of that video; choose another folder with --output, or "
+            "remove it."
+        )
 
 
 def _pair_files(local_folder: Path, memory_folder: Path) -> list[tuple[Path, Path]]:

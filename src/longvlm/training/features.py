@@ -19,12 +19,9 @@ from longvlm.pace import SECONDS_BETWEEN_LINES
 from longvlm.pipeline import LongVLM
 from longvlm.stages.tokens import count_segments, count_visual_tokens
 from longvlm.training.curves import Say
-from longvlm.training.recipe import ModelChoice
 from longvlm.types import Compression, Sampling, VideoInfo
 from longvlm.video_index import UNKNOWN_FINGERPRINT, VideoIndex, require_known_times
 from longvlm.whole_files import make_folder, write_whole
-
-_ANY_FRAMES = ModelChoice()
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,15 @@ def inspect_features(
     encoder_name: str,
     encoder_fingerprint: str,
     wanted: Compression,
-    frames: ModelChoice = _ANY_FRAMES,
+    frames: Sampling | None = None,
     *,
     timestamps: bool = False,
 ) -> StoredVideo:
     """What a feature file holds, from its header alone, since a training has thousands of them.
 
     Raises LongVLMError, with both sides and the remedy, for features of another encoder, other settings, or, if given,
-    another number or rate of `frames` (a video that has lost its end may have fewer), and for features without times
-    where `timestamps` are to be written.
+    another number or rate of `frames` than the model looks at (a video that has lost its end may have fewer), and for
+    features without times where `timestamps` are to be written.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -88,20 +85,29 @@ def inspect_features(
         raise _misfit(path, num_segments, settings, wanted)
     if timestamps:
         require_known_times(video)
-    if frames.fps is not None and (sampling.fps, sampling.max_frames) != (frames.fps, frames.max_frames):
+    if frames is not None:
+        _require_frames(path, sampling, frames, num_segments, wanted.frames_per_segment, lost_its_end=lost_its_end)
+    return StoredVideo(path, num_segments, count_visual_tokens(num_segments, wanted))
+
+
+def _require_frames(
+    path: Path, found: Sampling, wanted: Sampling, num_segments: int, frames_per_segment: int, *, lost_its_end: bool
+) -> None:
+    rates = [(one.fps, one.max_frames) for one in (found, wanted)]
+    if rates[0] != rates[1]:
+        sides = [f"num_frames={one.num_frames}, fps={one.fps}, max_frames={one.max_frames}" for one in (found, wanted)]
         raise LongVLMError(
-            f"{path} has frames by num_frames={sampling.num_frames}, fps={sampling.fps}, "
-            f"max_frames={sampling.max_frames}, where model.fps={frames.fps} and model.max_frames={frames.max_frames} "
-            "are expected; set these to what the features have, or extract them again."
+            f"{path} has frames by {sides[0]}, and the model looks at {sides[1]}; set these in the recipe's model to "
+            "what the features have, or extract them again."
         )
-    num_frames = frames.num_frames
-    expected = num_segments if num_frames is None else count_segments(num_frames, wanted.frames_per_segment)
+    if wanted.num_frames is None:
+        return
+    expected = count_segments(wanted.num_frames, frames_per_segment)
     if num_segments != expected and not (lost_its_end and num_segments < expected):
         raise LongVLMError(
-            f"{path} has {num_segments} segments of {wanted.frames_per_segment} frames, where {expected} are expected "
-            f"(model.num_frames={num_frames}); set that to what the features have, or extract them again."
+            f"{path} has {num_segments} segments of {frames_per_segment} frames, where {expected} are expected "
+            f"(num_frames={wanted.num_frames}); set model.num_frames to what the features have, or extract them again."
         )
-    return StoredVideo(path, num_segments, count_visual_tokens(num_segments, wanted))
 
 
 def _misfit(path: Path, num_segments: int, found: Compression, wanted: Compression) -> LongVLMError:

@@ -17,6 +17,7 @@ from longvlm.training.features import claim_features, encode_videos, find_featur
 from longvlm.training.instructions import Conversation, read_instructions
 from longvlm.training.recipe import DataSource, Recipe
 from longvlm.training.run_folder import FEATURES
+from longvlm.types import Sampling
 
 
 def gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments, say: Say) -> list[Sample]:
@@ -26,6 +27,7 @@ def gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments
     can't be learned from.
     """
     samples: list[Sample] = []
+    sampling = opened.plan_sampling(None, None, None, None, None, "exact")  # what the trained model will look at
     for number, source in enumerate(recipe.data):
         rows = read_instructions(source.instructions)
         wanted = {row.video for row in rows if row.video is not None}
@@ -33,9 +35,9 @@ def gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments
             videos: dict[str, Any] = _find_pixels(source, wanted, say)
         else:
             folder = recipe.output / (FEATURES if len(recipe.data) == 1 else f"{FEATURES}-{number}")
-            paths = _find_stored(source, wanted, folder, opened, arguments, say)
+            paths = _find_stored(source, wanted, folder, opened, sampling, arguments, say)
             encoder = (opened.encoder.name, opened.encoder.fingerprint) if paths else ("", "")
-            settings = (*encoder, opened.compression, recipe.model)
+            settings = (*encoder, opened.compression, sampling)
             timed = opened.config.timestamps
             videos = {video: inspect_features(path, *settings, timestamps=timed) for video, path in paths.items()}
         samples += _join(source, rows, videos, say)
@@ -79,7 +81,13 @@ def _find_pixels(source: DataSource, wanted: set[str], say: Say) -> dict[str, Pa
 
 
 def _find_stored(
-    source: DataSource, wanted: set[str], folder: Path, opened: LongVLM, arguments: TrainingArguments, say: Say
+    source: DataSource,
+    wanted: set[str],
+    folder: Path,
+    opened: LongVLM,
+    sampling: Sampling,
+    arguments: TrainingArguments,
+    say: Say,
 ) -> dict[str, Path]:
     """Feature files by id; those of videos are made first, in `folder`."""
     if source.features is not None:
@@ -87,7 +95,6 @@ def _find_stored(
     if source.videos is None:
         return {}
     videos = find_video_files(source.videos, wanted)
-    sampling = opened.plan_sampling(None, None, None, None, None, "exact")
     with arguments.main_process_first(local=False):
         if arguments.process_index == 0:
             claim_features(folder, source.videos)
