@@ -17,13 +17,19 @@ TORCHRUN = "torchrun --nproc-per-node 4 -m "
 WORKFLOW = (Path(__file__).parents[1] / "docs" / "workflow.md").read_text(encoding="utf-8")
 
 
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
 def blocks(language: str) -> list[str]:
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", WORKFLOW, flags=re.DOTALL | re.MULTILINE)
     return [block for of, block in fenced if of == language]
 
 
 def commands() -> list[list[str]]:
+    """Of this document, and of the table in the README that sets them beside the original's."""
     lines = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
+    rows = README.partition("| step | the original | here |")[2].partition("\n\n")[0]
+    lines += [line for line in re.findall(r"`([^`]+)`", rows) if line.count(" ") > 2]
     split = [shlex.split(line.replace(TORCHRUN, ""), comments=True) for line in lines]
     return [words[1:] for words in split if words[:1] == ["longvlm"]]
 

@@ -21,7 +21,8 @@ from longvlm.training.run_folder import CHECKPOINTS, HISTORY_FILE, MODEL
 from longvlm.world.scene import make_scene
 from longvlm.world.video import write_video
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # torchrun may take its whole time, three times over
+pytestmark = pytest.mark.timeout(1200)  # torchrun may take its whole time, three times over
+slow = pytest.mark.slow
 
 PARTS = ["learning_rates.lora=1e-2", "lora.dropout=0"]
 WHOLE = ["learning_rates.new_tokens=null", "learning_rates.language_model=1e-3"]
@@ -58,18 +59,27 @@ def assert_near(output: Path, other: Path) -> None:
         torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("parts", [PARTS, WHOLE], ids=["parts", "whole"])
-def test_two_processes_learn_what_one_does(parts: list[str], small_recipe: Path, tmp_path: Path) -> None:
-    alone = [f"output={tmp_path / 'alone'}", "schedule.batch_size=4"]
-    train(read_recipe(small_recipe, *COMMON, *parts, *alone), say=lambda text: None)
-    torchrun(small_recipe, tmp_path / "ddp", *parts)
-    assert_near(tmp_path / "ddp", tmp_path / "alone")
-    torchrun(small_recipe, tmp_path / "fsdp", *parts, "machine.fsdp=true")
-    assert_near(tmp_path / "fsdp", tmp_path / "alone")
-    model = LongVLM.from_pretrained(tmp_path / "fsdp" / MODEL, device="cpu", dtype="float32")
+@pytest.mark.parametrize(
+    "how",
+    [
+        PARTS,
+        pytest.param(WHOLE, marks=slow),
+        pytest.param([*PARTS, "machine.fsdp=true"], marks=slow),
+        pytest.param([*WHOLE, "machine.fsdp=true"], marks=slow),
+    ],
+    ids=["ddp", "ddp of a whole model", "fsdp", "fsdp of a whole model"],
+)
+def test_two_processes_learn_what_one_does(how: list[str], small_recipe: Path, tmp_path: Path) -> None:
+    alone = [change for change in how if "fsdp" not in change]
+    alone += [f"output={tmp_path / 'alone'}", "schedule.batch_size=4"]
+    train(read_recipe(small_recipe, *COMMON, *alone), say=lambda text: None)
+    torchrun(small_recipe, tmp_path / "together", *how)
+    assert_near(tmp_path / "together", tmp_path / "alone")
+    model = LongVLM.from_pretrained(tmp_path / "together" / MODEL, device="cpu", dtype="float32")
     model.ask(None, "What?", max_new_tokens=2)
 
 
+@slow
 @pytest.mark.parametrize(
     "how",
     [[*PARTS, "lora.dropout=0.2"], [*PARTS, "machine.fsdp=true"], [*WHOLE, "machine.fsdp=true"]],
@@ -90,6 +100,7 @@ def test_two_processes_go_on_from_a_checkpoint(how: list[str], small_recipe: Pat
         torch.testing.assert_close(resumed[name], weight, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@slow
 def test_a_sharded_encoder_learns_and_goes_on(small_recipe: Path, tmp_path: Path) -> None:
     """Its last layer is read for [CLS] alone, and its last norm not at all."""
     for number in range(6):
@@ -114,6 +125,7 @@ def test_a_sharded_encoder_learns_and_goes_on(small_recipe: Path, tmp_path: Path
         torch.testing.assert_close(weight, whole[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@slow
 def test_sharding_with_accumulation_checkpointed_activations_and_bfloat16(small_recipe: Path, tmp_path: Path) -> None:
     changes = [*COMMON, *WHOLE, "machine.precision=bf16", "reports.log_every=1"]
     alone = [f"output={tmp_path / 'alone'}", "schedule.batch_size=4"]
