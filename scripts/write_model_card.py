@@ -165,9 +165,7 @@ def _summarise_fresh(scores: dict[str, Any]) -> str:
     text += f"{_with_interval(whole)} are right, least of all *{least.kind}*: {_with_interval(least)}."
     for one in kinds:
         if one.accuracy < AIMS.get(one.kind, 0):
-            text += (
-                f" The aim is missed by *{one.kind}*: {_with_interval(one)}, where {AIMS[one.kind]:.0%} were aimed at."
-            )
+            text += f"\nThe aim of {AIMS[one.kind]:.0%} is missed by *{one.kind}*: {_with_interval(one)}."
     return text
 
 
