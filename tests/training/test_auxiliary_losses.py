@@ -6,7 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 
 from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.modeling import LongVLMForConditionalGeneration
-from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
+from longvlm.training.auxiliary_losses import LOSS_WEIGHTS, ModelWithAuxiliaryLosses
 from longvlm.training.examples import branch_attention_mask
 from longvlm.training.ground_truth import MOTION_NUMBERS, RECALL_SIZES, STATE_SIZES
 from longvlm.world.render import NO_EVENT
@@ -93,9 +93,9 @@ def test_the_loss_is_that_of_the_answers_of_what_is_known_and_of_where_it_looks(
     answers = (said_logs[0] + said_logs[1] + said_logs[2:].mean()) / 3  # the last one has two tokens
     expected = without_answers + answers - topic - named
     torch.testing.assert_close(learner(**arguments, labels=labels)["loss"], expected, rtol=1e-5, atol=1e-5)
-    learner.loss_weights = {"count": 6.0}
-    expected = without_answers + 4 * miscounted
-    torch.testing.assert_close(learner(**arguments)["loss"], expected, rtol=1e-5, atol=1e-5)
+    for weights, more in (({"count": 6.0}, 4 * miscounted), ({"motion": 3.0}, 2 * moved)):
+        learner.loss_weights = LOSS_WEIGHTS | weights
+        torch.testing.assert_close(learner(**arguments)["loss"], without_answers + more, rtol=1e-5, atol=1e-5)
 
 
 def test_sightings_are_told_and_looked_for_within_the_segment() -> None:
@@ -132,9 +132,14 @@ def test_sightings_are_told_and_looked_for_within_the_segment() -> None:
     with_sightings = {"token_segments": torch.tensor([1, 1, 1, 2]), "seen_frames": seen_frames, "were_gone": were_gone}
     difference = learner(**arguments, **with_sightings)["loss"] - learner(**arguments)["loss"]
     torch.testing.assert_close(difference, of_frames + 4 * of_gaps - looked, rtol=1e-5, atol=1e-5)
-    learner.loss_weights = {"count": 2.0, "gone": 1.0}
-    difference = learner(**arguments, **with_sightings)["loss"] - learner(**arguments)["loss"]
-    torch.testing.assert_close(difference, of_frames + of_gaps - looked, rtol=1e-5, atol=1e-5)
+    for weights, expected in (
+        ({"gone": 1.0}, of_frames + of_gaps - looked),
+        ({"sighting": 0.5, "gone": 0.0}, (of_frames - looked) / 2),
+        ({"sighting": 0.0, "gone": 0.0}, torch.tensor(0.0)),
+    ):
+        learner.loss_weights = LOSS_WEIGHTS | weights
+        difference = learner(**arguments, **with_sightings)["loss"] - learner(**arguments)["loss"]
+        torch.testing.assert_close(difference, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_where_an_answer_looks_stays_in_its_own_conversation() -> None:

@@ -47,8 +47,8 @@ _START_WEIGHT, _BEGINNINGS_WEIGHT = MAX_EVENTS / 2, 4.0
 # coordinate of the normalised hidden state, so many of them to one unit, where all later layers read it.
 _COUNT_COORDINATE, _COUNT_PER_UNIT = 0, 2.0
 _GONE_POSITIVE_WEIGHT = 5.0  # few tokens show an object that was gone before
-# Both are learned late, and in the same layers: what one gains by a larger weight the other loses.
-LOSS_WEIGHTS = {"count": 2.0, "gone": 4.0}
+# All are learned late, and in the same layers: what one gains by a larger weight the others lose.
+LOSS_WEIGHTS = {"count": 2.0, "motion": 1.0, "sighting": 1.0, "gone": 4.0}
 _SEGMENT_HEAD = 2  # beside those that look for the object and for its last frame
 LOOKUP_HEADS = 3  # that are supervised in the layer that looks names up; the last of them counts beginnings, too
 
@@ -63,7 +63,8 @@ class ModelWithAuxiliaryLosses(nn.Module):
     named next. With `frames_per_segment`, K, `state_layer` - 1 also attends to the object's other tokens of a segment,
     and tells in which of its frames it was seen, and whether it was gone in between; `state_layer` whether it ever was.
 
-    `loss_weights`: of the errors in the number of objects so far and in whether they were gone; may be set at any time.
+    `loss_weights`: of the errors in the number of objects so far, in how they moved, in when they were seen and in
+    whether they were gone; may be set at any time.
     """
 
     def __init__(
@@ -142,16 +143,18 @@ class ModelWithAuxiliaryLosses(nn.Module):
         in_videos = slice(0, int(is_visual.any(0).nonzero().max()) + 1)
         losses = [
             self._state_loss(is_asked, states[is_asked[is_visual]]),
-            self._motion_loss(shown >= 0, motions[token_events >= 0]),
+            self.loss_weights["motion"] * self._motion_loss(shown >= 0, motions[token_events >= 0]),
             self._object_attention_loss(
                 *(values[:, in_videos] for values in (is_asked, shown, _scatter(token_frames, is_visual, 0.0)))
             ),
             self._name_loss(is_name, named, recalls),
             self._lookup_attention_loss(is_name & has_local, shown, named_events),
         ]
-        if token_segments is not None and seen_frames is not None and were_gone is not None:
+        weights = (self.loss_weights["sighting"], self.loss_weights["gone"])
+        if token_segments is not None and seen_frames is not None and were_gone is not None and any(weights):
+            segments = _scatter(token_segments, is_visual, 0)[:, in_videos]
             losses += [
-                self._segment_attention_loss(shown[:, in_videos], _scatter(token_segments, is_visual, 0)[:, in_videos]),
+                weights[0] * self._segment_attention_loss(shown[:, in_videos], segments),
                 self._sighting_loss(shown >= 0, seen_frames[token_events >= 0], were_gone[token_events >= 0]),
             ]
         if labels is not None:
@@ -207,7 +210,8 @@ class ModelWithAuxiliaryLosses(nn.Module):
         weight = gone.new_tensor(_GONE_POSITIVE_WEIGHT)
         of_frames = binary_cross_entropy_with_logits(seen, seen_frames, reduction="sum")
         of_gaps = binary_cross_entropy_with_logits(gone, were_gone, reduction="sum", pos_weight=weight)
-        return (of_frames + self.loss_weights["gone"] * of_gaps) / max(1, len(were_gone))
+        weights = self.loss_weights
+        return (weights["sighting"] * of_frames + weights["gone"] * of_gaps) / max(1, len(were_gone))
 
     def _name_loss(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
         named_there = self._hidden[self.state_layer][is_name]
