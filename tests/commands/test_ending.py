@@ -21,9 +21,10 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals 
 
 # `longvlm weights consolidate`, which stops for ever once it has begun to write.
 WRITES_FOR_EVER = """
-import sys, time
+import signal, sys, time
 from longvlm import cli
 from longvlm.model import weight_writing
+signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), signal.SIG_DFL)  # which nohup, where tests may run, ignores
 def write(*_):
     print("writing", flush=True)
     while True: time.sleep(0.1)

@@ -280,13 +280,17 @@ def test_a_llava_checkpoint_gets_marks_around_the_video(small_recipe: Path, tmp_
     assert load_processor(folder, model.config).tokenizer.convert_tokens_to_ids("<vid_end>") < len(table)
 
 
-def test_marks_in_a_padded_table_start_from_the_mean_of_the_words(small_recipe: Path, tmp_path: Path) -> None:
+def test_marks_in_a_padded_table_start_from_the_mean_of_the_words(
+    small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = ["<before>", "<after>"]  # which the tiny tokenizer does not have
+    monkeypatch.setattr("longvlm.training.parameters._VIDEO_MARKS", marks)
     opened = open_model(save_llava(tmp_path / "llava", small_recipe, spare_rows=5))
     model, num_words = opened.language_model, len(opened.processor.tokenizer)
     tables = (model.get_input_embeddings().weight, model.lm_head.weight)
     before = [table.detach().clone() for table in tables]
     add_video_marks(model, opened.processor)
-    rows = opened.processor.tokenizer.convert_tokens_to_ids(["<vid_start>", "<vid_end>"])
+    rows = opened.processor.tokenizer.convert_tokens_to_ids(marks)
     assert rows == [num_words, num_words + 1], "in the padding"
     for table, old in zip((model.get_input_embeddings().weight, model.lm_head.weight), before, strict=True):
         assert table.shape == old.shape
