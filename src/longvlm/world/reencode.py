@@ -58,7 +58,7 @@ def reencode(source: Path, target: Path, how: Reencoding) -> None:
             assert isinstance(new, av.VideoStream)
             new.width, new.height = (max(2, 2 * round(side * how.scale / 2)) for side in (old.width, old.height))
             new.pix_fmt = "yuv420p"
-            new.options = how.options
+            new.options = dict(how.options)
             logo = _draw_logo(new.width, new.height) if how.logo else None
             resize, to_yuv = VideoReformatter(), VideoReformatter()  # setting one up takes longer than converting
             for index, frame in enumerate(_at_rate(reader.decode(old), 1 / old_rate, rate)):
