@@ -81,9 +81,13 @@ def tell_of_aims(scores: dict[str, Any]) -> str:
     """What was aimed at, and where it is not reached."""
     kinds = {aim: [kind for kind, other in AIMS.items() if other == aim] for aim in AIMS.values()}
     aims = [f"{aim:.0%} of {', '.join(f'*{kind}*' for kind in kinds[aim])}" for aim in sorted(kinds, reverse=True)]
-    missed = [one for one in _read_scores(scores) if one.accuracy < AIMS.get(one.kind, 0)]
+    missed = _missed(scores)
     reached = f"Missed by {', '.join(f'*{one.kind}*' for one in missed)}." if missed else "All are reached."
     return f"Aimed at: {'; '.join(aims)}.\n{reached}"
+
+
+def _missed(scores: dict[str, Any]) -> list[Score]:
+    return [one for one in _read_scores(scores) if one.accuracy < AIMS.get(one.kind, 0)]
 
 
 def describe_losses(scores: dict[str, Any]) -> str:
@@ -163,9 +167,8 @@ def _summarise_fresh(scores: dict[str, Any]) -> str:
     others = f"{scores['videos']} others (`--seed {scores['seed']}`, n = {whole.n})"
     text = f"The recipe was chosen by such videos; on {others}\n"
     text += f"{_with_interval(whole)} are right, least of all *{least.kind}*: {_with_interval(least)}."
-    for one in kinds:
-        if one.accuracy < AIMS.get(one.kind, 0):
-            text += f"\nThe aim of {AIMS[one.kind]:.0%} is missed by *{one.kind}*: {_with_interval(one)}."
+    for one in _missed(scores):
+        text += f"\nThe aim of {AIMS[one.kind]:.0%} is missed by *{one.kind}*: {_with_interval(one)}."
     return text
 
 

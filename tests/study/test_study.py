@@ -238,7 +238,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(LongVLMError, match=r"blocks\.safetensors is damaged \(.*\); remove it, and the same command"):
         BlockFeatures.load(path)
     (tmp_path / "settings.json").write_text('{"rows"')
-    with pytest.raises(LongVLMError, match=r"settings\.json is damaged"):
+    with pytest.raises(LongVLMError, match=rf"settings\.json is damaged \(.*\); remove {tmp_path}, and the same"):
         Study(load_study(RECIPE), LongVLM.from_pretrained().encoder, tmp_path)
 
 

@@ -117,7 +117,7 @@ class Study:
             "model": json.loads(json.dumps(dataclasses.asdict(self._shape))),
         }
         path = self.folder / "settings.json"
-        with naming_what_is_damaged(path):
+        with naming_what_is_damaged(path, removed=self.folder):  # nothing else tells what made the rest of it
             found = json.loads(path.read_text()) if path.is_file() else {**wanted, "rows": {}}
             known_rows = found.pop("rows")
         same = known_rows.keys() & rows.keys()

@@ -200,13 +200,16 @@ def naming_what_is_not_written(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming_what_is_damaged(path: Path) -> Iterator[None]:
-    """Turn what reading a file of ours fails with, after a crash or by another hand, into a message that names it."""
+def naming_what_is_damaged(path: Path, *, removed: Path | None = None) -> Iterator[None]:
+    """Turn what reading a file of ours fails with, after a crash or by another hand, into a message that names it.
+
+    `removed`: what is to be made anew, if more than the file.
+    """
     try:
         yield
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise LongVLMError(
-            f"{path} is damaged ({one_line(error)}); remove it, and the same command makes it anew."
+            f"{path} is damaged ({one_line(error)}); remove {removed or 'it'}, and the same command makes it anew."
         ) from error
 
 
