@@ -1,7 +1,10 @@
 import json
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
+from waiting import wait_until
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
@@ -20,6 +24,7 @@ from longvlm.study.blocks import BlockFeatures, plan_blocks
 from longvlm.study.course import Answer, Run, Study, StudyLessons, StudyVideos
 from longvlm.study.report import ALL, as_markdown, plot, score_rows
 from longvlm.study.rows import Row, choose_rows, load_study, make_bank
+from longvlm.study.side_by_side import LOG
 from longvlm.study.spelling import spell_bank
 from longvlm.training import default_model
 from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
@@ -56,13 +61,12 @@ def tiny_study(folder: Path, **changes: Any) -> Path:
 def test_the_bundled_study_has_the_papers_rows_three_times_each() -> None:
     study = load_study(RECIPE)
     main = [row for row in study.rows if row.group == "main"]
-    assert [(row.seeds, row.steps) for row in main] == [(3, None)] * 6
-    assert [row.name for row in main][-2:] == ["fewer frames", "as in the paper"]
+    assert [(row.seeds, row.steps) for row in main] == [(3, None)] * 5
+    assert [row.name for row in main][-2:] == ["pooling", "fewer frames"]
     assert {row.group for row in study.rows if row.seeds == 1} == {
         "tokens a segment",
         "length of segments",
         "order and merging",
-        "longer training",
         "the world's own words",
     }
     assert [row.name for row in choose_rows(study, ["pooling", "local only"])] == ["pooling", "local only"]
@@ -373,6 +377,55 @@ def test_the_command_finishes_rows_and_takes_finished_ones_up(
     monkeypatch.undo()
     tiny_study(tmp_path, text_width=64)
     run(*command).must_complain("runs holds a study that differs in text_width")
+
+
+def test_rows_trained_side_by_side_score_as_one_after_the_other(run: Callable[..., Any], tmp_path: Path) -> None:
+    """By processes that are told to end, or to name what is wrong, in their parent."""
+    recipe, runs = tiny_study(tmp_path, threads=2), tmp_path / "runs"
+    command = ["study", "--recipe", str(recipe), "--runs", str(runs), "-o", str(tmp_path / "out"), "--json"]
+    side_by_side = json.loads(run(*command).stdout)
+    finished = {path.name: path.read_bytes() for path in runs.glob("*-[0-9].json")}
+    assert sorted(finished) == ["both-0.json", "both-1.json", "pooled-0.json"]
+    assert "train_runtime" in (runs / LOG).read_text(), "what the Trainer says does not stand between the notes"
+    for name in finished:
+        (runs / name).unlink()
+    tiny_study(tmp_path)  # one thread
+    assert json.loads(run(*command).stdout) == side_by_side
+    assert {path.name: path.read_bytes() for path in runs.glob("*-[0-9].json")} == finished
+    (runs / "both-0.json").write_text("{")
+    tiny_study(tmp_path, threads=2)
+    run(*command).must_complain(f"{runs / 'both-0.json'} is damaged")
+
+
+def parents_of_the_living() -> dict[int, int]:
+    """Of every process that runs, by number."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(status.parent.name)] = int(parent)
+    return parents
+
+
+def family_of(process: int) -> set[int]:
+    """Its children, and theirs."""
+    children = {child for child, parent in parents_of_the_living().items() if parent == process}
+    return children.union(*map(family_of, children))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's account of processes")
+def test_processes_side_by_side_end_with_a_killed_parent(tmp_path: Path) -> None:
+    recipe = tiny_study(tmp_path, threads=2, training={"steps": 1_000, "learning_rate": 1e-3, "warmup_steps": 1})
+    command = [sys.executable, "-m", "longvlm", "study", "--recipe", recipe, "--runs", tmp_path / "runs"]
+    with subprocess.Popen([*command, "-o", tmp_path / "out"], stderr=subprocess.DEVNULL) as parent:
+        wait_until(
+            lambda: {path.parent.name for path in (tmp_path / "runs").glob("*/checkpoint-*")} == {"both-0", "both-1"}
+        )
+        family = family_of(parent.pid)
+        parent.kill()
+    assert len(family) >= 4  # two that train, and two that make their lessons
+    wait_until(lambda: not family & parents_of_the_living().keys())
 
 
 def test_a_row_that_is_always_wrong_has_an_interval_all_the_same() -> None:

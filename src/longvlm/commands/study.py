@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from importlib.resources import files
+from itertools import starmap
 from pathlib import Path
 
 from longvlm.commands import console
@@ -23,10 +25,14 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     settings = load_study(recipe or Path(str(files("longvlm.study") / "study.yaml")))
     chosen = choose_rows(settings, rows)
     require_matplotlib()
+    from rich.console import Console
+    from rich.progress import track
+
     from longvlm import LongVLM
     from longvlm.report.tables import put_table, require_place
     from longvlm.study import report
-    from longvlm.study.course import Study
+    from longvlm.study.course import Run, Study
+    from longvlm.study.side_by_side import run_side_by_side
     from longvlm.training.checkpointing import naming_what_is_not_written
     from longvlm.whole_files import locked, make_folder, write_whole
 
@@ -38,14 +44,19 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
         work = Study(settings, LongVLM.from_pretrained().encoder, runs)
         console.note("what all rows start from")
         work.start()
-        finished = []
-        for row in chosen:
-            runs_of_row = []
-            for seed in range(row.seeds):
-                console.note(f"{row.name}, seed {seed}")
-                runs_of_row.append(work.run(row, seed))
-            finished.append((row, runs_of_row))
-    scores = report.score_rows(finished)
+        runs_by_row: dict[str, list[Run]] = {row.name: [] for row in chosen}
+        wanted = [(row, seed) for row in chosen for seed in range(row.seeds)]
+        finishing: Iterable[Run] = starmap(work.run, wanted)
+        if settings.threads > 1:
+            bar = Console(stderr=True)
+            finishing = track(
+                run_side_by_side(settings, runs, wanted), "rows", len(wanted), console=bar, transient=True
+            )
+        for run in finishing:
+            right = sum(answer.is_right for answer in run.answers) / len(run.answers)
+            console.note(f"{run.row}, seed {run.seed}: {right:.1%} right")
+            runs_by_row[run.row].append(run)
+    scores = report.score_rows([(row, runs_by_row[row.name]) for row in chosen])
     found = {"settings": json.loads((runs / "settings.json").read_text()), "rows": report.as_json(scores)}
     with naming_what_is_not_written(output):
         write_whole(output / "study.json", f"{json.dumps(found, indent=1)}\n".encode())
@@ -57,7 +68,5 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     if as_json:
         print(json.dumps(found))
         return
-    from rich.console import Console
-
     for table in report.tabulate(scores):
         Console().print(table.as_rich())
