@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from importlib.resources import files
 from itertools import starmap
@@ -41,6 +42,8 @@ def study(recipe: Path | None, rows: list[str], runs: Path, output: Path, docume
     make_folder(runs)
     make_folder(output)
     with locked(runs), naming_what_is_not_written(runs):
+        for abandoned in runs.glob(".saving-*"):  # by a killed process; none is at work beside this one yet
+            shutil.rmtree(abandoned)
         work = Study(settings, LongVLM.from_pretrained().encoder, runs)
         console.note("what all rows start from")
         work.start()

@@ -97,8 +97,6 @@ class Study:
         )
         self._latest_banks: dict[tuple[Row, str], SegmentBank] = {}  # the seeds of a row follow one another
         self._claim(encoder)
-        for abandoned in folder.glob(".saving-*"):
-            shutil.rmtree(abandoned)
         torch.set_num_threads(settings.threads)
         self._encode_blocks(encoder)
 
