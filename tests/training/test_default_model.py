@@ -19,6 +19,7 @@ from longvlm.training.default_model import RECIPE, Course, load_recipe, main
 from longvlm.training.drawn_blocks import BlockPlan
 from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
+from longvlm.training.stage import PARTS
 from longvlm.training.untrained_model import build_tokenizer
 from longvlm.world.questions import make_questions
 from longvlm.world.scene import SHAPES, make_scene
@@ -29,7 +30,7 @@ from longvlm.world.wordings import TIMED_KINDS
 def tiny_recipe(folder: Path) -> Path:
     """The shipped recipe with every number that costs time turned down."""
     recipe = yaml.safe_load(RECIPE.read_text())
-    recipe["threads"] = 1
+    recipe["threads"] = 2
     recipe["model"].update(vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=5, text_heads=4)
     recipe["model"].update(global_layers=2, state_layer=2, recall_layer=4)
     recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2], "scenes": 2, "segments_per_scene": [2, 3]}
@@ -195,6 +196,19 @@ def test_batches_are_filled_to_the_budget(course: Course) -> None:
     sizes = [batches[index]["input_ids"].numel() for index in range(8)]  # with padding
     assert all(600 <= size <= 1200 for size in sizes), sizes
     assert len(compose_batches(course, tokens_per_batch=1)[0]["input_ids"]) == 1  # never none
+
+
+def test_a_batch_is_dealt_to_parts_that_hold_its_videos(course: Course) -> None:
+    whole = compose_batches(course, tokens_per_batch=1000)
+    dealt = compose_batches(course, tokens_per_batch=1000)
+    dealt.parts = 2
+    for index in range(3):
+        parts = dealt[index][PARTS]
+        rows = [row[row != 0].tolist() for row in whole[index]["input_ids"]]
+        assert [[row[row != 0].tolist() for row in part["input_ids"]] for part in parts] == [rows[0::2], rows[1::2]]
+    lonely = compose_batches(course, tokens_per_batch=1)
+    lonely.parts = 2
+    assert len(lonely[0][PARTS]) == 1
 
 
 def test_long_videos_lose_empty_segments_and_keep_their_places(course: Course) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from longvlm.training.stage import Spent, StageSettings, run_stage
+from longvlm.training.stage import PARTS, Spent, StageSettings, run_stage
 
 BATCH_SIZE = 4
 SETTINGS = StageSettings(steps=10, learning_rate=1e-2, warmup_steps=2)
@@ -54,6 +54,26 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start, strict=True):
         assert torch.equal(parameter, expected)
         assert not torch.equal(parameter, untrained)
+
+
+@pytest.mark.parametrize(("num_parts", "num_threads"), [(1, 1), (1, 2), (2, 2)])
+def test_parts_are_learned_from_as_one_batch_would_be(tmp_path: Path, num_parts: int, num_threads: int) -> None:
+    def deal(points: list[torch.Tensor]) -> dict[str, Any]:
+        return {PARTS: [collate(points[part::num_parts]) for part in range(num_parts)]}
+
+    usual = torch.get_num_threads()
+    whole, parted, again = Line(), Line(), Line()
+    run_stage(whole, Lines(), collate, SETTINGS, tmp_path / "whole", seed=0, batch_size=BATCH_SIZE)
+    try:
+        torch.set_num_threads(num_threads)
+        for number, line in enumerate((parted, again)):
+            run_stage(line, Lines(), deal, SETTINGS, tmp_path / str(number), seed=0, batch_size=BATCH_SIZE)
+        assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(usual)
+    for parameter, same, expected in zip(parted.parameters(), again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(parameter, same)
+        torch.testing.assert_close(parameter, expected)
 
 
 def test_what_earlier_processes_spent_is_known(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from longvlm.training.encoder_heads import CrowdedFrames, EncoderWithHeads, init
 from longvlm.training.examples import ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings, require_known
-from longvlm.training.stage import Spent, StageSettings, run_stage
+from longvlm.training.stage import PARTS, Spent, StageSettings, run_stage
 from longvlm.training.untrained_model import FPS, ModelShape, build_model, build_tokenizer
 from longvlm.whole_files import give_usual_mode, hidden_beside, locked, make_folder, write_whole
 from longvlm.world.wordings import TIMED_KINDS
@@ -212,7 +212,8 @@ class Course:
         frames = CrowdedFrames(settings.steps * settings.batch_size, **size, first_seed=FRAME_SEED)
         folder, seed = self.folder / "encoder", self.recipe.seed
         batch_size = settings.batch_size
-        self._spent_earlier = run_stage(learner, frames, _stack, settings, folder, seed=seed, batch_size=batch_size)
+        stack = partial(_stack, parts=self.recipe.threads)
+        self._spent_earlier = run_stage(learner, frames, stack, settings, folder, seed=seed, batch_size=batch_size)
         return measure(learner.eval(), CrowdedFrames(512, **size, first_seed=HELD_OUT_FRAME_SEED))
 
     def make_bank(self) -> None:
@@ -261,6 +262,7 @@ class Course:
             kinds=self.kind_weights,
             timestamps=self.recipe.model.timestamps,
             seed=f"{self.recipe.seed} {stage.name}",
+            parts=self.recipe.threads,
         )
         folder, seed = self.folder / stage.name, self.recipe.seed
         before = copy.deepcopy(self.learner.state_dict())
@@ -280,8 +282,9 @@ class Course:
                 path.replace(output / path.name)
 
 
-def _stack(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+def _stack(items: list[dict[str, torch.Tensor]], parts: int) -> dict[str, list[dict[str, torch.Tensor]]]:
+    dealt = [items[part::parts] for part in range(min(parts, len(items)))]
+    return {PARTS: [{key: torch.stack([item[key] for item in some]) for key in some[0]} for some in dealt]}
 
 
 def take_only(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from longvlm.training.ground_truth import (
 )
 from longvlm.training.segment_bank import ComposedVideo, SegmentBank
 from longvlm.training.settings import require_known
+from longvlm.training.stage import PARTS
 from longvlm.world.questions import KINDS, Question, make_conversation, make_questions
 from longvlm.world.scene import ACTIONS, Scene
 
@@ -224,7 +225,7 @@ class ComposedBatches(Dataset):
     """Batches of videos joined from a bank, with what is said about them; item i is always the same batch.
 
     `kinds` maps each kind of question to its weight. `timestamps`: whether the segments' times are written between
-    their tokens.
+    their tokens. With `parts` above 1, an item is {PARTS: batches}, at most so many, among which its videos are dealt.
     """
 
     def __init__(
@@ -237,6 +238,7 @@ class ComposedBatches(Dataset):
         kinds: dict[str, float],
         timestamps: bool,
         seed: str,
+        parts: int = 1,
     ) -> None:
         self.bank = bank if lesson.actions is None else bank.with_actions(lesson.actions)
         self.processor = processor
@@ -244,13 +246,13 @@ class ComposedBatches(Dataset):
         self.num_batches = num_batches
         self.kinds = kinds | lesson.kind_weights
         self.timestamps = timestamps
-        self.seed = seed
+        self.seed, self.parts = seed, parts
         self._names = NameFinder(processor.tokenizer)
 
     def __len__(self) -> int:
         return self.num_batches
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         rng = random.Random(f"batch {self.seed} {index}")
         num_segments = self._draw_length(index, rng)
         names = rng.random() < self.lesson.names_share
@@ -260,10 +262,11 @@ class ComposedBatches(Dataset):
             longest = max(longest, len(examples[-1]["input_ids"]))
             if (len(examples) + 1) * longest > self.lesson.tokens_per_batch:
                 break
-        batch = collate(examples)
+        batches = [collate(dealt) for part in range(self.parts) if (dealt := examples[part :: self.parts])]
         if names:
-            del batch["labels"]  # there is nothing to answer
-        return batch
+            for batch in batches:
+                del batch["labels"]  # there is nothing to answer
+        return batches[0] if self.parts == 1 else {PARTS: batches}
 
     def _make_video(self, num_segments: int, rng: random.Random, *, names: bool) -> Example:
         conversations: list[list[tuple[str, str]]] = []

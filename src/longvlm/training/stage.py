@@ -1,22 +1,32 @@
-"""One stage of training: any module that returns a loss, any data set, on `transformers.Trainer`, resumable."""
+"""One stage of training: any module that returns a loss, any data set, on `transformers.Trainer`, resumable.
+
+A small model's products are too small for several threads to share. Where batches come in parts, each part is learned
+from in a thread of its own, by a replica that has the module's own parameters.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
+
+PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,45 @@ class _Stopwatch(TrainerCallback):
         state.log_history[-1] |= asdict(self.earlier + (Spent.now() - self._began))
 
 
+class _PartsTrainer(Trainer):
+    """Learns from batches as they are, and from {PARTS: batches}, of whose gradients it takes the mean: each in one of
+    torch's threads, or a single one with all of them.
+
+    Two gradients have the same sum in either order, so that with two threads a run always ends with the same weights.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        module, self._threads = cast(nn.Module, self.model), torch.get_num_threads()
+        shared = {id(parameter): parameter for parameter in module.parameters()}
+        others = [copy.deepcopy(module, dict(shared)) for _ in range(self._threads - 1)]
+        self._replicas = [module, *others]
+        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def close(self) -> None:
+        """End the threads; what their products were set to holds for some of the caller's too."""
+        self._pool.shutdown()
+        torch.set_num_threads(self._threads)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        if PARTS not in inputs:
+            return super().training_step(model, inputs, num_items_in_batch)
+        parts = inputs[PARTS]
+        if len(parts) > len(self._replicas):
+            raise ValueError(f"a batch in {len(parts)} parts is more than {len(self._replicas)} threads learn from")
+        for replica in self._replicas:
+            replica.train()
+        if len(parts) == 1:
+            return _learn(model, parts[0], 1)
+        return torch.stack([*self._pool.map(_learn, self._replicas, parts, repeat(len(parts)))]).sum()
+
+
+def _learn(module: nn.Module, batch: dict[str, torch.Tensor], num_parts: int) -> torch.Tensor:
+    loss = module(**batch)["loss"] / num_parts
+    loss.backward()
+    return loss.detach()
+
+
 def run_stage(
     module: nn.Module,
     dataset: Dataset,
@@ -71,7 +120,8 @@ def run_stage(
     seed: int,
     batch_size: int = 1,
 ) -> Spent:
-    """Train `module` in place; `batch_size` examples a step, taken in the data set's order.
+    """Train `module` in place; `batch_size` examples a step, taken in the data set's order, and collated to a batch or
+    to {PARTS: batches}, which threads learn from side by side.
 
     Checkpoints lie in `folder`; the last one is taken up if there is any, so that a stopped run goes on. Returns what
     earlier processes spent up to it.
@@ -100,9 +150,12 @@ def run_stage(
         data_seed=seed,
     )
     stopwatch = _Stopwatch()
-    trainer = Trainer(model=module, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[stopwatch])
+    trainer = _PartsTrainer(
+        model=module, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[stopwatch]
+    )
     with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+    trainer.close()
     return stopwatch.earlier
 
 
