@@ -263,7 +263,7 @@ def _describe_stages(recipe: Recipe, log: dict[str, Any]) -> list[str]:
     for stage in recipe.lessons:
         shown, names = stage.lesson.shown_segments, f"{stage.lesson.names_share:.0%}"
         segments = _range(stage.lesson.segments) + " segments" + (f", at most {shown} shown," if shown else "")
-        lessons[stage.name] = f"videos of {segments} joined from the bank, with questions ({names}: names)"
+        lessons[stage.name] = f"videos of {segments} from the bank, joined or whole, with questions ({names}: names)"
     return [
         f"| {name} | {what} | {_minutes(log[name]['wall_seconds'], log[name]['cpu_seconds'])} |"
         for name, what in lessons.items()

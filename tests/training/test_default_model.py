@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import random
@@ -11,15 +12,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
 from longvlm.training.auxiliary_losses import ModelWithAuxiliaryLosses
-from longvlm.training.default_model import RECIPE, Course, load_recipe, main
+from longvlm.training.default_model import RECIPE, Course, load_recipe, main, take_only
 from longvlm.training.drawn_blocks import BlockPlan
 from longvlm.training.examples import IGNORED, ComposedBatches, Lesson
 from longvlm.training.segment_bank import SegmentBank
-from longvlm.training.stage import PARTS
+from longvlm.training.stage import PARTS, StageSettings, run_stage
 from longvlm.training.untrained_model import build_tokenizer
 from longvlm.world.questions import make_questions
 from longvlm.world.scene import SHAPES, make_scene
@@ -310,7 +312,9 @@ def test_the_tokenizer_knows_and_returns_every_question_and_answer() -> None:
 def test_the_quick_recipe_makes_a_model_of_the_same_shape() -> None:
     quick = load_recipe(RECIPE.with_name("default_model_quick.yaml"))
     assert quick.model == load_recipe(RECIPE).model
-    assert sum(stage.steps for stage in quick.lessons) < sum(stage.steps for stage in load_recipe(RECIPE).lessons) / 3
+    whole = load_recipe(RECIPE)
+    assert sum(stage.steps for stage in quick.lessons) < sum(stage.steps for stage in whole.lessons) / 3
+    assert quick.lessons[0].loss_weights == whole.lessons[0].loss_weights
 
 
 def test_a_recipe_with_a_misspelt_or_missing_key_is_refused(tmp_path: Path) -> None:
@@ -396,6 +400,8 @@ def test_stages_of_another_recipe_are_not_taken_up(course: Course) -> None:
     )  # what came after learned from it, too
     with pytest.raises(LongVLMError, match=rf"holds the stage '{fewer.lessons[0].name}' .* \(after\..* differs\)"):
         Course(fewer, course.folder).run()
+    with pytest.raises(LongVLMError, match=r"'encoder' of another recipe, or after other stages \(threads differs\)"):
+        Course(dataclasses.replace(course.recipe, threads=1), course.folder).run()
 
 
 def test_a_bank_of_scenes_that_are_drawn_otherwise_now_is_refused(
@@ -404,6 +410,39 @@ def test_a_bank_of_scenes_that_are_drawn_otherwise_now_is_refused(
     monkeypatch.setattr(BlockPlan, "scene", lambda plan, seconds: make_scene(plan.seed + 1, 60.0, num_events=1))
     with pytest.raises(LongVLMError, match=r"bank\.safetensors shows scenes that are drawn in another way now"):
         SegmentBank.load(course.folder / "bank.safetensors")
+
+
+def test_times_are_not_written_where_segments_are_left_out(course: Course) -> None:
+    timed = dataclasses.replace(course.recipe.model, timestamps=True)
+    with pytest.raises(LongVLMError, match=r"shown_segments leaves segments out, whose times .* would need places"):
+        dataclasses.replace(course.recipe, model=timed)
+
+
+def test_two_threads_learn_from_a_batch_as_one_does(course: Course, tmp_path: Path) -> None:
+    """Bit for bit, answers and all that is known at tokens; the replica's hooks are its own."""
+
+    class InTurn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learner = copy.deepcopy(course.learner)
+
+        def forward(self, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+            first, second = (self.learner(**batch)["loss"] / len(batches) for batch in batches)
+            first.backward()
+            return {"loss": second}
+
+    batches = compose_batches(course, num_batches=4, tokens_per_batch=1000)
+    batches.parts = 2
+    assert all(len(batches[index][PARTS]) == 2 for index in range(4))
+    settings, in_turn, together = StageSettings(4, 1e-2, 1), InTurn(), copy.deepcopy(course.learner)
+    torch.set_num_threads(1)
+    run_stage(in_turn, batches, lambda items: {"batches": items[0][PARTS]}, settings, tmp_path / "in turn", seed=0)
+    torch.set_num_threads(2)
+    run_stage(together, batches, take_only, settings, tmp_path / "together", seed=0)
+    learned = in_turn.learner.state_dict()
+    for name, parameter in together.state_dict().items():
+        assert torch.equal(parameter, learned[name]), name
+    assert not torch.equal(together.model.lm_head.weight, course.model.lm_head.weight)
 
 
 def test_lessons_of_one_name_are_refused(course: Course) -> None:

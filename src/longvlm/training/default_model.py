@@ -5,7 +5,7 @@
 The encoder learns to see single frames; a bank of encoded blocks is made with it; projector and language model learn
 from videos joined from blocks, the short ones first; single segments teach no order, and so have no stage of their own.
 Model class and collation are those of every model; the loss adds what the world knows (`ModelWithAuxiliaryLosses`), and
-weighs every answer alike.
+weighs every answer alike in each of the parts into which a batch is dealt, one a thread.
 """
 
 from __future__ import annotations
@@ -126,6 +126,10 @@ class Recipe:
         names = [stage.name for stage in self.lessons]
         if twice := [name for name in names if names.count(name) > 1 or name in ("encoder", "bank")]:
             raise LongVLMError(f"lessons has {twice[0]!r} twice, or by a name that is taken; call it otherwise.")
+        if self.model.timestamps and any(stage.lesson.shown_segments for stage in self.lessons):
+            raise LongVLMError(
+                "shown_segments leaves segments out, whose times (timestamps) would need places; have only one."
+            )
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -174,7 +178,9 @@ class Course:
         Raises LongVLMError where it was begun or finished by another recipe.
         """
         weights, begun = self.folder / f"{name}.pt", self.folder / f"{name}.begun.json"
-        decides = {"seed": self.recipe.seed, "model": asdict(self.recipe.model), name: asdict(settings)} | more
+        recipe = self.recipe
+        decides = {"seed": recipe.seed, "threads": recipe.threads, "model": asdict(recipe.model)}
+        decides |= {name: asdict(settings)} | more
         decides |= {"after": self._earlier} if self._earlier else {}
         self._earlier = {name: hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]}
         decides = json.loads(json.dumps(decides))  # as the log gives it back
@@ -316,8 +322,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    print(f"wrote {arguments.output}. Its card and scores are those of the model before;")
-    print("`python scripts/write_model_card.py --help` tells how to measure it and write them.")
+    print(f"wrote {arguments.output}. A card that lies there is that of the model before;")
+    print("`python scripts/write_model_card.py --help` tells how to measure a model and write its card.")
     return 0
 
 

@@ -126,6 +126,7 @@ def run_stage(
     Checkpoints lie in `folder`; the last one is taken up if there is any, so that a stopped run goes on. Returns what
     earlier processes spent up to it.
     """
+    logging_steps = max(1, settings.steps // 60)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
@@ -140,9 +141,9 @@ def run_stage(
         dataloader_num_workers=1,
         dataloader_persistent_workers=True,
         remove_unused_columns=False,
-        save_steps=max(1, settings.steps // 20),
+        save_steps=max(1, settings.steps // 20 // logging_steps) * logging_steps,  # what was spent is logged before
         save_total_limit=1,
-        logging_steps=max(1, settings.steps // 50),
+        logging_steps=logging_steps,
         logging_nan_inf_filter=False,
         report_to=[],
         use_cpu=True,

@@ -107,12 +107,22 @@ def make_conversation(scene: Scene, *, seed: int) -> list[Question]:
             if not options:
                 break
             question = rng.choice(options)
+            if question.kind == "when" and (rank := _known_rank(turns)) is not None:
+                question = replace(question, chance=_chances_of_times(_rounded(scene.duration_seconds)).thirds[rank])
             turns.append(replace(question, turn=len(turns)))
             if question.kind not in ("after", "before"):
                 break
         if len(turns) > 1:
             return turns
     return []
+
+
+def _known_rank(turns: list[Question]) -> int | None:
+    """Which object the last answer is, if the turns tell: counted from the first one (0) or from the last (-1)."""
+    opener, *others = turns
+    if opener.kind == "after":
+        return None
+    return {"first": 0, "last": -1}[opener.kind] + sum({"after": 1, "before": -1}[turn.kind] for turn in others)
 
 
 def _wording(kind: str, rng: random.Random, follow_up: bool = False) -> str:
@@ -177,18 +187,13 @@ def _about_direction(scene: Scene, rng: random.Random, event: Event) -> list[Que
 
 
 def _about_when(scene: Scene, rng: random.Random, event: Event, follow_up: bool = False) -> list[Question]:
-    """Only for events that lie whole in one third of the video. Where the first and the last object are is guessed
-    better than where others are.
-    """
+    """Only for events that lie whole in one third of the video."""
     part = scene.third_of(event)
     if part is None:
         return []
     text = fill(_wording("when", rng, follow_up), x=event.object)
     span = (event.start_seconds, event.end_seconds)
-    chances = _chances_of_times(_rounded(scene.duration_seconds))
-    chance = chances.third
-    if follow_up and event in (scene.events[0], scene.events[-1]):
-        chance = chances.third_of_first if event == scene.events[0] else chances.third_of_last
+    chance = _chances_of_times(_rounded(scene.duration_seconds)).third
     return [Question("when", text, TIMES_OF_VIDEO[part], chance, span, event.object)]
 
 
@@ -216,14 +221,13 @@ def _rounded(duration_seconds: float) -> float:
 
 class _ChancesOfTimes(NamedTuple):
     """How often the best fixed answer is close enough to a start, to a duration, and names the right third: of any
-    object, of the first, and of the last.
+    object, and of those that are guessed better, being known to be the first (0), second, last (-1) or last but one.
     """
 
     start: float
     duration: float
     third: float
-    third_of_first: float
-    third_of_last: float
+    thirds: dict[int, float]
 
 
 @lru_cache(maxsize=1024)
@@ -239,10 +243,15 @@ def _chances_of_times(duration_seconds: float) -> _ChancesOfTimes:
     third = duration_seconds / 3
     whole = starts // third == (ends - 1e-6) // third  # others are not asked about
     in_third = np.arange(3)[:, None] == starts // third
-    is_first = np.diff(numbers, prepend=-1) > 0
-    is_last = np.diff(numbers, append=len(scenes)) > 0
-    thirds = (_best_share(in_third[:, some], numbers[some]) for some in (whole, whole & is_first, whole & is_last))
-    return _ChancesOfTimes(_best_share(near_start, numbers), _best_share(near_lasting, numbers), *thirds)
+    ranks = np.concatenate([np.arange(len(spans)) for spans in scenes])
+    ranks_from_end = np.concatenate([np.arange(-len(spans), 0) for spans in scenes])
+    asked = {rank: whole & ((ranks if rank >= 0 else ranks_from_end) == rank) for rank in (0, 1, -1, -2)}
+    return _ChancesOfTimes(
+        _best_share(near_start, numbers),
+        _best_share(near_lasting, numbers),
+        _best_share(in_third[:, whole], numbers[whole]),
+        {rank: _best_share(in_third[:, some], numbers[some]) for rank, some in asked.items()},
+    )
 
 
 def _best_share(is_right: np.ndarray, scenes: np.ndarray) -> float:

@@ -165,7 +165,7 @@ class Scene:
     events: tuple[Event, ...]
     backgrounds: tuple[Background, ...]
     noise_levels: float  # standard deviation of the sensor's noise, in grey levels of 255
-    shake: float  # amplitude of the camera's tremble, in fractions of the short side
+    shake: float  # amplitude of the objects' tremble, in fractions of the short side
 
     def third_of(self, event: Event) -> int | None:
         """0, 1 or 2 for an event that lies whole in that third of the video, else None."""
