@@ -208,6 +208,21 @@ OPTIONS = ["a cat", "a dog", "a cow", "vitamin C."]
         ("B, because A is no animal", "B"),
         ("A dog.", "B"),
         ("a dog", "B"),
+        ("B</s>", "B"),
+        ("Assistant: B", "B"),
+        ("It is B.", "B"),
+        ("B is correct", "B"),
+        ("A is the right answer.", "A"),
+        ("B because it barks", "B"),
+        ("The answer is B because it barks.", "B"),
+        ("The answer is B which barks.", "B"),
+        ("The answer is a dog.", "B"),
+        ("It is a cow", "C"),
+        ("The answer is A horse", None),
+        ("Option B is wrong", None),
+        ("B is wrong", None),
+        ("The answer is B because it isn't C.", None),
+        ("The answer is B or C", None),
         ("E", None),
         ("B or C", None),
         ("B. or C.", None),
@@ -381,6 +396,16 @@ def test_videos_with_suffixes_in_capitals_are_found(tmp_path: Path) -> None:
     (tmp_path / "v_x.MP4").touch()
     assert find_video(tmp_path, "x", BENCHMARKS["activitynet-qa"]) == tmp_path / "v_x.MP4"
     assert find_video(tmp_path, "x" * 300, BENCHMARKS["activitynet-qa"]) is None  # longer than a file's name may be
+
+
+def test_no_videos_outside_the_folder_are_found(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    (folder / "part").mkdir(parents=True)
+    for place in (tmp_path, folder / "part"):
+        (place / "x.mp4").touch()
+    for name in ("../x", "../x.mp4", "part/../../x.mp4", str(tmp_path / "x.mp4"), str(tmp_path / "x")):
+        assert find_video(folder, name, BENCHMARKS["multiple-choice"]) is None, name
+    assert find_video(folder, "part/x.mp4", BENCHMARKS["multiple-choice"]) == folder / "part" / "x.mp4"
 
 
 def test_json_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:

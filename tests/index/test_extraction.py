@@ -26,9 +26,10 @@ from longvlm.index.extraction import FeatureFolders, default_batch_segments, ext
 from longvlm.index.extraction_report import Progress, Report
 from longvlm.index.extractor import Extractor, extractor_of_model, extractor_of_tower
 from longvlm.index.video_folders import ListedVideo, find_videos
+from longvlm.index_builder import IndexBuilder
 from longvlm.stages.video import VideoReader, open_video
 from longvlm.stages.vision import VisionEncoder
-from longvlm.types import Compression, Frames, Sampling
+from longvlm.types import Compression, Frames, Sampling, VideoInfo
 
 
 @pytest.fixture
@@ -279,6 +280,29 @@ class TestFailures:
         with pytest.raises(LongVLMError, match="tokens_per_segment is 1000"):
             extract(find_videos(films).videos, made, FeatureFolders(tmp_path / "features"))
         assert not list((tmp_path / "features").iterdir())
+
+    def test_a_video_of_which_the_encoder_makes_no_numbers_stops_no_other(
+        self, films: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As float16 may overflow on one of many; on the first one, the encoder may as well be damaged."""
+        build = IndexBuilder.build
+
+        def overflow(builder: IndexBuilder, *, video: VideoInfo, **rest: Any) -> VideoIndex:
+            if video.name == overflowing:
+                raise LongVLMError(f"The encoder makes numbers of {video.name} that are not finite.")
+            return build(builder, video=video, **rest)
+
+        monkeypatch.setattr(IndexBuilder, "build", overflow)
+        first, second, third = sorted(films.iterdir())
+        overflowing = first.name
+        with pytest.raises(LongVLMError, match=r"makes numbers of .* that are not finite"):
+            run(films, num_decoders=1)
+        overflowing = second.name
+        report = run(films, num_decoders=1)
+        assert report.num_written == 2
+        assert [failure.video for failure in report.failures] == [str(second)]
+        assert "not finite" in report.failures[0].reason
+        assert (tmp_path / "features" / f"{third.stem}.longvlm").is_file()
 
     def test_a_segment_that_fits_no_memory_is_told_with_the_remedy(
         self, films: Path, run: Run, monkeypatch: pytest.MonkeyPatch

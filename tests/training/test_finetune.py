@@ -125,8 +125,13 @@ def test_a_finished_run_is_not_run_again(projector_run: tuple[Path, list[str]], 
 
 
 def test_a_whole_language_model(small_recipe: Path, tmp_path: Path) -> None:
-    folder, _ = run(small_recipe, tmp_path / "run", *SHORT, *WHOLE)
+    base = shutil.copytree(small_recipe.parent / "base", tmp_path / "base")
+    sampled = {"temperature": 0.9, "top_p": 0.6}  # but not do_sample, as Vicuna and LLaVA have it
+    (base / "generation_config.json").write_text(json.dumps(sampled))
+    folder, _ = run(small_recipe, tmp_path / "run", *SHORT, *WHOLE, f"model.base={base}")
     assert (folder / "model.safetensors").is_file()
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert (sampled | {"do_sample": True}).items() <= written.items()
     assert not (folder / FILE_NAME).exists()
     trained, untrained = (open_model(path).language_model for path in (folder, small_recipe.parent / "base"))
     assert trained.config.text_config.use_cache
@@ -523,8 +528,12 @@ def test_two_data_sets_are_mixed_by_their_weights(small_recipe: Path, tmp_path: 
     first = {"instructions": str(small_recipe.parent / "train.json"), "features": str(small_recipe.parent / "features")}
     second = {"instructions": str(tmp_path / "more.json"), "videos": str(videos), "weight": 3}
     _, said = run(small_recipe, tmp_path / "run", "schedule.epochs=1", f"data={json.dumps([first, second])}")
-    assert [path.name for path in (tmp_path / "run" / "features-1").glob("*.longvlm")] == ["w.longvlm"]
+    assert [path.name for path in (tmp_path / "run" / "features").glob("*.longvlm")] == ["w.longvlm"]
     assert "8 samples, 0 of them held out; 5 steps of 2 samples each" in said  # 7 rows once, 1 row three times
+    others = [second, {**second, "weight": 1}]
+    run(small_recipe, tmp_path / "shared", *SHORT, f"data={json.dumps(others)}")
+    features = [path.name for path in (tmp_path / "shared").glob("features*")]
+    assert features == ["features"], "what data sets share is encoded once"
 
 
 def test_a_video_that_is_there_twice_is_named(small_recipe: Path, tmp_path: Path) -> None:

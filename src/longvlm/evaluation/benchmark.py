@@ -47,11 +47,13 @@ class Benchmark:
 def find_video(folder: Path, name: str, benchmark: Benchmark) -> Path | None:
     """The file of a video: a stored index if there is one, else the video; None where neither is there.
 
-    A name in the annotations may carry a suffix already.
+    A name in the annotations may carry a suffix already, and folders, but none outside `folder`.
     """
     from longvlm.video_index import VideoIndex
 
     written = Path(name)
+    if written.is_absolute() or ".." in written.parts:
+        return None
     known = written.suffix.lower() in (*benchmark.video_suffixes, VideoIndex.SUFFIX)
     stems = benchmark.video_stems(str(written.with_suffix("")) if known else name)
     candidates = [folder / f"{stem}{VideoIndex.SUFFIX}" for stem in stems]

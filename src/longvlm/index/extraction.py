@@ -251,7 +251,9 @@ def extract(
     try:
         for video, outcome in _encode(decoding_videos, extractor, batch_segments, pace):
             name = display_source(video.source)
-            if isinstance(outcome, VideoFailed):
+            if isinstance(outcome, LongVLMError) and not (report.num_written or report.num_skipped):
+                raise outcome  # no video is to blame, as far as can be told
+            if isinstance(outcome, VideoFailed | LongVLMError):
                 report.failures.append(Failure(name, str(outcome)))
             else:
                 lost_seconds = outcome.lost_seconds
@@ -280,8 +282,10 @@ def _can_be_named(video: ListedVideo) -> bool:
 
 def _encode(
     decoding_videos: Iterable[DecodingVideo], extractor: Extractor, batch_segments: int, pace: _Pace
-) -> Iterator[tuple[ListedVideo, VideoIndex | VideoFailed]]:
-    """Each video with its index, or why there is none, as soon as it is known."""
+) -> Iterator[tuple[ListedVideo, VideoIndex | VideoFailed | LongVLMError]]:
+    """Each video with its index, or why there is none, as soon as it is known: a LongVLMError where what the encoder
+    makes of it is no index.
+    """
     buildings: dict[DecodingVideo, Building] = {}
     batch: list[tuple[DecodingVideo, Frames]] = []
     read_through: list[DecodingVideo] = []
@@ -291,11 +295,17 @@ def _encode(
         pace.count_frames(sum(frames.num_distinct for _, frames in batch))
         batch.clear()
 
-    def finish_encoded() -> Iterator[tuple[ListedVideo, VideoIndex]]:
+    def finish_encoded() -> Iterator[tuple[ListedVideo, VideoIndex | LongVLMError]]:
         unencoded = {decoding for decoding, _ in batch}
         for decoding in [one for one in read_through if one not in unencoded]:
             read_through.remove(decoding)
-            yield decoding.video, buildings.pop(decoding).finish(decoding.info, decoding.lost_seconds)
+            try:
+                outcome: VideoIndex | LongVLMError = buildings.pop(decoding).finish(
+                    decoding.info, decoding.lost_seconds
+                )
+            except LongVLMError as error:
+                outcome = error
+            yield decoding.video, outcome
 
     for decoding in decoding_videos:
         buildings.setdefault(decoding, extractor.start())

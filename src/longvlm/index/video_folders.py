@@ -90,14 +90,17 @@ def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files in a folder and in the folders below it, also where links lead to those, in order; each folder once."""
+    """The files in a folder and in the folders below it, also where links lead to those, in order; each folder once.
+
+    What is hidden is left out: the trash, and what a killed process was writing.
+    """
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
 
 

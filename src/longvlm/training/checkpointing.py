@@ -97,6 +97,9 @@ class PartsTrainer(Trainer):
             return
         folder.mkdir(parents=True, exist_ok=True)
         if is_whole:
+            generation = self.model.generation_config
+            if generation is not None and (generation.temperature, generation.top_p) != (None, None):
+                generation.do_sample = True  # older models have both without it, which transformers doesn't write
             # Other tools know LLaVA's names; a run goes on from its own.
             self.model.save_pretrained(folder, state_dict=state, save_original_format=not self.is_in_train)
         else:

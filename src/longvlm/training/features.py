@@ -39,7 +39,7 @@ def find_features(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
         raise LongVLMError(f"There is no folder of features {folder}; make it with `longvlm extract`, or give another.")
     paths = {video: folder / f"{video}{VideoIndex.SUFFIX}" for video in ids}
     found = {video: path for video, path in paths.items() if is_file(path)}
-    if not found and any((folder / f"{video}.pkl").is_file() for video in paths):
+    if not found and any(is_file(folder / f"{video}.pkl") for video in paths):
         raise LongVLMError(
             f"{folder} holds the reference's pickles, not {VideoIndex.SUFFIX} files; make these of them with `longvlm "
             "features import`, and give their folder."

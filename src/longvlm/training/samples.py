@@ -28,13 +28,16 @@ def gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments
     """
     samples: list[Sample] = []
     sampling = opened.plan_sampling(None, None, None, None, None, "exact")  # what the trained model will look at
-    for number, source in enumerate(recipe.data):
+    # Data sets of one folder of videos share its features, too.
+    video_folders = list(dict.fromkeys(source.videos.resolve() for source in recipe.data if source.videos is not None))
+    for source in recipe.data:
         rows = read_instructions(source.instructions)
         wanted = {row.video for row in rows if row.video is not None}
         if recipe.learning_rates.encoder is not None:
             videos: dict[str, Any] = _find_pixels(source, wanted, say)
         else:
-            folder = recipe.output / (FEATURES if len(recipe.data) == 1 else f"{FEATURES}-{number}")
+            number = 0 if source.videos is None else video_folders.index(source.videos.resolve())
+            folder = recipe.output / (f"{FEATURES}-{number}" if number else FEATURES)
             paths = _find_stored(source, wanted, folder, opened, sampling, arguments, say)
             encoder = (opened.encoder.name, opened.encoder.fingerprint) if paths else ("", "")
             settings = (*encoder, opened.compression, sampling)

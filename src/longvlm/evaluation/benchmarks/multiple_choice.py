@@ -29,12 +29,18 @@ _DURATIONS_SECONDS = ((120, "up to 2 min"), (900, "2 to 15 min"), (3600, "15 to 
 _LETTERED = re.compile(r"\(?([A-Z])[.):]\s+(.+)", re.DOTALL)
 
 _LETTER = r"[(\[]?(?P<letter>[A-Z])[)\]]?"
-_ANNOUNCED = r"(?:(?:the\s+)?(?:(?:best|correct|right)\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)"
-# What parts a letter from the text behind it: "(B) …", "B. …", "B, …", "B - …", a line break; no initial is a letter.
-_PARTED = r"(?:[(\[](?P<letter>[A-Z])[)\]]|(?P<bare>[A-Z])(?:[.):]|\s*[,–—-](?=\s)|(?=\n)))"
+_BEST = r"(?:best|correct|right)"
+_ANSWER_IS = rf"(?:(?:the\s+)?(?:{_BEST}\s+)?(?:answer|option|choice)(?:\s+is)?|it\s+is|assistant)"
+_ANNOUNCED = rf"(?:{_ANSWER_IS}\s*:?\s*)"
+# What parts a letter from the text behind it: "(B) …", "B. …", "B, …", "B - …", a line break, "B because …", "B is
+# right"; no initial is a letter.
+_REASON = rf"\s+(?:because|since|as|is\s+(?:the\s+)?{_BEST})\b"
+_PARTED = rf"(?:[(\[](?P<letter>[A-Z])[)\]]|(?P<bare>[A-Z])(?:[.):]|\s*[,–—-](?=\s)|(?=\n)|(?={_REASON})))"
 _REPLIES = (
     re.compile(rf"(?i:{_ANNOUNCED})*(?i:{_LETTER})\s*[.):]?"),
     re.compile(rf"(?i:{_ANNOUNCED})*{_PARTED}(?:\s+|(?![A-Z]\.))(?P<text>\S.*)", re.DOTALL),
+    # Announced, a letter that is no word by itself needs nothing to part it.
+    re.compile(rf"(?i:{_ANNOUNCED})+(?:(?<=is\s)|(?<=:\s))(?P<bare>[B-HJ-Z])\s+(?P<text>\S.*)", re.DOTALL),
 )
 _NAMED = r"(?=\s*(?:[.):,;\n]|$|(?:and|or)\b))"  # behind a letter that is one, and no word
 
@@ -47,23 +53,29 @@ def parse_letter(reply: str, options: Sequence[str]) -> str | None:
     that differ in signs alone ("5", "-5") the very text counts.
     """
     letters = string.ascii_uppercase[: len(options)]
-    reply = reply.strip().strip("*`\"'").strip()
+    reply = reply.strip().removesuffix("</s>").strip().strip("*`\"'").strip()
     if options.count(reply) == 1 and reply not in letters:
         return letters[options.index(reply)]
-    plain = _plain(reply)
-    same = [letter for letter, option in zip(letters, options, strict=True) if plain and _plain(option) == plain]
+    unannounced = re.sub(f"(?i){_ANNOUNCED}", "", reply, count=1)
+    same = _letters_of_text(reply, options) or _letters_of_text(unannounced, options)
     for pattern in _REPLIES:
         match = pattern.fullmatch(reply.replace("**", ""))
         if match is None:
             continue
         found = match.groupdict()
-        letter = (found["letter"] or found["bare"]).upper()
+        letter = (found.get("letter") or found["bare"]).upper()
         if letter not in letters:
             break
         rest = found.get("text") or ""
         others = set(re.findall(rf"\b([{letters}])\b{_NAMED}", rest)) - {letter}
         return letter if not others or _plain(rest) == _plain(options[letters.index(letter)]) else None
     return same[0] if len(same) == 1 else None
+
+
+def _letters_of_text(text: str, options: Sequence[str]) -> list[str]:
+    plain = _plain(text)
+    same = [plain == _plain(option) for option in options]
+    return [letter for letter, is_same in zip(string.ascii_uppercase, same, strict=False) if plain and is_same]
 
 
 def _plain(text: str) -> str:
