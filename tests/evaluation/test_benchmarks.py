@@ -242,6 +242,12 @@ def test_letters(reply: str, letter: str | None) -> None:
     assert parse_letter(reply, OPTIONS) == letter
 
 
+@pytest.mark.parametrize("words", ["answer ", "the answer is  ", "It is\n\n", "Answer :  ", "the best option is "])
+def test_a_reply_that_repeats_itself_is_read_at_once(words: str) -> None:
+    assert parse_letter(200 * words + "none", OPTIONS) is None
+    assert parse_letter(200 * words + "B.", OPTIONS) == "B"
+
+
 @pytest.mark.parametrize(
     ("reply", "options", "letter"),
     [

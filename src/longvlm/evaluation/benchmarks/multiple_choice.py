@@ -31,7 +31,7 @@ _LETTERED = re.compile(r"\(?([A-Z])[.):]\s+(.+)", re.DOTALL)
 _LETTER = r"[(\[]?(?P<letter>[A-Z])[)\]]?"
 _BEST = r"(?:best|correct|right)"
 _ANSWER_IS = rf"(?:(?:the\s+)?(?:{_BEST}\s+)?(?:answer|option|choice)(?:\s+is)?|it\s+is|assistant)"
-_ANNOUNCED = rf"(?:{_ANSWER_IS}\s*:?\s*)"
+_ANNOUNCED = rf"(?:{_ANSWER_IS}(?:\s*:)?\s*)"  # blanks can be read in one way only, or many of them would take for ever
 # What parts a letter from the text behind it: "(B) …", "B. …", "B, …", "B - …", a line break, "B because …", "B is
 # right"; no initial is a letter.
 _REASON = rf"\s+(?:because|since|as|is\s+(?:the\s+)?{_BEST})\b"
