@@ -71,7 +71,7 @@ class _Stopwatch(TrainerCallback):
         state.log_history[-1] |= asdict(self.earlier + (Spent.now() - self._began))
 
 
-class _PartsTrainer(Trainer):
+class _SideBySideTrainer(Trainer):
     """Learns from batches as they are, and from {PARTS: batches}, of whose gradients it takes the mean: each in one of
     torch's threads, or a single one with all of them.
 
@@ -151,7 +151,7 @@ def run_stage(
         data_seed=seed,
     )
     stopwatch = _Stopwatch()
-    trainer = _PartsTrainer(
+    trainer = _SideBySideTrainer(
         model=module, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[stopwatch]
     )
     with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
