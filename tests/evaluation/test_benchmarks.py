@@ -13,7 +13,7 @@ from longvlm import LongVLMError
 from longvlm.commands.eval import TASKS
 from longvlm.evaluation.benchmark import find_video
 from longvlm.evaluation.benchmarks import BENCHMARKS
-from longvlm.evaluation.benchmarks.multiple_choice import parse_letter
+from longvlm.evaluation.benchmarks.multiple_choice import LeftOutWarning, parse_letter
 from longvlm.evaluation.rows import read_annotations
 
 WriteJson = Callable[[str, object], str]
@@ -367,6 +367,30 @@ def test_video_mme_with_questions_under_each_video(write_json: WriteJson) -> Non
     )
     assert [row.questions[0].splitlines()[0] for row in rows] == ["q0", "q1"]
     assert rows[0].groups == {"duration": "long", "task": "t"}
+
+
+def _egoschema(write_json: WriteJson) -> str:
+    """Its questions, which have no answers."""
+    options = {f"option {number}": f"C does {number}" for number in range(5)}
+    return write_json("questions.json", [{"q_uid": name, "question": "What?", **options} for name in ("a", "b", "c")])
+
+
+def test_egoschemas_questions_and_its_file_of_answers(write_json: WriteJson) -> None:
+    questions = _egoschema(write_json)
+    with pytest.warns(LeftOutWarning, match="1 of 3 questions have no answer among the 2 given; they are left out"):
+        rows = read("multiple-choice", write_json("subset_answers.json", {"c": 3, "a": 0}), questions)
+    assert [(row.video_name, row.answer, row.groups) for row in rows] == [("a", "A", {}), ("c", "D", {})]
+    assert [row.source["answer"] for row in rows] == [0, 3]
+
+
+def test_files_of_answers_that_fit_no_question_are_refused(write_json: WriteJson) -> None:
+    answers = write_json("subset_answers.json", {"x": 3})
+    with pytest.raises(LongVLMError, match="None of 3 questions has an answer in the file of 1 answers"):
+        read("multiple-choice", _egoschema(write_json), answers)
+    with pytest.raises(LongVLMError, match=r"subset_answers\.json: answers, and no questions; name their file, too"):
+        read("multiple-choice", answers)
+    with pytest.raises(LongVLMError, match="holds an object; a JSON list of annotations is expected"):
+        read("multiple-choice", write_json("mc.json", {"rows": [{}]}))
 
 
 def test_a_question_that_is_no_object_is_named(write_json: WriteJson) -> None:

@@ -457,6 +457,18 @@ def test_the_command_from_end_to_end(
     assert len(stub.prompts) == 10 and all(text.startswith("In words of our own. ") for text in stub.prompts[5:])
 
 
+def test_questions_without_an_answer_are_left_out_and_counted(
+    write_json: WriteJson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"question": "?", "option 0": "x", "option 1": "y", "pred": "B"}
+    questions = write_json("questions.json", [{**row, "q_uid": name} for name in ("a", "b")])
+    answers = write_json("subset_answers.json", {"b": 1})
+    assert command(monkeypatch, "multiple-choice", "--annotations", questions, answers, "-o", tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    assert "Warning: 1 of 2 questions have no answer among the 1 given; they are left out." in printed.err
+    assert "100.0" in printed.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

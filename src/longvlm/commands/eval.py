@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def evaluate(
         require_matplotlib()
         require_settings(answer_options)
         benchmark = BENCHMARKS[task]
-        rows = benchmark.read(annotations)
+        rows = _read(benchmark, annotations)
         judge = _choose_judge(benchmark, rows, judge_options)
         model, weights = _open_model(rows, videos, model_options), ""
         if model is not None:
@@ -85,6 +86,16 @@ def _require_options(task: str, annotations: list[str], judge: JudgeOptions, vid
         raise LongVLMError(f"--prompts {judge.prompts} is not a folder; give one with prompts such as qa.txt.")
     if video.frame_rate is not None:
         raise LongVLMError("--frame-rate is for folders of images, and benchmarks have videos; leave it out.")
+
+
+def _read(benchmark: Benchmark, annotations: list[str]) -> list[Row]:
+    """The questions; what the reader warns of is told."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        rows = benchmark.read(annotations)
+    for one in said:
+        console.warn(str(one.message))
+    return rows
 
 
 def _choose_judge(benchmark: Benchmark, rows: list[Row], options: JudgeOptions) -> JudgeChoice | None:

@@ -90,15 +90,11 @@ class Annotation:
 
 def read_annotations(path: Path) -> list[Annotation]:
     """The objects of a JSON list, or of JSON lines in a file named *.jsonl. Raises LongVLMError, naming the file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()] if _has_lines(path) else json.loads(text)
-    except FileNotFoundError as error:
-        raise LongVLMError(f"No such annotation file: {path}. Check --annotations.") from error
-    except OSError as error:
-        raise LongVLMError(f"Can't read the annotations {path}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:  # broken UTF-8 is a ValueError, too
-        raise LongVLMError(f"{path} is not readable as JSON ({error}); download or write it again.") from error
+    return list_annotations(path, read_json(path))
+
+
+def list_annotations(path: Path, rows: Any) -> list[Annotation]:
+    """What `path` holds, `rows`, as annotations. Raises LongVLMError where it is no list of objects."""
     if not isinstance(rows, list):
         raise LongVLMError(f"{path} holds {shown(rows)}; a JSON list of annotations is expected.")
     if not rows:
@@ -107,6 +103,19 @@ def read_annotations(path: Path) -> list[Annotation]:
         if not isinstance(row, dict):
             raise LongVLMError(f"{path}, row {number} is {shown(row)}; an object with fields is expected.")
     return [Annotation(f"{path}, row {number}", row) for number, row in enumerate(rows)]
+
+
+def read_json(path: Path) -> Any:
+    """What an annotation file holds; JSON lines are a list. Raises LongVLMError, naming the file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return [json.loads(line) for line in text.split("\n") if line.strip()] if _has_lines(path) else json.loads(text)
+    except FileNotFoundError as error:
+        raise LongVLMError(f"No such annotation file: {path}. Check --annotations.") from error
+    except OSError as error:
+        raise LongVLMError(f"Can't read the annotations {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:  # broken UTF-8 is a ValueError, too
+        raise LongVLMError(f"{path} is not readable as JSON ({error}); download or write it again.") from error
 
 
 def _has_lines(path: Path) -> bool:

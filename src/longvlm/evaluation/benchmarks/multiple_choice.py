@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 import re
 import string
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longvlm.errors import LongVLMError
 from longvlm.evaluation.benchmark import Benchmark
-from longvlm.evaluation.rows import QUESTION_FIELDS, Annotation, Row, read_annotations, shown
+from longvlm.evaluation.rows import QUESTION_FIELDS, Annotation, Row, list_annotations, read_json, shown
 
 NAME = "multiple-choice"
 # The first that a row has counts: Video-MME's `videoID` names its files, its `video_id` is a running number.
 _VIDEO = ("videoID", "video_path", "video_name", "video", "video_idx", "q_uid", "video_id")
 _OPTIONS = ("options", "candidates", "choices", "option")
 _ANSWER = ("answer", "correct_choice", "truth", "A")
+_KEY = ("q_uid",)  # what a file of answers alone is keyed by
 _TASK = ("task_type", "question_category", "question_type", "task")
 _INSTRUCTION = "Answer with the letter of the right option alone."
 _DURATIONS_SECONDS = ((120, "up to 2 min"), (900, "2 to 15 min"), (3600, "15 to 60 min"), (float("inf"), "over 60 min"))
@@ -82,14 +84,57 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
+class LeftOutWarning(UserWarning):
+    """Questions have no answer in the file of answers that was given with them."""
+
+
 def read(files: Sequence[str]) -> list[Row]:
-    """Rows of all files. Raises LongVLMError, naming row and field, where one lacks something."""
-    return [
-        _row(one, task=Path(file).stem if len(files) > 1 else None)  # MVBench has a file for each task
-        for file in files
-        for annotation in read_annotations(Path(file))
+    """Rows of all files; one that holds an object, such as EgoSchema's subset_answers.json, has answers by `q_uid`.
+
+    Warns (LeftOutWarning) of questions that it has no answer to, which are left out. Raises LongVLMError, naming row
+    and field, where a row lacks something, and where there is no answer to any.
+    """
+    held = {file: read_json(Path(file)) for file in files}
+    answers = {name: answer for one in held.values() if _has_answers_alone(one) for name, answer in one.items()}
+    asked = {file: one for file, one in held.items() if not _has_answers_alone(one)}
+    if not asked:
+        raise LongVLMError(f"--annotations {' '.join(files)}: answers, and no questions; name their file, too.")
+    rows = [
+        (one, Path(file).stem if len(asked) > 1 else None)  # MVBench has a file for each task
+        for file, content in asked.items()
+        for annotation in list_annotations(Path(file), content)
         for one in _unfold(annotation)
     ]
+    if answers:
+        rows = [(_answered(row, answers), task) for row, task in _with_answer(rows, answers)]
+    return [_row(row, task) for row, task in rows]
+
+
+def _has_answers_alone(content: Any) -> bool:
+    return isinstance(content, dict) and content != {} and all(isinstance(one, int | str) for one in content.values())
+
+
+def _with_answer(
+    rows: list[tuple[Annotation, str | None]], answers: Mapping[str, Any]
+) -> list[tuple[Annotation, str | None]]:
+    known = [(row, task) for row, task in rows if row.text(_KEY) in answers]
+    left_out = len(rows) - len(known)
+    if not known:
+        raise LongVLMError(
+            f"None of {len(rows)} questions has an answer in the file of {len(answers)} answers; give two that belong "
+            "together."
+        )
+    if left_out:
+        warnings.warn(
+            f"{left_out} of {len(rows)} questions have no answer among the {len(answers)} given; they are left out.",
+            LeftOutWarning,
+            stacklevel=3,
+        )
+    return known
+
+
+def _answered(row: Annotation, answers: Mapping[str, Any]) -> Annotation:
+    return Annotation(row.place, {**row.fields, "answer": answers[row.text(_KEY)]})
 
 
 def _unfold(annotation: Annotation) -> list[Annotation]:
