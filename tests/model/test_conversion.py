@@ -30,6 +30,7 @@ from tiny_llava import (
 
 from longvlm import LongVLM
 from longvlm.errors import LongVLMError
+from longvlm.model import LongVLMProcessor
 from longvlm.model.conversion import consolidate, import_llava
 from longvlm.model.llava_config import load_tokenizer
 from longvlm.model.weight_files import open_tensors
@@ -140,8 +141,14 @@ def save_sentencepiece(folder: Path) -> Path:
     return folder / "tokenizer.model"
 
 
-def test_a_tokenizer_in_sentencepieces_format_is_read(tmp_path):
+@pytest.mark.parametrize("config", [None, {}, {"tokenizer_class": "LLaMATokenizer"}, {"add_bos_token": True}])
+def test_a_tokenizer_in_sentencepieces_format_is_read(tmp_path, config):
     model = SentencePieceProcessor(model_file=str(save_sentencepiece(tmp_path)))
+    (tmp_path / "tokenizer_config.json").unlink()
+    if config is None:
+        (tmp_path / "config.json").unlink()
+    else:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     for text in ("what is there?", "who happens in video 7"):
         assert load_tokenizer(tmp_path)(text)["input_ids"] == [1, *model.encode(text)]
 
@@ -155,6 +162,20 @@ def test_a_tokenizer_in_sentencepieces_format_is_that_of_llavas_training(tmp_pat
     # As transformers 4.28 had it: each piece between control tokens by itself, with a blank before it.
     parts = [model.encode(piece) for piece in ("who", "is there?", "what", "video")]
     assert ids == [*parts[0], 80, *parts[1], 81, *parts[2], 2, *parts[3]]
+
+
+def test_a_tokenizer_in_sentencepieces_format_stays_the_same_however_often_it_is_saved(tmp_path):
+    (tmp_path / "base").mkdir()
+    save_sentencepiece(tmp_path / "base")
+    tokenizer = load_tokenizer(tmp_path / "base")
+    text = "who is there?</s>what<vid_end>what"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<vid_patch>", "<vid_start>", "<vid_end>"]})
+    ids = tokenizer(text)["input_ids"]
+    tokenizer.save_pretrained(tmp_path / "alone")
+    assert load_tokenizer(tmp_path / "alone")(text)["input_ids"] == ids
+    LongVLMProcessor(tokenizer).save_pretrained(tmp_path / "once")
+    LongVLMProcessor.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice")
+    assert LongVLMProcessor.from_pretrained(tmp_path / "twice").tokenizer(text)["input_ids"] == ids
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"model": {"type": "OfTomorrow"}}', "no JSON"])

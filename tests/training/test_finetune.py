@@ -30,7 +30,7 @@ from longvlm.pipeline import LongVLM
 from longvlm.training import finetune
 from longvlm.training.checkpointing import complete_checkpoints, config_of_part, naming_what_is_not_written
 from longvlm.training.curves import draw_curve
-from longvlm.training.finetune import train
+from longvlm.training.finetune import check, train
 from longvlm.training.parameters import (
     add_video_marks,
     collect_part,
@@ -285,6 +285,13 @@ def test_a_llava_checkpoint_gets_marks_around_the_video(small_recipe: Path, tmp_
     assert load_processor(folder, model.config).tokenizer.convert_tokens_to_ids("<vid_end>") < len(table)
 
 
+def test_new_tokens_without_marks_are_refused_before_the_data_are_read(small_recipe: Path, tmp_path: Path) -> None:
+    changes = [f"model.base={save_llava(tmp_path / 'llava', small_recipe)}", "model.video_marks=false"]
+    with pytest.raises(LongVLMError, match=r"the base has no tokens around a video; set model.video_marks=true"):
+        check(read_recipe(small_recipe, *changes))
+    check(read_recipe(small_recipe, *changes, "learning_rates.new_tokens=null"))
+
+
 def test_marks_in_a_padded_table_start_from_the_mean_of_the_words(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +465,18 @@ def test_a_new_projector_is_random_and_the_same_each_time(small_recipe: Path, tm
         assert not torch.isclose(first[name], base[name]).any()
     bound = first[weight].shape[1] ** -0.5  # torch draws evenly from as far as that on either side
     assert first[weight].abs().max() <= bound and first[weight].std() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_numbers_that_are_lost_take_no_checkpoints_place(log_every: int, small_recipe: Path, tmp_path: Path) -> None:
+    short = ["schedule.max_steps=4", "reports.save_every=1", f"reports.log_every={log_every}"]
+    with pytest.raises(
+        LongVLMError, match=r"At step 3 .*(loss is|no numbers).*; lower learning_rates, .* another output"
+    ):
+        run(small_recipe, tmp_path / "run", *short, "learning_rates.projector=1e37")
+    (checkpoint,) = complete_checkpoints(tmp_path / "run" / CHECKPOINTS)
+    assert all(tensor.isfinite().all() for tensor in TrainedPart.load(checkpoint).weights.values())
+    assert not (tmp_path / "run" / MODEL).exists()
 
 
 def test_a_curve() -> None:

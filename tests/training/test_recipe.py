@@ -72,6 +72,17 @@ def test_a_wrong_key_or_value_is_named(change: str, message: str) -> None:
         load_recipe("tiny.yaml", seeded)
 
 
+def test_an_encoder_learns_from_no_features() -> None:
+    changes = ["data.0.features=features", "learning_rates.encoder=1e-6"]
+    with pytest.raises(LongVLMError, match=r"training.json comes with features, from which an encoder can't learn"):
+        load_recipe("tiny.yaml", changes)
+
+
+def test_what_looks_like_a_date_is_a_path() -> None:
+    assert load_recipe("tiny.yaml", ["output=2026-02-30"]).output == Path("2026-02-30")
+    assert load_recipe("tiny.yaml", ["output=2026-02-03"]).output == Path("2026-02-03")
+
+
 def test_features_take_the_place_of_videos() -> None:
     (source,) = load_recipe("tiny.yaml", ["data.0.features=features"]).data
     assert (source.features, source.videos) == (Path("features"), None)

@@ -34,6 +34,9 @@ def test_a_check_reads_no_data_and_writes_nothing(
     assert told.out == "" and told.err.endswith("recipe.yaml can be trained; its data was not read.\n")
     assert run(monkeypatch, "--check", str(small_recipe), *changes, "model.base=nowhere") == 2
     assert "Unknown model 'nowhere'" in capsys.readouterr().err
+    wrong = ["learning_rates.lora=1e-3", "lora.targets=[q_prj]"]
+    assert run(monkeypatch, "--check", str(small_recipe), *changes, *wrong) == 2
+    assert "lora.targets has 'q_prj'; the known ones are q_proj" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "peft", None)
     assert run(monkeypatch, "--check", str(small_recipe), *changes, "learning_rates.lora=1e-3") == 2
     assert "peft" in capsys.readouterr().err

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    LlamaTokenizer,
+    LlavaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from longvlm.errors import LongVLMError, one_line
 from longvlm.model.configuration import LongVLMConfig
@@ -81,20 +88,32 @@ def read_image_settings(folder: Path) -> ImageSettings:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer, never with code of its own. Raises LongVLMError where there is none."""
     with readable_tokenizer(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **_reading_sentencepiece(folder))
+        tokenizer = _load_sentencepiece(folder) or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    remember_legacy(tokenizer)
+    return tokenizer
 
 
-def _reading_sentencepiece(folder: Path) -> dict[str, Any]:
-    """How a folder with LLaMA's `tokenizer.model` alone is read: as LLaMA's, whatever its config calls the model, and
-    as the tokenizer was when LLaVA was trained ("legacy"), with a blank before what follows a control token.
+def remember_legacy(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have LLaMA's tokenizer save whether it is a "legacy" one, which transformers leaves out: read back as one that is
+    not, it would have other ids for what follows a control token than those that the model learned from.
+    """
+    if hasattr(tokenizer, "legacy"):
+        tokenizer.init_kwargs["legacy"] = tokenizer.legacy
+
+
+def _load_sentencepiece(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder with LLaMA's `tokenizer.model` alone, None for other folders. It is read as LLaMA's,
+    whatever its config calls the model, and, where that doesn't say otherwise, as it was when LLaVA was trained: with a
+    token at the start, and ("legacy") a blank before what follows a control token.
     """
     if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
-        return {}
+        return None
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
-    if not str(settings.get("tokenizer_class", "LlamaTokenizer")).startswith("LlamaTokenizer"):
-        return {}
-    return {"config": AutoConfig.for_model("llama"), "legacy": settings.get("legacy", True)}
+    if not str(settings.get("tokenizer_class", "LlamaTokenizer")).lower().startswith("llamatokenizer"):
+        return None
+    as_trained = {"legacy": True, "add_bos_token": True}
+    return LlamaTokenizer.from_pretrained(folder, **{key: settings.get(key, as_trained[key]) for key in as_trained})
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from longvlm.errors import LongVLMError, one_line
+from longvlm.model.llava_config import remember_legacy
 from longvlm.stages.tokens import count_visual_tokens, format_timestamp
 from longvlm.types import Compression
 
@@ -76,6 +77,7 @@ class LongVLMProcessor(ProcessorMixin):
                 raise LongVLMError(f"The tokenizer has no token {token!r}; add it with tokenizer.add_special_tokens.")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        remember_legacy(tokenizer)
         super().__init__(tokenizer, chat_template=chat_template)
 
     @property

@@ -35,6 +35,7 @@ from longvlm.whole_files import as_os_errors, give_usual_mode
 
 COMPLETE = "complete"
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"  # transformers' names
+CALMER = "lower learning_rates, or set schedule.max_grad_norm=1, and choose another output."
 _DEFECTS = (errno.EBADF, errno.EMFILE, errno.ENFILE)  # of ours, not of the disk
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
@@ -95,6 +96,7 @@ class PartsTrainer(Trainer):
         )
         if not self.args.should_save:
             return
+        _require_finite(state, self.state.global_step)
         folder.mkdir(parents=True, exist_ok=True)
         if is_whole:
             generation = self.model.generation_config
@@ -131,6 +133,13 @@ class PartsTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _require_finite(weights: dict[str, torch.Tensor], step: int) -> None:
+    """Raise LongVLMError for weights that are lost, before they take a checkpoint's place."""
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise LongVLMError(f"At step {step} {name} holds values that are no numbers any more; {CALMER}")
 
 
 def config_of_part(config: LongVLMConfig, tower: str | None) -> LongVLMConfig:

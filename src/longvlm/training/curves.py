@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -12,9 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from longvlm.errors import LongVLMError
 from longvlm.stages.tokens import format_timestamp
+from longvlm.training.checkpointing import CALMER
 from longvlm.training.parameters import PartRow
 
 Say = Callable[[str], None]
+_LOSSES = {"loss": "loss", "eval_loss": "held-out loss"}
 _BARS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 60
 
@@ -65,6 +68,9 @@ class Lines(TrainerCallback):
         **_: Any,
     ) -> None:
         logs = logs or {}
+        for key, name in _LOSSES.items():
+            if not math.isfinite(logs.get(key, 0.0)):
+                raise LongVLMError(f"At step {state.global_step} the {name} is {logs[key]}; {CALMER}")
         where = f"step {state.global_step}/{state.max_steps}"
         if "loss" in logs:
             pace = (time.monotonic() - self._started) / max(1, state.global_step - self._first_step)
@@ -75,7 +81,7 @@ class Lines(TrainerCallback):
             self._say(f"{where}  held-out loss {logs['eval_loss']:.4f}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for key, name in (("loss", "loss"), ("eval_loss", "held-out loss")):
+        for key, name in _LOSSES.items():
             values = [entry[key] for entry in state.log_history if key in entry]
             if len(values) > 1:
                 self._say(f"{name} {values[0]:.3f} {draw_curve(values)} {values[-1]:.3f}")

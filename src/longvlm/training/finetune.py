@@ -35,7 +35,14 @@ from longvlm.training.conversations import (
     hold_out,
 )
 from longvlm.training.curves import Lines, Say, require_tensorboard, table_of_parts, tensorboard_callback
-from longvlm.training.parameters import add_video_marks, describe_parts, prepare_parts, require_peft, video_token_ids
+from longvlm.training.parameters import (
+    add_video_marks,
+    describe_parts,
+    prepare_parts,
+    require_parts,
+    require_peft,
+    video_token_ids,
+)
 from longvlm.training.recipe import Recipe
 from longvlm.training.run_folder import (
     CHECKPOINTS,
@@ -132,6 +139,7 @@ def _open_start(recipe: Recipe, arguments: TrainingArguments) -> _Start:
             "An encoder learns from videos of one number of frames alone, and the base samples by time; "
             "set model.num_frames."
         )
+    require_parts(recipe, config, opened.processor)
     tower = config.vision_tower
     if tower is not None and Path(tower).is_dir():
         tower = str(Path(tower).absolute())
@@ -229,7 +237,10 @@ def _plan_data(
     """The data set and the order of its samples; sets the number of steps in `arguments`."""
     schedule = recipe.schedule
     if not training:
-        raise LongVLMError(f"held_out_share={recipe.held_out_share} leaves nothing to learn from; lower it.")
+        raise LongVLMError(
+            f"held_out_share={recipe.held_out_share:g} of so few videos leaves nothing to learn from; give more of "
+            "them, or leave it out."
+        )
     dataset = VideoConversations(training, opened.processor, model.config, max_tokens=schedule.max_tokens)
     lengths = dataset.estimate_lengths()
     num_cut = dataset.require_room(lengths)

@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn.functional import embedding
 
 from longvlm.errors import LongVLMError
+from longvlm.model.configuration import LongVLMConfig
 from longvlm.model.llava_config import VIDEO_TOKENS
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.model.trained_part import TOWER_PREFIX, Base, TrainedPart
-from longvlm.training.recipe import LearningRates, LoraSettings
+from longvlm.training.recipe import LearningRates, LoraSettings, Recipe
 from longvlm.training.settings import require_known
 
 Part = Literal["encoder", "projector", "new_tokens", "language_model", "lora"]
@@ -115,16 +116,31 @@ def prepare_parts(
     if rates.language_model is None and token_ids:
         table = EmbeddingWithNewTokens(model.get_input_embeddings(), token_ids, model.lm_head)
         model.set_input_embeddings(table)
-    elif rates.new_tokens is not None and not token_ids:
-        raise LongVLMError(
-            "learning_rates.new_tokens is set, but the base has no tokens around a video; set model.video_marks=true, "
-            "or leave that learning rate out."
-        )
     for name, parameter in model.named_parameters():
         learns = getattr(rates, part_of(name)) is not None
         parameter.requires_grad_(learns)
         if learns:
             parameter.data = parameter.data.float()
+
+
+def require_parts(recipe: Recipe, config: LongVLMConfig, processor: LongVLMProcessor) -> None:
+    """Raise LongVLMError where the base, of this `config`, lacks what the recipe trains; needs no weights."""
+    if recipe.learning_rates.new_tokens is not None and not recipe.model.video_marks and not video_token_ids(processor):
+        raise LongVLMError(
+            "learning_rates.new_tokens is set, but the base has no tokens around a video; set model.video_marks=true, "
+            "or leave that learning rate out."
+        )
+    if recipe.learning_rates.lora is not None:
+        with torch.device("meta"):
+            _require_targets(LongVLMForConditionalGeneration(config), recipe.lora.targets)
+
+
+def _require_targets(model: nn.Module, targets: Sequence[str]) -> None:
+    paths = [name.split(".") for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    paths = [path[path.index("language_model") + 1 :] for path in paths if "language_model" in path]
+    known = {path[-1]: None for path in paths}
+    ends = {".".join(path[i:]) for path in paths for i in range(len(path))}  # "self_attn.q_proj" is one, too
+    require_known([target for target in targets if target not in ends], known, "lora.targets")
 
 
 def require_peft() -> None:
@@ -138,11 +154,6 @@ def require_peft() -> None:
 def _add_lora(model: LongVLMForConditionalGeneration, settings: LoraSettings, seed: int) -> None:
     from peft import LoraConfig
 
-    paths = [name.split(".") for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    paths = [path[path.index("language_model") + 1 :] for path in paths if "language_model" in path]
-    known = {path[-1]: None for path in paths}
-    ends = {".".join(path[i:]) for path in paths for i in range(len(path))}  # "self_attn.q_proj" is one, too
-    require_known([target for target in settings.targets if target not in ends], known, "lora.targets")
     targets = "|".join(re.escape(target) for target in settings.targets)
     config = LoraConfig(
         r=settings.rank,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from longvlm.errors import LongVLMError
-from longvlm.training.settings import build_settings, read_settings
+from longvlm.training.settings import build_settings, parse_yaml, read_settings
 from longvlm.types import Compression, Sampling
 
 _EITHER = {"features": "videos", "videos": "features"}
@@ -237,6 +237,13 @@ class Recipe:
             raise LongVLMError(
                 "model.new_projector is set, but nothing trains it; give learning_rates.projector, or leave it out."
             )
+        if self.learning_rates.encoder is not None:
+            stored = next((source for source in self.data if source.features is not None), None)
+            if stored is not None:
+                raise LongVLMError(
+                    f"{stored.instructions} comes with features, from which an encoder can't learn; give videos in "
+                    "their place, or leave learning_rates.encoder out."
+                )
         if self.model.load_in_4bit:
             if self.learning_rates.lora is None:
                 raise LongVLMError(
@@ -282,8 +289,8 @@ def _apply_change(content: dict[str, Any], change: str) -> None:
     if not equals or not all(names):
         raise LongVLMError(f"{change!r} is no change to a recipe; write key=value, such as schedule.epochs=3.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise LongVLMError(f"The value of {key} is no valid YAML: {text!r}.") from error
     place: Any = content
     for name in names[:-1]:

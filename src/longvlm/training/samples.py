@@ -64,11 +64,6 @@ def gather_samples(recipe: Recipe, opened: LongVLM, arguments: TrainingArguments
 
 def _find_pixels(source: DataSource, wanted: set[str], say: Say) -> dict[str, Path]:
     """Whole videos by id. Raises LongVLMError for others, unless they are to be dropped."""
-    if source.features is not None:
-        raise LongVLMError(
-            f"{source.instructions} comes with features, from which an encoder can't learn; give videos in their "
-            "place, or leave learning_rates.encoder out."
-        )
     if source.videos is None:
         return {}
     paths = find_video_files(source.videos, wanted)

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import yaml
 
@@ -16,10 +16,24 @@ from longvlm.errors import LongVLMError, one_line
 Settings = TypeVar("Settings")
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads what looks like a date as the text that it is: a folder may well be called 2026-02-30."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values from YAML. Raises yaml.YAMLError or ValueError where it is none."""
+    return yaml.load(text, Loader=_PlainLoader)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The keys of a YAML file. Raises LongVLMError, naming it, where it can't be read or holds none."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise LongVLMError(f"{path} is no readable YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
