@@ -11,7 +11,7 @@
 # Started again after a stop, it goes on. Videos that are missing or can't be read are named, and left out.
 set -eu
 
-GENERATED=datasets/generated
+GENERATED=${GENERATED:-datasets/generated}         # drawn there, with VIDEOS to train on
 DATA=${DATA:-$GENERATED}                         # v1-2, v1-3, Test_Videos, and questions
 INSTRUCTIONS=${INSTRUCTIONS:-$DATA/video_chatgpt_training.json}
 RECIPE=${RECIPE:-tiny.yaml}                      # tiny.yaml, paper.yaml, paper-lora.yaml, full.yaml, or a file
@@ -35,8 +35,13 @@ leaving_out() {
     "$@" || { status=$?; [ "$status" -eq 1 ] || exit "$status"; echo "run.sh goes on without them." >&2; }
 }
 
-if { [ -n "$BASE" ] || [ "$RECIPE" != tiny.yaml ]; } && [ -z "$ENCODER" ]; then
-    echo "run.sh: ${BASE:-$RECIPE} needs features of its own encoder; name in ENCODER the vision tower it was trained with." >&2
+if [ "$RECIPE" = tiny.yaml ] || { [ -f "$RECIPE" ] && ! grep -q 'base:' "$RECIPE"; }; then
+    base=$BASE  # none: the bundled model
+else
+    base=${BASE:-$RECIPE}
+fi
+if [ -n "$base" ] && [ -z "$ENCODER" ]; then
+    echo "run.sh: $base needs features of its own encoder; name in ENCODER the vision tower it was trained with." >&2
     exit 2
 fi
 if [ -n "$JUDGE" ] && [ -z "${OPENAI_API_KEY:-}" ]; then

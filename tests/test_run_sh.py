@@ -89,6 +89,12 @@ def test_a_base_without_its_encoder_is_refused_before_anything_runs(tmp_path: Pa
     assert done.stderr.startswith(f"run.sh: {name} needs features of its own encoder; name in ENCODER the vision tower")
 
 
+def test_a_recipe_of_ones_own_for_the_bundled_model_needs_no_encoder(tmp_path: Path) -> None:
+    tiny = ROOT / "src/longvlm/training/recipes/tiny.yaml"
+    shutil.copy(tiny, tmp_path / "mine.yaml")
+    assert any("train --check mine.yaml" in line for line in calls(tmp_path, RECIPE="mine.yaml"))
+
+
 def test_a_judge_without_a_key_is_refused_before_anything_runs(tmp_path: Path) -> None:
     shutil.copy(SCRIPT, tmp_path)
     environment = {

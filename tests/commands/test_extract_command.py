@@ -195,6 +195,7 @@ class TestImport:
         self, run: Run, pickles: list[object], tmp_path: Path
     ) -> None:
         (tmp_path / "memory" / "v_1.pkl").write_bytes(pickle.dumps(Evil(tmp_path / "trace")))
+        run("features", "import", *pickles, "--base", "x").must_complain("--base and --projector belong to a model")
         run("features", "import", *pickles).must_complain("v_1.pkl is refused", "Nothing in it was run")
         assert not (tmp_path / "trace").exists()
         assert not list((tmp_path / "out").iterdir())

@@ -224,7 +224,10 @@ def test_replies_that_are_missing_are_told_apart_from_unreadable_ones(
 
     stub.script = script
     ended = run(*given, "--judge-concurrency", 1).must_end_with(1)
-    unreadable = "The judge sent no reply that could be read to 1 of 4 requests. They count to no mean."
+    unreadable = (
+        "The judge sent no reply that could be read to 1 of 4 requests (to ask again, remove the lines with "
+        '"score": null from judgements.jsonl). They count to no mean.'
+    )
     unreached = (
         "The judge sent no reply at all to 2 of 4 requests: it was not reached, or refused them; they are asked again "
         "by the same command. They count to no mean."

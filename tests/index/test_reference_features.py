@@ -172,7 +172,7 @@ class TestImport:
         [
             ({"rows": 301}, "301 rows, but 300 .*--segments"),
             ({"rows": 0}, "0 rows, but 300"),
-            ({"rows": 270}, "270 rows, but 300 .*9 segments are what a video with a damaged end .*--segments 9"),
+            ({"rows": 270}, "270 rows, but 300 .*9 segments are what a video with a damaged end .*`longvlm extract`"),
             ({"layers": 4}, "4 rows, but the last 5 layers .*swapped"),
         ],
     )

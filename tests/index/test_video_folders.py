@@ -68,8 +68,13 @@ def test_folders_below_are_searched_where_links_lead_to_them_too(folder: Path, t
     (root / "._v_e.mp4").touch()
     assert list_ids(root) == {"v_a", "v_b", "v_c", "v_d"}
     assert find_video_files(root, {"v_a", "v_e"}) == {"v_a": root / "train" / "v_a.mkv"}
-    (root / "v_a.mp4").touch()
-    with pytest.raises(LongVLMError, match=r"v_a.mp4 and .*v_a.mkv are the video v_a; remove one"):
+    (root / "v_a.mp4").symlink_to(folder / "v_a.mkv")
+    assert find_video_files(root, {"v_a"}) == {"v_a": root / "v_a.mp4"}
+    (root / "v_a.mp4").unlink()
+    (root / "v_a.mp4").write_bytes((folder / "v_a.mkv").read_bytes())
+    assert find_video_files(root, {"v_a"}) == {"v_a": root / "v_a.mp4"}
+    (root / "v_a.mp4").write_text("another")
+    with pytest.raises(LongVLMError, match=r"v_a.mp4 and .*v_a.mkv are the video v_a, and they differ; remove one"):
         find_video_files(root, {"v_a"})
 
 

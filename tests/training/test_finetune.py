@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import re
 import shutil
 import sys
 from collections import Counter
@@ -238,6 +239,13 @@ def test_the_encoder_learns_from_videos(small_recipe: Path, tmp_path: Path) -> N
     shutil.rmtree(tmp_path / "frozen" / "model")
     with pytest.raises(LongVLMError, match=r"holds features of the videos in .*/videos, and those in .*/damaged are"):
         run(small_recipe, tmp_path / "frozen", *SHORT, f"data.0.videos={damaged}", "model.num_frames=8")
+    cut.unlink()
+    shortened = cut.with_suffix(".mkv")
+    write_video(make_scene(3, 10.0), shortened, width=64, height=48, fps=10, show_progress=False)
+    shortened.write_bytes(shortened.read_bytes()[: shortened.stat().st_size * 2 // 3])
+    _, said = run(small_recipe, tmp_path / "cut", *SHORT, f"data.0.videos={damaged}", "model.num_frames=8")
+    shortened.unlink()
+    assert any(re.match(r"1 of 6 videos have an end that can't be decoded, .*damaged\.json", line) for line in said)
     cut.write_bytes(b"")
     frozen = [*SHORT, f"data.0.videos={damaged}", "model.num_frames=8"]
     with pytest.raises(LongVLMError, match=r"1 of 6 videos can't be encoded, .*v3\.mp4.* set missing: drop for"):
@@ -557,7 +565,7 @@ def test_two_data_sets_are_mixed_by_their_weights(small_recipe: Path, tmp_path: 
 
 def test_a_video_that_is_there_twice_is_named(small_recipe: Path, tmp_path: Path) -> None:
     for name in ("v0.mp4", "v0.mkv"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(name)
     with pytest.raises(LongVLMError, match=r"Both .*v0\.mkv and .*v0\.mp4 are the video v0"):
         run(small_recipe, tmp_path / "run", "data.0.features=null", f"data.0.videos={tmp_path}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from longvlm.commands import console
 from longvlm.commands.batch_progress import BatchProgress
 from longvlm.commands.extract import open_extractor
 from longvlm.commands.options import EncoderOptions, VideoOptions, spread_options
+from longvlm.errors import LongVLMError
 
 if TYPE_CHECKING:
     from longvlm.index.reference_features import ImportSettings
@@ -22,6 +24,19 @@ app = typer.Typer(help="Import the reference's feature files.")
 @app.callback()
 def features() -> None:
     """Import the reference's feature files; `longvlm extract` makes new ones."""
+
+
+@dataclass(frozen=True)
+class _ImportOptions(EncoderOptions):
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|HUB_ID",
+            help="The LongVLM or LLaVA checkpoint whose encoder made the features. Default: none, unless "
+            "--vision-tower is given.",
+            show_default=False,
+        ),
+    ] = None
 
 
 @app.command("import")
@@ -45,7 +60,7 @@ def import_command(
         Path | None, typer.Option(metavar="DIR", help="The videos, to take the true times of frames from.")
     ] = None,
     *,
-    model_options: EncoderOptions,
+    model_options: _ImportOptions,
 ) -> None:
     """Import the reference's pickles of features.
 
@@ -79,6 +94,8 @@ def _settings(
     from longvlm.index.reference_features import ImportSettings
     from longvlm.types import Compression
 
+    if options.model is None and (options.base is not None or options.projector is not None):
+        raise LongVLMError("--base and --projector belong to a model; name it with --model.")
     encoder, compression = None, Compression()
     if options.model is not None or options.vision_tower is not None:
         extractor = open_extractor(options, VideoOptions(), all_layers=False)

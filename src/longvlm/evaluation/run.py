@@ -45,6 +45,7 @@ from longvlm.whole_files import locked, make_folder, write_whole
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
 
+_JUDGEMENTS = "judgements.jsonl"
 NO_MODEL = "the predictions given"
 _PUBLISHED_NOTE = (
     "Published figures were given by another judge (GPT-3.5) with prompts of other words, and LongVLM's are quoted "
@@ -126,7 +127,7 @@ def run_benchmark(
             if not kept_predictions(rows, files):
                 _require_any_video(rows, videos, benchmark)
             predictor = Predictor(model, benchmark, videos, asking, failures)
-        kept = stack.enter_context(JsonLines(output / "judgements.jsonl"))
+        kept = stack.enter_context(JsonLines(output / _JUDGEMENTS))
         judged = _JudgePart(benchmark, rows, judge, kept)
         known = known_predictions(rows, files)
         waiting = [row for row in rows if row.key not in known]
@@ -202,7 +203,10 @@ class _JudgePart:
         unreadable, unreached = sum(one is None for one in judgements.values()), total - len(judgements)
         notes = []
         if unreadable:
-            notes.append(f"The judge sent no reply that could be read to {unreadable} of {total} requests.")
+            notes.append(
+                f"The judge sent no reply that could be read to {unreadable} of {total} requests (to ask again, remove "
+                f'the lines with "score": null from {_JUDGEMENTS}).'
+            )
         if unreached:
             notes.append(
                 f"The judge sent no reply at all to {unreached} of {total} requests: it was not reached, or refused "

@@ -157,8 +157,8 @@ def _read_local(path: Path, settings: ImportSettings) -> torch.Tensor:
         remedy = "pass --segments and --tokens-per-segment as they were made with, or extract the video again."
         if rows and rows % tokens == 0 and rows < wanted:
             remedy = (
-                f"{rows // tokens} segments are what a video with a damaged end leaves; to import it, put its two "
-                f"files into folders of their own and pass --segments {rows // tokens}."
+                f"{rows // tokens} segments are what a video with a damaged end leaves; take its two files out, and "
+                "make its index with `longvlm extract`, which notes what is lost."
             )
         elif rows and rows % num_segments == 0:
             remedy = (

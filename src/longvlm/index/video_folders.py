@@ -5,6 +5,7 @@ A video's id is the name of its file without the suffix. Free of heavy imports.
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def list_ids(folder: Path) -> set[str]:
 def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:
     """The files of those of the videos that are in `folder`, or in folders below it.
 
-    Raises LongVLMError where two files are of one video.
+    Raises LongVLMError where two files of one video differ.
     """
     if not folder.is_dir():
         raise LongVLMError(f"There is no folder of videos {folder}; give another.")
@@ -84,8 +85,11 @@ def find_video_files(folder: Path, ids: Collection[str]) -> dict[str, Path]:
     for path in _walk(folder):
         if path.suffix.lower() in VIDEO_SUFFIXES and video_id(path.name) in ids:
             first = found.setdefault(video_id(path.name), path)
-            if first != path:
-                raise LongVLMError(f"Both {first} and {path} are the video {video_id(path.name)}; remove one of them.")
+            if first != path and not (first.samefile(path) or filecmp.cmp(first, path, shallow=False)):
+                raise LongVLMError(
+                    f"Both {first} and {path} are the video {video_id(path.name)}, and they differ; remove one of "
+                    "them, or give a folder that holds but one."
+                )
     return found
 
 

@@ -214,9 +214,7 @@ def load_encoder(
 
 
 def _tower_folder(folder: Path, config: LongVLMConfig) -> Path:
-    if config.vision_tower is not None:
-        return resolve_model(config.vision_tower)
-    return folder
+    return folder if config.vision_tower is None else _find_named_tower(config.vision_tower, folder)
 
 
 def find_bases(folder: Path, given: str | None = None) -> list[tuple[Path, Path]]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from longvlm.errors import LongVLMError, one_line
 from longvlm.index.extraction import FeatureFolders, extract
-from longvlm.index.extraction_report import FAILURES_FILE, Progress
+from longvlm.index.extraction_report import DAMAGED_FILE, FAILURES_FILE, Progress
 from longvlm.index.extractor import extractor_of_model
 from longvlm.index.video_folders import ListedVideo, is_file
 from longvlm.pace import SECONDS_BETWEEN_LINES
@@ -172,3 +172,8 @@ def encode_videos(
         if not may_drop:
             raise LongVLMError(f"{told} Mend or remove them, or set missing: drop for these data; the others are kept.")
         say(told)
+    if damaged := {video: seconds for video, seconds in report.lost_seconds.items() if seconds > 0}:
+        say(
+            f"{len(damaged)} of {len(listed)} videos have an end that can't be decoded, and are learned from without "
+            f"it; they are in {folder / DAMAGED_FILE}"
+        )
