@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -29,7 +30,7 @@ from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.model.trained_part import FILE_NAME, Base, TrainedPart, apply_part
 from longvlm.pipeline import LongVLM
 from longvlm.training import finetune
-from longvlm.training.checkpointing import complete_checkpoints, config_of_part, naming_what_is_not_written
+from longvlm.training.checkpointing import COMPLETE, complete_checkpoints, config_of_part, naming_what_is_not_written
 from longvlm.training.curves import draw_curve
 from longvlm.training.finetune import check, train
 from longvlm.training.parameters import (
@@ -492,6 +493,24 @@ def test_a_curve() -> None:
     assert draw_curve([1.0, 1.0]) == "▁▁"
     assert draw_curve([]) == ""
     assert len(draw_curve(list(range(1000)))) == 60
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's list of open files")
+def test_a_checkpoint_is_on_the_disk_before_it_counts(
+    small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, flush = [], os.fsync
+
+    def watch(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        assert not (path.parent / COMPLETE).exists()
+        flushed.append(path.name)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    run(small_recipe, tmp_path / "run", *SHORT)
+    (checkpoint,) = complete_checkpoints(tmp_path / "run" / CHECKPOINTS)
+    assert sorted([*flushed, COMPLETE]) == sorted(path.name for path in checkpoint.iterdir())
 
 
 def test_before_a_first_checkpoint_the_recipe_may_change(small_recipe: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -83,6 +84,7 @@ class PartsTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                _flush_to_disk(folder)
                 (folder / COMPLETE).touch()
                 for older in complete_checkpoints(Path(self.args.output_dir))[: -self._checkpoints_kept]:
                     remove_checkpoint(older)
@@ -185,6 +187,14 @@ def remove_half_written(folder: Path) -> None:
     for path in folder.glob("*"):
         if _CHECKPOINT.match(path.name) and path.is_dir() and path not in whole:
             shutil.rmtree(path)
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Have the disk itself hold the files, so that the mark, written next, is true after a power cut, too."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def remove_checkpoint(folder: Path) -> None:
