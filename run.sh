@@ -11,7 +11,7 @@
 # Started again after a stop, it goes on. Videos that are missing or can't be read are named, and left out.
 set -eu
 
-GENERATED=${GENERATED:-datasets/generated}         # drawn there, with VIDEOS to train on
+GENERATED=${GENERATED:-datasets/generated}       # drawn there, with VIDEOS to train on
 DATA=${DATA:-$GENERATED}                         # v1-2, v1-3, Test_Videos, and questions
 INSTRUCTIONS=${INSTRUCTIONS:-$DATA/video_chatgpt_training.json}
 RECIPE=${RECIPE:-tiny.yaml}                      # tiny.yaml, paper.yaml, paper-lora.yaml, full.yaml, or a file

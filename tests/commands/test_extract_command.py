@@ -191,11 +191,13 @@ class TestImport:
         index = VideoIndex.load(tmp_path / "out" / "v_1.longvlm")
         assert index.encoder_name == "clip_vision_model of clip" and index.video.num_frames == 20
 
+    def test_a_base_without_a_model_is_refused(self, run: Run, pickles: list[object]) -> None:
+        run("features", "import", *pickles, "--base", "x").must_complain("--base and --projector belong to a model")
+
     def test_a_malicious_pickle_ends_with_status_2_having_run_nothing(
         self, run: Run, pickles: list[object], tmp_path: Path
     ) -> None:
         (tmp_path / "memory" / "v_1.pkl").write_bytes(pickle.dumps(Evil(tmp_path / "trace")))
-        run("features", "import", *pickles, "--base", "x").must_complain("--base and --projector belong to a model")
         run("features", "import", *pickles).must_complain("v_1.pkl is refused", "Nothing in it was run")
         assert not (tmp_path / "trace").exists()
         assert not list((tmp_path / "out").iterdir())
