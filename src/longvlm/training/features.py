@@ -172,8 +172,8 @@ def encode_videos(
         if not may_drop:
             raise LongVLMError(f"{told} Mend or remove them, or set missing: drop for these data; the others are kept.")
         say(told)
-    if damaged := {video: seconds for video, seconds in report.lost_seconds.items() if seconds > 0}:
+    if num_damaged := sum(seconds > 0 for seconds in report.lost_seconds.values()):
         say(
-            f"{len(damaged)} of {len(listed)} videos have an end that can't be decoded, and are learned from without "
+            f"{num_damaged} of {len(listed)} videos have an end that can't be decoded, and are learned from without "
             f"it; they are in {folder / DAMAGED_FILE}"
         )
