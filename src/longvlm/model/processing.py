@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from os.path import commonprefix
 from typing import Any
 
@@ -177,6 +178,7 @@ class LongVLMProcessor(ProcessorMixin):
         they differ in more.
         """
 
+        @cache  # the whole conversation mostly ends with an answer
         def text_of(count: int, generation_prompt: bool) -> str:
             until = messages[:count]
             segments = num_segments if any(p["type"] == "video" for m in until for p in _parts(m)) else None
