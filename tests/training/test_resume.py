@@ -88,6 +88,25 @@ def test_killed_while_a_checkpoint_is_written(
     assert_same_weights(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.parametrize("name", ["trained_part.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("left_share", [0.0, 0.5])
+def test_a_damaged_checkpoint_is_named_and_left(
+    small_recipe: Path, uninterrupted: Path, tmp_path: Path, name: str, left_share: float
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(uninterrupted, output)
+    shutil.rmtree(output / "model")
+    checkpoint = complete_checkpoints(output / CHECKPOINTS)[-1]
+    path = checkpoint / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(left_share * len(content))])
+    with pytest.raises(LongVLMError) as refused:
+        train(read_recipe(small_recipe, *CHANGES, f"output={output}"), say=lambda text: None)
+    assert str(refused.value).startswith(f"{path} is damaged (")
+    assert f"remove {checkpoint}, and" in str(refused.value) and "\n" not in str(refused.value)
+    assert checkpoint.is_dir()
+
+
 def test_resumed_between_measurements_with_workers(small_recipe: Path, tmp_path: Path) -> None:
     """What prepares held-out batches must draw no number that a resumed run draws at another moment."""
     output = tmp_path / "run"

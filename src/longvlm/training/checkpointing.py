@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
@@ -175,6 +177,24 @@ def restore_weights(model: LongVLMForConditionalGeneration, folder: Path, base: 
     model.tie_weights()
 
 
+def require_undamaged(checkpoint: Path) -> None:
+    """Raise LongVLMError, naming the file, for a whole checkpoint that a disk or another hand has damaged since."""
+    readers: dict[str, Callable[[Path], Any]] = {
+        "*.safetensors": _open_tensors,
+        "*.json": lambda path: json.loads(path.read_bytes()),
+        "*.pt": lambda path: torch.load(path, weights_only=True, mmap=True),
+    }
+    for pattern, read in readers.items():
+        for path in sorted(checkpoint.glob(pattern)):
+            with naming_what_is_damaged(path, removed=checkpoint):
+                read(path)
+
+
+def _open_tensors(path: Path) -> None:
+    with safe_open(str(path), framework="pt"):  # its header says how long the file has to be
+        pass
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, the oldest first."""
     found = {path: match for path in folder.glob("*") if (match := _CHECKPOINT.match(path.name))}
@@ -229,7 +249,7 @@ def naming_what_is_damaged(path: Path, *, removed: Path | None = None) -> Iterat
     """
     try:
         yield
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, EOFError, UnpicklingError) as error:
         raise LongVLMError(
             f"{path} is damaged ({one_line(error)}); remove {removed or 'it'}, and the same command makes it anew."
         ) from error

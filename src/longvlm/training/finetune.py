@@ -26,6 +26,7 @@ from longvlm.training.checkpointing import (
     naming_rows_in_workers,
     naming_what_is_not_written,
     remove_half_written,
+    require_undamaged,
     restore_weights,
 )
 from longvlm.training.conversations import (
@@ -196,6 +197,7 @@ def _run(recipe: Recipe, arguments: TrainingArguments, start: _Start, samples: l
     checkpoints = complete_checkpoints(folder)
     if checkpoints:
         say(f"going on from {checkpoints[-1]}")
+        require_undamaged(checkpoints[-1])
         restore_weights(model, checkpoints[-1], start.base)
     if recipe.machine.fsdp:
         shard_model(model, arguments.device, arguments.world_size, bf16=arguments.bf16)
