@@ -307,6 +307,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=assets / "default_model", help="where the model is written")
     arguments = parser.parse_args()
     keep_one_heap()
+    torch.set_flush_denormal(True)  # sharp attention has many, a hundred times as slow; threads begun later do so too
     try:
         recipe = load_recipe(arguments.recipe)
         for folder in (arguments.runs, arguments.output):

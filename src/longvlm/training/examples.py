@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -86,25 +87,34 @@ def pack_conversations(
     (T,), as if each conversation were the only one.
     """
     first, *others = conversations
-    examples = [make_example(processor, first, visual_tokens, num_segments, segment_spans)]
+    whole = make_example(processor, first, visual_tokens, num_segments, segment_spans)
+    shared = _end_of_video(whole, processor)
     # Of the others only what follows the video is taken: one segment says as much as hours, and is written faster.
-    one_span = None if segment_spans is None else segment_spans[:1]
-    examples += [make_example(processor, turns, visual_tokens, 1, one_span) for turns in others]
-    ends = [int((one["input_ids"] == processor.video_token_id).nonzero().max()) + 1 for one in examples]
-    shared, tails = ends[0], [len(one["input_ids"]) - end for one, end in zip(examples, ends, strict=True)]
-    places = [torch.arange(shared), *(shared + torch.arange(tail) for tail in tails)]
-    packed = {
-        name: torch.cat(
-            [examples[0][name][:shared], *(one[name][end:] for one, end in zip(examples, ends, strict=True))]
-        )
-        for name in ("input_ids", "labels")
-    }
+    span = None if segment_spans is None else (float(segment_spans[0][0]), float(segment_spans[0][1]))
+    tails = [{name: whole[name][shared:] for name in ("input_ids", "labels")}]
+    tails += [_make_tail(processor, tuple(turns), span) for turns in others]
+    lengths = [len(tail["input_ids"]) for tail in tails]
+    places = [torch.arange(shared), *(shared + torch.arange(length) for length in lengths)]
+    packed = {name: torch.cat([whole[name][:shared], *(tail[name] for tail in tails)]) for name in tails[0]}
     return {
         **packed,
-        "branches": torch.arange(len(places)).repeat_interleave(torch.tensor([shared, *tails])),
+        "branches": torch.arange(len(places)).repeat_interleave(torch.tensor([shared, *lengths])),
         "position_ids": torch.cat(places),
         "visual_tokens": visual_tokens,
     }
+
+
+@lru_cache(maxsize=2**16)  # most questions come again, and to write and encode them took half of a batch's time
+def _make_tail(
+    processor: LongVLMProcessor, turns: tuple[tuple[str, str], ...], span: tuple[float, float] | None
+) -> Example:
+    """What follows the video, input_ids and labels (T,); `span` where segments have their times written."""
+    example = make_example(processor, turns, torch.empty(0), 1, None if span is None else [span])
+    return {name: example[name][_end_of_video(example, processor) :] for name in ("input_ids", "labels")}
+
+
+def _end_of_video(example: Example, processor: LongVLMProcessor) -> int:
+    return int((example["input_ids"] == processor.video_token_id).nonzero().max()) + 1
 
 
 def restore_positions(example: Example, video: ComposedVideo, video_token_id: int) -> Example:
@@ -176,7 +186,8 @@ class Lesson:
     """What batches of composed videos are made of.
 
     Args:
-        tokens_per_batch: with padding, about; the videos of one batch have the same number of segments.
+        tokens_per_batch: with padding, about, and as many more as give every part the same number of videos; the
+            videos of one batch have the same number of segments.
         segments: least and most of a video, drawn log-uniformly.
         feature_noise: normal noise on all local tokens, drawn anew for every video, as a share of each feature's
             standard deviation in the bank; without it a bank's blocks are learned by heart.
@@ -225,7 +236,7 @@ class ComposedBatches(Dataset):
     """Batches of videos joined from a bank, with what is said about them; item i is always the same batch.
 
     `kinds` maps each kind of question to its weight. `timestamps`: whether the segments' times are written between
-    their tokens. With `parts` above 1, an item is {PARTS: batches}, at most so many, among which its videos are dealt.
+    their tokens. With `parts` above 1, an item is {PARTS: batches}, so many, among which its videos are dealt evenly.
     """
 
     def __init__(
@@ -260,9 +271,10 @@ class ComposedBatches(Dataset):
         while True:
             examples.append(self._make_video(num_segments, rng, names=names))
             longest = max(longest, len(examples[-1]["input_ids"]))
-            if (len(examples) + 1) * longest > self.lesson.tokens_per_batch:
+            is_full = (len(examples) + 1) * longest > self.lesson.tokens_per_batch
+            if is_full and len(examples) % self.parts == 0:  # no thread waits for another one's last video
                 break
-        batches = [collate(dealt) for part in range(self.parts) if (dealt := examples[part :: self.parts])]
+        batches = [collate(examples[part :: self.parts]) for part in range(self.parts)]
         if names:
             for batch in batches:
                 del batch["labels"]  # there is nothing to answer
