@@ -21,6 +21,7 @@ def test_the_paper_recipe_is_the_papers() -> None:
     assert rates.encoder is rates.language_model is rates.lora is None
     assert (schedule.epochs, schedule.batch_size, schedule.accumulation, schedule.max_tokens) == (3, 8, 1, 2048)
     assert (schedule.shape, schedule.warmup_share, schedule.weight_decay) == ("cosine", 0.03, 0)
+    assert schedule.group_lengths is recipe.model.timestamps is False
     assert (recipe.machine.precision, recipe.machine.gradient_checkpointing) == ("bf16", True)
     compression = Compression.from_dict(recipe.model.compression)
     assert compression == Compression()

@@ -1,5 +1,6 @@
 """The command line: exit status 2 and one line for mistakes, as for every other command."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from longvlm import cli
+from longvlm.training.checkpointing import complete_checkpoints
+from longvlm.training.run_folder import CHECKPOINTS
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["longvlm", "train", *arguments])
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, command: str = "train") -> int:
+    monkeypatch.setattr("sys.argv", ["longvlm", command, *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return int(ended.value.code or 0)
@@ -23,6 +26,13 @@ def test_a_recipe_is_run(
     told = capsys.readouterr()
     assert "part            parameters  trained  learning rate  stored as" in told.out
     assert f"the trained model is {tmp_path / 'run' / 'model'}" in told.err
+    video, answers = str(small_recipe.parent / "features" / "v1.longvlm"), []
+    (checkpoint,) = complete_checkpoints(tmp_path / "run" / CHECKPOINTS)
+    for folder in (checkpoint, tmp_path / "run" / "model"):
+        asked = [video, "What is in it?", "--model", str(folder), "--device", "cpu", "--max-new-tokens", "8", "--json"]
+        assert run(monkeypatch, *asked, command="ask") == 0
+        answers.append(json.loads(capsys.readouterr().out)["answers"][0]["answer"])
+    assert answers[0] == answers[1]
 
 
 def test_a_check_reads_no_data_and_writes_nothing(

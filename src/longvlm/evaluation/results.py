@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
+from longvlm import __version__
 from longvlm.evaluation.measures import LETTERS, Measure
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Results:
             "videos": self.num_videos,
             "unanswered": self.num_unanswered,
             "judge": self.judge,
+            "longvlm": __version__,  # whose offline judge it was
             "measures": [_as_json(measure) for measure in self.measures],
             "settings": dict(self.settings),
             "notes": [*self.notes, *self.explanations],

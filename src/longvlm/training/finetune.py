@@ -56,7 +56,7 @@ from longvlm.training.run_folder import (
 from longvlm.training.sample_order import plan_samples
 from longvlm.training.samples import gather_samples
 from longvlm.training.sharding import shard_model
-from longvlm.whole_files import locked, make_folder
+from longvlm.whole_files import locked, make_folder, write_whole
 
 _LONGEST_ENCODING_SECONDS = 7 * 24 * 3600  # while the first process encodes videos, the others wait
 # As transformers called it up to 5.20.
@@ -354,6 +354,6 @@ def _finish(recipe: Recipe, trainer: Trainer) -> Path:
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
             history = json.dumps(trainer.state.log_history, indent=1)
-            (recipe.output / HISTORY_FILE).write_text(history, encoding="utf-8")
+            write_whole(recipe.output / HISTORY_FILE, history.encode())
             unfinished.replace(folder)
     return folder
