@@ -21,8 +21,8 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear, mse_loss, rms_norm
-from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, rms_norm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, apply_rotary_pos_emb
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.training.ground_truth import (
@@ -34,7 +34,7 @@ from longvlm.training.ground_truth import (
     STATE_SIZES,
     find_latest,
 )
-from longvlm.training.shared_attention import SHARED_ATTENTION
+from longvlm.training.shared_attention import SHARED_ATTENTION, forward_where_read
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import MAX_EVENTS
 
@@ -88,19 +88,33 @@ class ModelWithAuxiliaryLosses(nn.Module):
         self.loss_weights = LOSS_WEIGHTS
         self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         self._attention_inputs: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
+        self._projected: dict[str, torch.Tensor] = {}  # the queries and keys of a layer's heads, before they are turned
         model.model.language_model.set_attn_implementation(SHARED_ATTENTION)
-        layers = cast(nn.ModuleList, model.model.language_model.layers)
-        for layer in (state_layer - 1, state_layer, state_layer + 1, recall_layer):
+        layers = self._layers
+        read = {state_layer - 1, state_layer, state_layer + 1, recall_layer}
+        last_but_one = {recall_layer - 1, len(layers) - 1}
+        for layer in read | last_but_one:
             layers[layer - 1].register_forward_hook(partial(self._keep_hidden, layer))
-        for layer in {state_layer - 1, state_layer, state_layer + 1, recall_layer, recall_layer + 1}:
+        for layer in read | {recall_layer + 1} | last_but_one:
             attention = cast(LlamaAttention, layers[layer - 1].self_attn)
             attention.register_forward_pre_hook(partial(self._keep_attention_inputs, layer), with_kwargs=True)
+        for layer in read | {recall_layer + 1}:
+            attention = cast(LlamaAttention, layers[layer - 1].self_attn)
+            attention.q_proj.register_forward_hook(partial(self._keep_projected, f"queries {layer}"))
+            attention.k_proj.register_forward_hook(partial(self._keep_projected, f"keys {layer}"))
+
+    @property
+    def _layers(self) -> list[LlamaDecoderLayer]:
+        return [*self.model.model.language_model.layers]
 
     def _keep_hidden(self, layer: int, _module: nn.Module, _inputs: Any, hidden: torch.Tensor) -> None:
         self._hidden[layer] = hidden
 
     def _keep_attention_inputs(self, layer: int, _module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
         self._attention_inputs[layer] = named
+
+    def _keep_projected(self, name: str, _module: nn.Module, _inputs: Any, projected: torch.Tensor) -> None:
+        self._projected[name] = projected
 
     def forward(
         self,
@@ -130,8 +144,12 @@ class ModelWithAuxiliaryLosses(nn.Module):
         `is_name` (B, T); the rest as the model takes it, `labels` only where there are answers to learn.
         """
         shared = 0 if num_shared is None else int(num_shared)
-        with self._layers_up_to(self.recall_layer if labels is None else None):
-            hidden = self.model.model(**batch, num_shared=shared, use_cache=False).last_hidden_state
+        speaks = None if labels is None else _predicts_answer(labels)
+        # Layers behind the last one that a loss reads are left out, and that one is only computed where it is read.
+        last = self.recall_layer if speaks is None else len(self._layers)
+        with self._layers_up_to(last - 1):
+            self.model.model(**batch, num_shared=shared, use_cache=False)
+        read_last = self._compute_where_read(last, is_name if speaks is None else speaks)
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _scatter(token_events, is_visual, NO_EVENT)
         named_events = _scatter(name_events, is_name, NO_EVENT)
@@ -147,7 +165,7 @@ class ModelWithAuxiliaryLosses(nn.Module):
             self._object_attention_loss(
                 *(values[:, in_videos] for values in (is_asked, shown, _scatter(token_frames, is_visual, 0.0)))
             ),
-            self._name_loss(is_name, named, recalls),
+            self._name_loss(is_name, named, recalls, read_last if speaks is None else None),
             self._lookup_attention_loss(is_name & has_local, shown, named_events),
         ]
         weights = (self.loss_weights["sighting"], self.loss_weights["gone"])
@@ -158,29 +176,40 @@ class ModelWithAuxiliaryLosses(nn.Module):
                 self._sighting_loss(shown >= 0, seen_frames[token_events >= 0], were_gone[token_events >= 0]),
             ]
         if labels is not None:
-            losses += [self._answer_loss(hidden, labels), self._topic_attention_loss(is_visual, is_name, labels)]
+            spoken = self.model.model.language_model.norm(read_last)
+            losses += [self._answer_loss(spoken, labels), self._topic_attention_loss(is_visual, is_name, labels)]
             losses += [self._naming_attention_loss(shown, is_name, named_events, labels)]
         self._hidden.clear()
         self._attention_inputs.clear()
+        self._projected.clear()
         return {"loss": torch.stack(losses).sum()}
 
     @contextmanager
-    def _layers_up_to(self, last: int | None) -> Iterator[None]:
-        """Leave out the layers behind `last`, which no loss reads where there is nothing to answer."""
+    def _layers_up_to(self, last: int) -> Iterator[None]:
+        """Leave out the layers behind `last`."""
         config = self.model.model.language_model.config
         number = config.num_hidden_layers
-        config.num_hidden_layers = last or number
+        config.num_hidden_layers = last
         try:
             yield
         finally:
             config.num_hidden_layers = number
 
+    def _compute_where_read(self, layer: int, is_read: torch.Tensor) -> torch.Tensor:
+        """What `layer` makes, at the n tokens that `is_read` (B, T), of what the one before has made: (n, width)."""
+        given = self._attention_inputs[layer] = self._attention_inputs[layer - 1]
+        is_seen, positions = self._visible(layer, is_read), given["position_embeddings"]
+        return forward_where_read(self._layers[layer - 1], is_read, self._hidden[layer - 1], is_seen, positions)
+
     def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Every answer counts the same: by tokens, few long descriptions would outweigh all that is said in a word."""
+        """Every answer counts the same: by tokens, few long descriptions would outweigh all that is said in a word.
+
+        `hidden` (n, width): of the last layer, where answers are predicted.
+        """
         speaks = _predicts_answer(labels)
         begins = speaks & ~nn.functional.pad(speaks[:, :-1], (1, 0))
         answer = begins.flatten().cumsum(0)[speaks.flatten()] - 1
-        losses = cross_entropy(self.model.lm_head(hidden[speaks]), labels[:, 1:][speaks[:, :-1]], reduction="none")
+        losses = cross_entropy(self.model.lm_head(hidden), labels[:, 1:][speaks[:, :-1]], reduction="none")
         lengths = torch.bincount(answer)
         return (losses / lengths[answer]).sum() / len(lengths)
 
@@ -213,9 +242,11 @@ class ModelWithAuxiliaryLosses(nn.Module):
         weights = self.loss_weights
         return (weights["sighting"] * of_frames + weights["gone"] * of_gaps) / max(1, len(were_gone))
 
-    def _name_loss(self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor) -> torch.Tensor:
+    def _name_loss(
+        self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor, recalled: torch.Tensor | None
+    ) -> torch.Tensor:
         named_there = self._hidden[self.state_layer][is_name]
-        recalled = self._hidden[self.recall_layer][is_name]
+        recalled = self._hidden[self.recall_layer][is_name] if recalled is None else recalled
         size = len(OBJECT_SIZES)
         return _head_loss(self.state_heads, named_there, named, STATE_SIZES[:size], _STATE_WEIGHTS[:size]) + _head_loss(
             self.recall_heads, recalled, recalls, RECALL_SIZES, _RECALL_WEIGHTS
@@ -319,11 +350,11 @@ class ModelWithAuxiliaryLosses(nn.Module):
         those that have any: to all of them together, or `evenly` to each, by its weight where they have weights. Where
         T is less than the batch's, these tokens see none behind it.
         """
-        attention = cast(LlamaAttention, self.model.model.language_model.layers[layer - 1].self_attn)
-        first, has_targets = slice(0, rows.shape[1]), targets.any(1)
+        has_targets = targets.any(1)
         rows, targets = rows.masked_scatter(rows, has_targets), targets[has_targets]
+        first = slice(0, rows.shape[1])
         is_seen = self._visible(layer, rows)[:, first, first][rows]
-        logits = _attention_logits(attention, head, rows, **self._attention_inputs[layer])
+        logits = self._attention_logits(layer, head, rows)
         attended = logits.masked_fill(~is_seen, -math.inf).logsumexp(1)
         if evenly:
             wanted = (logits * targets).sum(1) / targets.sum(1)
@@ -331,23 +362,15 @@ class ModelWithAuxiliaryLosses(nn.Module):
             wanted = logits.masked_fill(~targets, -math.inf).logsumexp(1)
         return (attended - wanted).sum() / max(1, len(wanted))
 
-
-def _attention_logits(
-    attention: LlamaAttention,
-    head: int,
-    rows: torch.Tensor,
-    hidden_states: torch.Tensor,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    **_others: Any,
-) -> torch.Tensor:
-    """(n, T) of one head, for the n `rows` (B, T) that are asked for, one video after the other."""
-    own, first = slice(head * attention.head_dim, (head + 1) * attention.head_dim), slice(0, rows.shape[1])
-    hidden_states, *positions = (states[:, first] for states in (hidden_states, *position_embeddings))
-    queries = linear(hidden_states, attention.q_proj.weight[own])[:, None]
-    keys = linear(hidden_states, attention.k_proj.weight[own])[:, None]
-    queries, keys = (states[:, 0] for states in apply_rotary_pos_emb(queries, keys, *positions))
-    by_video = [queries[video][asked] @ keys[video].T for video, asked in enumerate(rows)]
-    return torch.cat(by_video) * attention.scaling
+    def _attention_logits(self, layer: int, head: int, rows: torch.Tensor) -> torch.Tensor:
+        """(n, T) of one head, for the n `rows` (B, T) that are asked for, one video after the other."""
+        attention = cast(LlamaAttention, self._layers[layer - 1].self_attn)
+        own, first = slice(head * attention.head_dim, (head + 1) * attention.head_dim), slice(0, rows.shape[1])
+        positions = (states[:, first] for states in self._attention_inputs[layer]["position_embeddings"])
+        queries, keys = (self._projected[f"{name} {layer}"][:, None, first, own] for name in ("queries", "keys"))
+        queries, keys = (states[:, 0] for states in apply_rotary_pos_emb(queries, keys, *positions))
+        by_video = [queries[video][asked] @ keys[video].T for video, asked in enumerate(rows)]
+        return torch.cat(by_video) * attention.scaling
 
 
 def _by_row(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,6 +36,7 @@ from longvlm.training.checkpointing import naming_what_is_not_written
 from longvlm.training.drawn_blocks import plan_blocks, plan_whole_scenes
 from longvlm.training.encoder_heads import CrowdedFrames, EncoderWithHeads, init_as_cosine_transform, measure
 from longvlm.training.examples import ComposedBatches, Lesson
+from longvlm.training.rounded_products import multiplies_bfloat16
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings, require_known
 from longvlm.training.stage import PARTS, Spent, StageSettings, run_stage
@@ -219,7 +220,16 @@ class Course:
         folder, seed = self.folder / "encoder", self.recipe.seed
         batch_size = settings.batch_size
         stack = partial(_stack, parts=self.recipe.threads)
-        self._spent_earlier = run_stage(learner, frames, stack, settings, folder, seed=seed, batch_size=batch_size)
+        self._spent_earlier = run_stage(
+            learner,
+            frames,
+            stack,
+            settings,
+            folder,
+            seed=seed,
+            batch_size=batch_size,
+            rounded=multiplies_bfloat16(),
+        )
         return measure(learner.eval(), CrowdedFrames(512, **size, first_seed=HELD_OUT_FRAME_SEED))
 
     def make_bank(self) -> None:
@@ -273,7 +283,9 @@ class Course:
         folder, seed = self.folder / stage.name, self.recipe.seed
         before = copy.deepcopy(self.learner.state_dict())
         self.learner.loss_weights = LOSS_WEIGHTS | stage.loss_weights
-        self._spent_earlier = run_stage(self.learner, batches, take_only, stage, folder, seed=seed)
+        self._spent_earlier = run_stage(
+            self.learner, batches, take_only, stage, folder, seed=seed, rounded=multiplies_bfloat16()
+        )
         after = self.learner.state_dict()
         self.learner.load_state_dict({name: after[name].lerp(before[name], stage.kept_share) for name in after})
 

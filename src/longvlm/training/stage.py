@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
@@ -26,16 +26,19 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from longvlm.training.rounded_products import rounded_products
+
 PARTS = "parts"
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """How long and how fast one stage learns."""
+    """How long and how fast one stage learns; `learning_rate` falls along half a cosine to `final_learning_rate`."""
 
     steps: int
     learning_rate: float
     warmup_steps: int
+    final_learning_rate: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,10 @@ def run_stage(
     *,
     seed: int,
     batch_size: int = 1,
+    rounded: bool = False,
 ) -> Spent:
     """Train `module` in place; `batch_size` examples a step, taken in the data set's order, and collated to a batch or
-    to {PARTS: batches}, which threads learn from side by side.
+    to {PARTS: batches}, which threads learn from side by side; `rounded`: see `rounded_products`.
 
     Checkpoints lie in `folder`; the last one is taken up if there is any, so that a stopped run goes on. Returns what
     earlier processes spent up to it.
@@ -133,7 +137,8 @@ def run_stage(
         per_device_train_batch_size=batch_size,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": settings.final_learning_rate},
         weight_decay=0.01,
         max_grad_norm=1.0,
         adam_beta2=0.98,
@@ -151,11 +156,12 @@ def run_stage(
         data_seed=seed,
     )
     stopwatch = _Stopwatch()
-    trainer = _SideBySideTrainer(
-        model=module, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[stopwatch]
-    )
-    with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
-        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+    with rounded_products(module) if rounded else nullcontext():
+        trainer = _SideBySideTrainer(
+            model=module, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[stopwatch]
+        )
+        with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
+            trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
     trainer.close()
     return stopwatch.earlier
 
