@@ -56,13 +56,37 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     log = json.loads(course.log_path.read_text())
     assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours", "gaps", "mixed", "counts"]
-    assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", "wall_seconds", "cpu_seconds", "recipe"}
+    spent = {"wall_seconds", "cpu_seconds", "rounded_products", "recipe"}
+    assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", *spent}
     again = Course(course.recipe, course.folder)
     again.run()
     assert json.loads(again.log_path.read_text()) == log
     expected = dict(course.model.named_parameters())
     for name, weight in again.model.named_parameters():
         assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_products_are_rounded_where_that_is_fast(
+    course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fast: bool
+) -> None:
+    """Those of learning; the encoder is an exact one again when the bank is made."""
+    monkeypatch.setattr("longvlm.training.default_model.multiplies_bfloat16_fast", lambda device: is_fast)
+    products: list[torch.dtype] = []
+    multiply = torch.Tensor.__matmul__
+
+    def note(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        products.append(one.dtype)
+        return multiply(one, other)
+
+    recipe = dataclasses.replace(course.recipe, lessons=())
+    monkeypatch.setattr(torch.Tensor, "__matmul__", note)
+    other = Course(recipe, tmp_path)
+    other.run()
+    assert (torch.bfloat16 in products) == is_fast
+    linear = [layer for layer in other.model.modules() if isinstance(layer, nn.Linear)]
+    assert {(type(layer), layer.weight.dtype) for layer in linear} == {(nn.Linear, torch.float32)}
+    assert {stage["rounded_products"] for stage in json.loads(other.log_path.read_text()).values()} == {is_fast}
 
 
 def test_a_run_stopped_in_the_middle_of_a_stage_ends_with_the_same_weights(

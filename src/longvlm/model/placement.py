@@ -34,14 +34,15 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     Raises LongVLMError for anything but float32, bfloat16 and float16.
     """
     if dtype is None or dtype == "auto":
-        return torch.bfloat16 if _multiplies_bfloat16_fast(device) else torch.float32
+        return torch.bfloat16 if multiplies_bfloat16_fast(device) else torch.float32
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise LongVLMError(f"Unknown dtype {name!r}; choose {', '.join(_DTYPES)} or auto.")
     return _DTYPES[name]
 
 
-def _multiplies_bfloat16_fast(device: torch.device) -> bool:
+def multiplies_bfloat16_fast(device: torch.device) -> bool:
+    """Whether `device` has instructions for products in bfloat16; others imitate them, slowly."""
     if device.type == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on

@@ -5,7 +5,8 @@
 The encoder learns to see single frames; a bank of encoded blocks is made with it; projector and language model learn
 from videos joined from blocks, the short ones first; single segments teach no order, and so have no stage of their own.
 Model class and collation are those of every model; the loss adds what the world knows (`ModelWithAuxiliaryLosses`), and
-weighs every answer alike in each of the parts into which a batch is dealt, one a thread.
+weighs every answer alike in each of the parts into which a batch is dealt, one a thread. Where the processor multiplies
+bfloat16, learning does so (`rounded_products`); the log says whether it did. The bank is encoded in float32.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transformers import set_seed
 from longvlm.differences import first_difference
 from longvlm.errors import LongVLMError
 from longvlm.heap import keep_one_heap
+from longvlm.model.placement import multiplies_bfloat16_fast
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
 from longvlm.training.auxiliary_losses import LOSS_WEIGHTS, ModelWithAuxiliaryLosses
@@ -36,7 +38,6 @@ from longvlm.training.checkpointing import naming_what_is_not_written
 from longvlm.training.drawn_blocks import plan_blocks, plan_whole_scenes
 from longvlm.training.encoder_heads import CrowdedFrames, EncoderWithHeads, init_as_cosine_transform, measure
 from longvlm.training.examples import ComposedBatches, Lesson
-from longvlm.training.rounded_products import multiplies_bfloat16
 from longvlm.training.segment_bank import SegmentBank
 from longvlm.training.settings import build_settings, read_settings, require_known
 from longvlm.training.stage import PARTS, Spent, StageSettings, run_stage
@@ -155,6 +156,7 @@ class Course:
             recall_layer=recipe.model.recall_layer,
             frames_per_segment=recipe.model.frames_per_segment,
         )
+        self.rounded = multiplies_bfloat16_fast(torch.device("cpu"))
         self.processor = LongVLMProcessor(
             self.tokenizer,
             image_mean=IMAGE_MEAN,
@@ -199,7 +201,7 @@ class Course:
             torch.save(self.learner.state_dict(), weights)
             spent = asdict(Spent.now() - began + self._spent_earlier)
             spent = {key: round(value, 1) for key, value in spent.items()}
-            self.log[name] = {**report, **spent, "recipe": decides}
+            self.log[name] = {**report, **spent, "rounded_products": self.rounded, "recipe": decides}
             write_whole(self.log_path, json.dumps(self.log, indent=1).encode())
             begun.unlink()
             print(f"{name}: {report | spent}")
@@ -228,7 +230,7 @@ class Course:
             folder,
             seed=seed,
             batch_size=batch_size,
-            rounded=multiplies_bfloat16(),
+            rounded=self.rounded,
         )
         return measure(learner.eval(), CrowdedFrames(512, **size, first_seed=HELD_OUT_FRAME_SEED))
 
@@ -284,7 +286,7 @@ class Course:
         before = copy.deepcopy(self.learner.state_dict())
         self.learner.loss_weights = LOSS_WEIGHTS | stage.loss_weights
         self._spent_earlier = run_stage(
-            self.learner, batches, take_only, stage, folder, seed=seed, rounded=multiplies_bfloat16()
+            self.learner, batches, take_only, stage, folder, seed=seed, rounded=self.rounded
         )
         after = self.learner.state_dict()
         self.learner.load_state_dict({name: after[name].lerp(before[name], stage.kept_share) for name in after})

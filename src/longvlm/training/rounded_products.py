@@ -21,11 +21,6 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 _ROWS_AT_ONCE = 128  # whose float32 values a core's cache holds
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for it (AVX-512 BF16, AMX); others imitate it, slowly."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 class _RoundedProduct(torch.autograd.Function):
     """x (..., in) times weight (out, in), plus bias."""
 
