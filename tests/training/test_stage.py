@@ -1,6 +1,3 @@
-import dataclasses
-import json
-import math
 import os
 import time
 from pathlib import Path
@@ -57,16 +54,6 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start, strict=True):
         assert torch.equal(parameter, expected)
         assert not torch.equal(parameter, untrained)
-
-
-@pytest.mark.parametrize("final", [0.0, 4e-3, 1e-2])
-def test_the_learning_rate_falls_along_half_a_cosine_to_the_final_one(tmp_path: Path, final: float) -> None:
-    settings = dataclasses.replace(SETTINGS, final_learning_rate=final)
-    run_stage(Line(), Lines(), collate, settings, tmp_path, seed=0, batch_size=BATCH_SIZE)
-    state = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
-    rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
-    falling = [final + (1e-2 - final) * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
-    assert rates == pytest.approx([0.0, 5e-3, *falling], abs=1e-9)
 
 
 def test_a_stage_may_multiply_in_bfloat16_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
@@ -33,12 +33,11 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class StageSettings:
-    """How long and how fast one stage learns; `learning_rate` falls along half a cosine to `final_learning_rate`."""
+    """How long and how fast one stage learns."""
 
     steps: int
     learning_rate: float
     warmup_steps: int
-    final_learning_rate: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,7 @@ def run_stage(
         per_device_train_batch_size=batch_size,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr": settings.final_learning_rate},
+        lr_scheduler_type="cosine",
         weight_decay=0.01,
         max_grad_norm=1.0,
         adam_beta2=0.98,
