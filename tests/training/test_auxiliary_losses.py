@@ -203,7 +203,7 @@ def test_layers_that_no_loss_reads_are_left_out_where_there_is_nothing_to_answer
 
     loss, gradients = learn()
     assert seen == [1, 2, 3] and model.config.text_config.num_hidden_layers == 5  # the fourth at the name alone
-    monkeypatch.setattr(learner, "_layers_up_to", lambda _: nullcontext())
+    monkeypatch.setattr(learner.watched, "left_out_behind", lambda _: nullcontext())
     whole_loss, whole_gradients = learn()
     assert seen == [1, 2, 3, 4, 5] and torch.equal(loss, whole_loss)
     assert gradients.keys() == whole_gradients.keys()

@@ -3,7 +3,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel, set_seed
 
 from longvlm.training.examples import branch_attention_mask
-from longvlm.training.shared_attention import SHARED_ATTENTION, forward_where_read
+from longvlm.training.shared_attention import SHARED_ATTENTION
 
 
 @pytest.mark.parametrize("key_value_heads", [4, 2])
@@ -41,31 +41,3 @@ def test_what_is_shared_is_read_without_the_mask() -> None:
     embeds, nothing = torch.randn(1, 6, 16), torch.zeros(1, 1, 6, 6, dtype=torch.bool)
     hidden = model(inputs_embeds=embeds, attention_mask=nothing, num_shared=4).last_hidden_state
     torch.testing.assert_close(hidden[:, :4], model(inputs_embeds=embeds[:, :4]).last_hidden_state)
-
-
-@pytest.mark.parametrize("key_value_heads", [4, 2])
-def test_a_layer_where_it_is_read_is_the_whole_layer_there(key_value_heads: int) -> None:
-    set_seed(0)
-    model = LlamaModel(
-        LlamaConfig(
-            vocab_size=7,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=key_value_heads,
-        )
-    )
-    branches = torch.tensor([[0, 0, 0, 1, 1, 2, -1], [0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1, 1]])
-    is_read = torch.zeros(3, 7, dtype=torch.bool)  # in one row some, in one a single one, in one none
-    is_read[0, [0, 2, 4, 5]] = is_read[1, 6] = True
-    is_seen, embeds = branch_attention_mask(branches), torch.randn(3, 7, 16, requires_grad=True)
-    layer, positions = model.layers[0], model.rotary_emb(embeds, torch.arange(7)[None])
-    whole = layer(embeds, attention_mask=is_seen[:, None], position_embeddings=positions)[is_read]
-    rows = forward_where_read(layer, is_read, embeds, is_seen, positions)
-    torch.testing.assert_close(rows, whole, atol=1e-5, rtol=1e-5)
-    weight, learned = torch.randn(5, 16), [embeds, *layer.parameters()]
-    slopes = [torch.autograd.grad((states * weight).sum(), learned) for states in (rows, whole)]
-    torch.testing.assert_close(*slopes, atol=1e-5, rtol=1e-5)
-    nothing = forward_where_read(layer, is_read & False, embeds, is_seen, positions)
-    assert nothing.shape == (0, 16)

@@ -14,15 +14,11 @@ whether it was gone in between, without which an object that stays would be one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, rms_norm
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, apply_rotary_pos_emb
 
 from longvlm.model.modeling import LongVLMForConditionalGeneration
 from longvlm.training.ground_truth import (
@@ -34,7 +30,8 @@ from longvlm.training.ground_truth import (
     STATE_SIZES,
     find_latest,
 )
-from longvlm.training.shared_attention import SHARED_ATTENTION, forward_where_read
+from longvlm.training.shared_attention import SHARED_ATTENTION
+from longvlm.training.watched_layers import WatchedLayers
 from longvlm.world.render import NO_EVENT
 from longvlm.world.scene import MAX_EVENTS
 
@@ -86,35 +83,9 @@ class ModelWithAuxiliaryLosses(nn.Module):
             self.sighting_heads = nn.Linear(width, frames_per_segment)
             self.gone_heads = nn.ModuleList([nn.Linear(width, 1), nn.Linear(width, 1)])
         self.loss_weights = LOSS_WEIGHTS
-        self._hidden: dict[int, torch.Tensor] = {}  # of the last forward, by layer
-        self._attention_inputs: dict[int, dict[str, Any]] = {}  # what the attention of a layer was given
-        self._projected: dict[str, torch.Tensor] = {}  # the queries and keys of a layer's heads, before they are turned
-        model.model.language_model.set_attn_implementation(SHARED_ATTENTION)
-        layers = self._layers
-        read = {state_layer - 1, state_layer, state_layer + 1, recall_layer}
-        last_but_one = {recall_layer - 1, len(layers) - 1}
-        for layer in read | last_but_one:
-            layers[layer - 1].register_forward_hook(partial(self._keep_hidden, layer))
-        for layer in read | {recall_layer + 1} | last_but_one:
-            attention = cast(LlamaAttention, layers[layer - 1].self_attn)
-            attention.register_forward_pre_hook(partial(self._keep_attention_inputs, layer), with_kwargs=True)
-        for layer in read | {recall_layer + 1}:
-            attention = cast(LlamaAttention, layers[layer - 1].self_attn)
-            attention.q_proj.register_forward_hook(partial(self._keep_projected, f"queries {layer}"))
-            attention.k_proj.register_forward_hook(partial(self._keep_projected, f"keys {layer}"))
-
-    @property
-    def _layers(self) -> list[LlamaDecoderLayer]:
-        return [*self.model.model.language_model.layers]
-
-    def _keep_hidden(self, layer: int, _module: nn.Module, _inputs: Any, hidden: torch.Tensor) -> None:
-        self._hidden[layer] = hidden
-
-    def _keep_attention_inputs(self, layer: int, _module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
-        self._attention_inputs[layer] = named
-
-    def _keep_projected(self, name: str, _module: nn.Module, _inputs: Any, projected: torch.Tensor) -> None:
-        self._projected[name] = projected
+        language_model = model.model.language_model
+        language_model.set_attn_implementation(SHARED_ATTENTION)
+        self.watched = WatchedLayers(language_model)
 
     def forward(
         self,
@@ -146,10 +117,11 @@ class ModelWithAuxiliaryLosses(nn.Module):
         shared = 0 if num_shared is None else int(num_shared)
         speaks = None if labels is None else _predicts_answer(labels)
         # Layers behind the last one that a loss reads are left out, and that one is only computed where it is read.
-        last = self.recall_layer if speaks is None else len(self._layers)
-        with self._layers_up_to(last - 1):
+        last = self.recall_layer if speaks is None else self.watched.number
+        with self.watched.left_out_behind(last - 1):
             self.model.model(**batch, num_shared=shared, use_cache=False)
-        read_last = self._compute_where_read(last, is_name if speaks is None else speaks)
+        read_last = self.watched.compute_where_read(last, is_name if speaks is None else speaks)
+        recalled = read_last if speaks is None else self.watched.hidden[self.recall_layer][is_name]
         is_visual: torch.Tensor = batch["input_ids"] == self.model.config.video_token_index
         shown = _scatter(token_events, is_visual, NO_EVENT)
         named_events = _scatter(name_events, is_name, NO_EVENT)
@@ -165,7 +137,7 @@ class ModelWithAuxiliaryLosses(nn.Module):
             self._object_attention_loss(
                 *(values[:, in_videos] for values in (is_asked, shown, _scatter(token_frames, is_visual, 0.0)))
             ),
-            self._name_loss(is_name, named, recalls, read_last if speaks is None else None),
+            self._name_loss(is_name, named, recalls, recalled),
             self._lookup_attention_loss(is_name & has_local, shown, named_events),
         ]
         weights = (self.loss_weights["sighting"], self.loss_weights["gone"])
@@ -179,27 +151,8 @@ class ModelWithAuxiliaryLosses(nn.Module):
             spoken = self.model.model.language_model.norm(read_last)
             losses += [self._answer_loss(spoken, labels), self._topic_attention_loss(is_visual, is_name, labels)]
             losses += [self._naming_attention_loss(shown, is_name, named_events, labels)]
-        self._hidden.clear()
-        self._attention_inputs.clear()
-        self._projected.clear()
+        self.watched.clear()
         return {"loss": torch.stack(losses).sum()}
-
-    @contextmanager
-    def _layers_up_to(self, last: int) -> Iterator[None]:
-        """Leave out the layers behind `last`."""
-        config = self.model.model.language_model.config
-        number = config.num_hidden_layers
-        config.num_hidden_layers = last
-        try:
-            yield
-        finally:
-            config.num_hidden_layers = number
-
-    def _compute_where_read(self, layer: int, is_read: torch.Tensor) -> torch.Tensor:
-        """What `layer` makes, at the n tokens that `is_read` (B, T), of what the one before has made: (n, width)."""
-        given = self._attention_inputs[layer] = self._attention_inputs[layer - 1]
-        is_seen, positions = self._visible(layer, is_read), given["position_embeddings"]
-        return forward_where_read(self._layers[layer - 1], is_read, self._hidden[layer - 1], is_seen, positions)
 
     def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Every answer counts the same: by tokens, few long descriptions would outweigh all that is said in a word.
@@ -214,7 +167,7 @@ class ModelWithAuxiliaryLosses(nn.Module):
         return (losses / lengths[answer]).sum() / len(lengths)
 
     def _state_loss(self, is_asked: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        known, recounted = (self._hidden[layer][is_asked] for layer in (self.state_layer, self.state_layer + 1))
+        known, recounted = (self.watched.hidden[layer][is_asked] for layer in (self.state_layer, self.state_layer + 1))
         counts = (states[:, STATE_COUNT].to(known) - MAX_EVENTS / 2) / _COUNT_PER_UNIT
         error = sum(
             mse_loss(rms_norm(hidden, hidden.shape[-1:])[:, _COUNT_COORDINATE], counts, reduction="sum")
@@ -224,7 +177,7 @@ class ModelWithAuxiliaryLosses(nn.Module):
         return of_states + self.loss_weights["count"] * error
 
     def _motion_loss(self, shows_object: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
-        known = self._hidden[self.state_layer - 1][shows_object]
+        known = self.watched.hidden[self.state_layer - 1][shows_object]
         errors = mse_loss(self.motion_heads(rms_norm(known, known.shape[-1:])), motions, reduction="sum")
         return errors / max(1, motions.numel())
 
@@ -232,7 +185,7 @@ class ModelWithAuxiliaryLosses(nn.Module):
         self, shows_object: torch.Tensor, seen_frames: torch.Tensor, were_gone: torch.Tensor
     ) -> torch.Tensor:
         """The gap in a segment is told a layer before that in the video: what attends to a segment's tokens sees it."""
-        known = [self._hidden[layer][shows_object] for layer in (self.state_layer - 1, self.state_layer)]
+        known = [self.watched.hidden[layer][shows_object] for layer in (self.state_layer - 1, self.state_layer)]
         known = [rms_norm(hidden, hidden.shape[-1:]) for hidden in known]
         seen = self.sighting_heads(known[0])
         gone = torch.cat([head(hidden) for head, hidden in zip(self.gone_heads, known, strict=True)], dim=1)
@@ -243,10 +196,10 @@ class ModelWithAuxiliaryLosses(nn.Module):
         return (weights["sighting"] * of_frames + weights["gone"] * of_gaps) / max(1, len(were_gone))
 
     def _name_loss(
-        self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor, recalled: torch.Tensor | None
+        self, is_name: torch.Tensor, named: torch.Tensor, recalls: torch.Tensor, recalled: torch.Tensor
     ) -> torch.Tensor:
-        named_there = self._hidden[self.state_layer][is_name]
-        recalled = self._hidden[self.recall_layer][is_name] if recalled is None else recalled
+        """`recalled` (names, width): what `recall_layer` has made of the names."""
+        named_there = self.watched.hidden[self.state_layer][is_name]
         size = len(OBJECT_SIZES)
         return _head_loss(self.state_heads, named_there, named, STATE_SIZES[:size], _STATE_WEIGHTS[:size]) + _head_loss(
             self.recall_heads, recalled, recalls, RECALL_SIZES, _RECALL_WEIGHTS
@@ -310,7 +263,7 @@ class ModelWithAuxiliaryLosses(nn.Module):
         """Where an answer is spoken: the name said last; the end of the video where none was. At once, and again when
         what is known of the name stands there."""
         speaks, places = _predicts_answer(labels), torch.arange(labels.shape[1])
-        video, is_seen = speaks.nonzero()[:, 0], self._visible(self.recall_layer, labels)[speaks]
+        video, is_seen = speaks.nonzero()[:, 0], self.watched.visible(self.recall_layer, labels)[speaks]
         said = torch.where(is_name[video] & is_seen, places, 0).amax(1)
         end = torch.where(is_visual, places, 0).amax(1)[video]
         targets = torch.maximum(said, end)[:, None] == places  # names stand after the video
@@ -331,17 +284,10 @@ class ModelWithAuxiliaryLosses(nn.Module):
         for words in (2, 1):
             coming[:, :-words] = torch.where(is_name[:, words:], named_events[:, words:], coming[:, :-words])
         names_next = _predicts_answer(labels) & (coming >= 0)
-        video, is_seen = names_next.nonzero()[:, 0], self._visible(layer, labels)[names_next]
+        video, is_seen = names_next.nonzero()[:, 0], self.watched.visible(layer, labels)[names_next]
         named = (named_events[video] == coming[names_next][:, None]) & is_seen
         elsewhere = (shown[video] == coming[names_next][:, None]) & is_seen & ~named.any(1, keepdim=True)
         return self._attention_loss(layer, 0, names_next, named | elsewhere)
-
-    def _visible(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
-        """What each token (B, T) sees, (B, T, T) bool."""
-        mask = self._attention_inputs[layer].get("attention_mask")  # (B, 1, T, T) bool, or none: all that is before
-        if mask is None:
-            return torch.ones(*tokens.shape, tokens.shape[1], dtype=torch.bool).tril()
-        return mask[:, 0]
 
     def _attention_loss(
         self, layer: int, head: int, rows: torch.Tensor, targets: torch.Tensor, *, evenly: bool = False
@@ -353,24 +299,14 @@ class ModelWithAuxiliaryLosses(nn.Module):
         has_targets = targets.any(1)
         rows, targets = rows.masked_scatter(rows, has_targets), targets[has_targets]
         first = slice(0, rows.shape[1])
-        is_seen = self._visible(layer, rows)[:, first, first][rows]
-        logits = self._attention_logits(layer, head, rows)
+        is_seen = self.watched.visible(layer, rows)[:, first, first][rows]
+        logits = self.watched.attention_logits(layer, head, rows)
         attended = logits.masked_fill(~is_seen, -math.inf).logsumexp(1)
         if evenly:
             wanted = (logits * targets).sum(1) / targets.sum(1)
         else:
             wanted = logits.masked_fill(~targets, -math.inf).logsumexp(1)
         return (attended - wanted).sum() / max(1, len(wanted))
-
-    def _attention_logits(self, layer: int, head: int, rows: torch.Tensor) -> torch.Tensor:
-        """(n, T) of one head, for the n `rows` (B, T) that are asked for, one video after the other."""
-        attention = cast(LlamaAttention, self._layers[layer - 1].self_attn)
-        own, first = slice(head * attention.head_dim, (head + 1) * attention.head_dim), slice(0, rows.shape[1])
-        positions = (states[:, first] for states in self._attention_inputs[layer]["position_embeddings"])
-        queries, keys = (self._projected[f"{name} {layer}"][:, None, first, own] for name in ("queries", "keys"))
-        queries, keys = (states[:, 0] for states in apply_rotary_pos_emb(queries, keys, *positions))
-        by_video = [queries[video][asked] @ keys[video].T for video, asked in enumerate(rows)]
-        return torch.cat(by_video) * attention.scaling
 
 
 def _by_row(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
