@@ -29,7 +29,7 @@ from transformers import set_seed
 
 from longvlm.differences import first_difference
 from longvlm.errors import LongVLMError
-from longvlm.heap import keep_one_heap
+from longvlm.heap import keep_heaps_of_threads
 from longvlm.model.placement import multiplies_bfloat16_fast
 from longvlm.model.processing import LongVLMProcessor
 from longvlm.stages.vision import VisionEncoder
@@ -320,7 +320,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/default_model"), help="checkpoints, bank and log")
     parser.add_argument("--output", type=Path, default=assets / "default_model", help="where the model is written")
     arguments = parser.parse_args()
-    keep_one_heap()
+    keep_heaps_of_threads()
     torch.set_flush_denormal(True)  # sharp attention has many, a hundred times as slow; threads begun later do so too
     try:
         recipe = load_recipe(arguments.recipe)
