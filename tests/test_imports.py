@@ -21,7 +21,7 @@ LAYERS = [
     {"errors"},
     {"whole_files", "differences"},
     {"types"},
-    {"clock", "heap", "intervals", "pace", "text_table", "working_ahead"},
+    {"clock", "heap", "intervals", "pace", "parent_process", "text_table", "working_ahead"},
     {"video_index"},
     {"index_builder"},
     {"stages"},

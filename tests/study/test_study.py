@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
+from processes import family_of, needs_processes_listed, parents_of_the_living
 from waiting import wait_until
 
 from longvlm import LongVLM
@@ -397,24 +397,7 @@ def test_rows_trained_side_by_side_score_as_one_after_the_other(run: Callable[..
     run(*command).must_complain(f"{runs / 'both-0.json'} is damaged")
 
 
-def parents_of_the_living() -> dict[int, int]:
-    """Of every process that runs, by number."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            state, parent = status.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(status.parent.name)] = int(parent)
-    return parents
-
-
-def family_of(process: int) -> set[int]:
-    """Its children, and theirs."""
-    children = {child for child, parent in parents_of_the_living().items() if parent == process}
-    return children.union(*map(family_of, children))
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's account of processes")
+@needs_processes_listed
 def test_processes_side_by_side_end_with_a_killed_parent(tmp_path: Path) -> None:
     recipe = tiny_study(tmp_path, threads=2, training={"steps": 1_000, "learning_rate": 1e-3, "warmup_steps": 1})
     command = [sys.executable, "-m", "longvlm", "study", "--recipe", recipe, "--runs", tmp_path / "runs"]

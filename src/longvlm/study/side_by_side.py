@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from longvlm.heap import keep_one_heap
+from longvlm.parent_process import end_with_parent
 from longvlm.pipeline import LongVLM
 from longvlm.study.course import Run, Study
 from longvlm.study.rows import Row, StudySettings
@@ -39,18 +38,11 @@ def run_side_by_side(settings: StudySettings, folder: Path, wanted: Sequence[tup
 
 def _begin(settings: StudySettings, folder: Path) -> None:
     global _of_this_process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent ends the others
     sys.stderr = (folder / LOG).open("a", buffering=1)
     keep_one_heap()
     _of_this_process = Study(dataclasses.replace(settings, threads=1), LongVLM.from_pretrained().encoder, folder)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _run(row: Row, seed: int) -> Run:

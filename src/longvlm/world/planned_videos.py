@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longvlm.errors import LongVLMError
+from longvlm.parent_process import end_with_parent
 from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
 from longvlm.world.render import render_frame
 from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
@@ -126,7 +127,7 @@ def _rendered(plans: Sequence[VideoPlan]) -> Generator[list[Path], None, None]:
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
     with (
         tempfile.TemporaryDirectory(prefix="longvlm-world-") as folder,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool,
     ):
         pending: deque[Future[list[Path]]] = deque()
         waiting = iter(enumerate(plans))
