@@ -124,11 +124,11 @@ def describe_lengths(found: dict[str, Any]) -> str:
 
 
 def describe_reproduction(first: dict[str, Any], again: dict[str, Any]) -> str:
-    """These weights' scores beside those of weights that `make model` trained again."""
+    """These weights' scores beside those of weights that the stages of `make model` left when trained again."""
     pairs = [(one, other) for one in _read_scores(first) for other in _read_scores(again) if one.kind == other.kind]
     rows = [(one.kind, str(one.n), _with_interval(one), _with_interval(other)) for one, other in pairs]
     return (
-        "`make model` once more from a clean checkout, asked the same:\n\n"
+        "Weights that the stages of `make model` left when trained anew, asked the same:\n\n"
         + TextTable("", ("question", "n", "these weights", "trained again"), rows).as_markdown()
     )
 
