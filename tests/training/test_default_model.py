@@ -38,7 +38,7 @@ def tiny_recipe(folder: Path) -> Path:
     recipe["bank"] = {"blocks": 20, "segments_per_block": [1, 2], "scenes": 2, "segments_per_scene": [2, 3]}
     recipe["encoder"].update(steps=2, warmup_steps=1, batch_size=2)
     for stage in recipe["lessons"]:
-        stage.update(steps=2, warmup_steps=1)
+        stage.update(steps=2, warmup_steps=1, averaged_steps=min(stage.get("averaged_steps", 0), 2))
         stage["lesson"].update(tokens_per_batch=300, segments=[2, 3])
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -55,7 +55,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
 
 def test_every_stage_reports_and_is_not_run_twice(course: Course) -> None:
     log = json.loads(course.log_path.read_text())
-    assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours", "gaps", "mixed", "counts"]
+    assert list(log) == ["encoder", "bank", "videos", "long", "answers", "hours", "gaps", "mixed"]
     spent = {"wall_seconds", "cpu_seconds", "rounded_products", "recipe"}
     assert set(log["encoder"]) == {"colour", "shape", "empty", "pose_error", *spent}
     again = Course(course.recipe, course.folder)
@@ -297,23 +297,22 @@ def test_a_lesson_may_ask_of_some_actions_and_weigh_kinds_itself(course: Course)
         compose_batches(course, kind_weights={"why": 1.0})
 
 
-def test_a_stage_may_keep_a_share_of_the_weights_before_it(course: Course) -> None:
-    folder = course.folder
-    before, kept = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("mixed", "counts"))
-    stage = course.recipe.lessons[-1]
-    assert (stage.name, stage.kept_share, stage.loss_weights["count"]) == ("counts", 0.75, 6.0)
-    trained = load_file(max((folder / "counts").glob("checkpoint-*")) / "model.safetensors")
-    assert kept.keys() == before.keys() and trained.keys() <= before.keys()
-    changed = [name for name in trained if not torch.equal(trained[name], before[name])]
-    assert "state_heads.weight" in changed and not any("vision_tower" in name for name in changed)
-    for name in trained:
-        torch.testing.assert_close(kept[name], 0.25 * trained[name] + 0.75 * before[name], atol=1e-6, rtol=1e-5)
+def test_the_last_stage_leaves_the_average_of_its_weights(course: Course) -> None:
+    *earlier, stage = load_recipe(RECIPE).lessons
+    assert (stage.averaged_steps, *{other.averaged_steps for other in earlier}) == (1000, 0)
+    left = torch.load(course.folder / f"{stage.name}.pt", weights_only=True)
+    checkpoint = max((course.folder / stage.name).glob("checkpoint-*"))
+    last, average = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "average"))
+    changed = [name for name in average if not torch.equal(last[name], average[name])]
+    assert "state_heads.weight" in changed and not any("vision_tower" in name for name in average)
+    for name in average:
+        assert torch.equal(left[name], average[name]), name
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kept_share": 1.0}, r"lessons.0: kept_share is 1; give a share from 0 to below 1"),
+        ({"averaged_steps": 4501}, r"lessons.0: averaged_steps is 4501; give 0, or a number up to .* the steps, 4500"),
         ({"loss_weights": {"counts": 2.0}}, r"lessons.0: loss_weights has 'counts'; the known ones are count, motion"),
         ({"loss_weights": {"count": "much"}}, r"lessons.0: loss_weights.count is 'much'; a number is expected"),
     ],

@@ -1,5 +1,6 @@
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from longvlm.errors import LongVLMError
 from longvlm.training.stage import PARTS, Spent, StageSettings, run_stage
 
 BATCH_SIZE = 4
@@ -43,17 +45,48 @@ def collate(points: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"points": torch.stack(points)}
 
 
-def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("averaged_steps", [0, 3])
+def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path, averaged_steps: int) -> None:
+    settings = replace(SETTINGS, averaged_steps=averaged_steps)
     whole, stopped = Line(), Line()
     start = [parameter.clone() for parameter in whole.parameters()]
-    run_stage(whole, Lines(), collate, SETTINGS, tmp_path / "whole", seed=0, batch_size=BATCH_SIZE)
+    run_stage(whole, Lines(), collate, settings, tmp_path / "whole", seed=0, batch_size=BATCH_SIZE)
     with pytest.raises(RuntimeError, match="power cut"):
-        run_stage(stopped, Lines(breaks_at=28), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
+        run_stage(stopped, Lines(breaks_at=28), collate, settings, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
     resumed = Line()
-    run_stage(resumed, Lines(), collate, SETTINGS, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
+    run_stage(resumed, Lines(), collate, settings, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
     for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start, strict=True):
         assert torch.equal(parameter, expected)
         assert not torch.equal(parameter, untrained)
+
+
+def test_a_stage_may_leave_the_moving_average_of_its_weights(tmp_path: Path) -> None:
+    class RememberingLine(Line):
+        def forward(self, points: torch.Tensor) -> dict[str, Any]:
+            self.weights.append(self.linear.weight.detach().clone())
+            return super().forward(points)
+
+    last, averaged = Line(), RememberingLine()
+    averaged.weights = []
+    averaged.linear.bias.requires_grad_(False)
+    last.linear.bias.requires_grad_(False)
+    bias = averaged.linear.bias.clone()
+    run_stage(last, Lines(), collate, SETTINGS, tmp_path / "last", seed=0, batch_size=BATCH_SIZE)
+    settings = replace(SETTINGS, averaged_steps=4)
+    run_stage(averaged, Lines(), collate, settings, tmp_path / "averaged", seed=0, batch_size=BATCH_SIZE)
+    before, *after = [*averaged.weights, last.linear.weight.detach()]  # a step each
+    assert len(after) == SETTINGS.steps
+    expected = 0.75**10 * before + sum(0.25 * 0.75 ** (10 - step) * weight for step, weight in enumerate(after, 1))
+    torch.testing.assert_close(averaged.linear.weight.detach(), expected)
+    assert not torch.allclose(expected, after[-1], atol=1e-3)
+    assert torch.equal(averaged.linear.bias, bias)
+
+
+@pytest.mark.parametrize("averaged_steps", [-1, 11])
+def test_a_moving_average_over_more_steps_than_there_are_is_refused(averaged_steps: int) -> None:
+    message = rf"averaged_steps is {averaged_steps}; give 0, or a number up to that of the steps, 10\."
+    with pytest.raises(LongVLMError, match=message):
+        replace(SETTINGS, averaged_steps=averaged_steps)
 
 
 def test_a_stage_may_multiply_in_bfloat16_alone(tmp_path: Path) -> None:

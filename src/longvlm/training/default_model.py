@@ -100,19 +100,16 @@ class FrameStage(StageSettings):
 class LessonStage(StageSettings):
     """A stage of projector and language model on videos composed from the bank.
 
-    `loss_weights`: in place of the usual LOSS_WEIGHTS. `kept_share`: of the weights before the stage, in the average of
-    these and of those after it that the stage leaves (Wortsman et al., WiSE-FT, 2022).
+    `loss_weights`: in place of the usual LOSS_WEIGHTS.
     """
 
     name: str
     lesson: Lesson
     loss_weights: dict[str, float] = field(default_factory=dict)
-    kept_share: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_known(self.loss_weights, LOSS_WEIGHTS, "loss_weights")
-        if not 0 <= self.kept_share < 1:
-            raise LongVLMError(f"kept_share is {self.kept_share:g}; give a share from 0 to below 1.")
 
 
 @dataclass(frozen=True)
@@ -283,13 +280,10 @@ class Course:
             parts=self.recipe.threads,
         )
         folder, seed = self.folder / stage.name, self.recipe.seed
-        before = copy.deepcopy(self.learner.state_dict())
         self.learner.loss_weights = LOSS_WEIGHTS | stage.loss_weights
         self._spent_earlier = run_stage(
             self.learner, batches, take_only, stage, folder, seed=seed, rounded=self.rounded
         )
-        after = self.learner.state_dict()
-        self.learner.load_state_dict({name: after[name].lerp(before[name], stage.kept_share) for name in after})
 
     def export(self, output: Path) -> None:
         """Write model and processor, the weights in bfloat16; what was there is replaced when all of it is written."""

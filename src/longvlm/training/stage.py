@@ -14,30 +14,45 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from longvlm.errors import LongVLMError
 from longvlm.training.rounded_products import rounded_products
 
 PARTS = "parts"
+_AVERAGE_NAME = "average.safetensors"  # beside a checkpoint's own weights
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """How long and how fast one stage learns."""
+    """How long and how fast one stage learns.
+
+    `averaged_steps`: a stage leaves the moving average of its weights over about so many last steps (exponential, with
+    a decay of 1 - 1 / averaged_steps; after Polyak and Juditsky, 1992); the last weights where it is 0.
+    """
 
     steps: int
     learning_rate: float
     warmup_steps: int
+    averaged_steps: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.averaged_steps <= self.steps:
+            raise LongVLMError(
+                f"averaged_steps is {self.averaged_steps}; give 0, or a number up to that of the steps, {self.steps}."
+            )
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,29 @@ class _Stopwatch(TrainerCallback):
         state.log_history[-1] |= asdict(self.earlier + (Spent.now() - self._began))
 
 
+class _MovingAverage(TrainerCallback):
+    """Of the parameters that learn; begins with what they were before the first step."""
+
+    def __init__(self, module: nn.Module, steps: int) -> None:
+        self._learning = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self.weights = {name: weight.detach().clone() for name, weight in self._learning.items()}
+        self._update = get_ema_multi_avg_fn(1 - 1 / steps)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._update([self.weights[name] for name in self._learning], list(self._learning.values()), 0)
+
+    def save(self, folder: Path) -> None:
+        save_file(self.weights, folder / _AVERAGE_NAME)
+
+    def load(self, folder: Path) -> None:
+        self.weights = load_file(folder / _AVERAGE_NAME)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        for name, weight in self._learning.items():
+            weight.copy_(self.weights[name])
+
+
 class _SideBySideTrainer(Trainer):
     """Learns from batches as they are, and from {PARTS: batches}, of whose gradients it takes the mean: each in one of
     torch's threads, or a single one with all of them.
@@ -80,8 +118,11 @@ class _SideBySideTrainer(Trainer):
     Two gradients have the same sum in either order, so that with two threads a run always ends with the same weights.
     """
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, average: _MovingAverage | None, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._average = average
+        if average is not None:
+            self.add_callback(average)
         module, self._threads = cast(nn.Module, self.model), torch.get_num_threads()
         shared = {id(parameter): parameter for parameter in module.parameters()}
         others = [copy.deepcopy(module, dict(shared)) for _ in range(self._threads - 1)]
@@ -92,6 +133,11 @@ class _SideBySideTrainer(Trainer):
         """End the threads; what their products were set to holds for some of the caller's too."""
         self._pool.shutdown()
         torch.set_num_threads(self._threads)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self._average is not None:
+            self._average.save(Path(output_dir or self.args.output_dir))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if PARTS not in inputs:
@@ -153,14 +199,24 @@ def run_stage(
         seed=seed,
         data_seed=seed,
     )
-    stopwatch = _Stopwatch()
+    stopwatch, last = _Stopwatch(), _last_whole_checkpoint(folder)
+    average = _MovingAverage(module, settings.averaged_steps) if settings.averaged_steps else None
+    if average is not None and last is not None:
+        average.load(Path(last))
     with rounded_products(module) if rounded else nullcontext():
         trainer = _SideBySideTrainer(
-            model=module, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[stopwatch]
+            model=module,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=collate,
+            callbacks=[stopwatch],
+            average=average,
         )
         with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
-            trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder))
+            trainer.train(resume_from_checkpoint=last)
     trainer.close()
+    if average is not None:
+        average.apply()
     return stopwatch.earlier
 
 
