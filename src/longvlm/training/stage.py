@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from longvlm.errors import LongVLMError
+from longvlm.training.muon import MuonAndAdamW, group_parameters
 from longvlm.training.rounded_products import rounded_products
 
 PARTS = "parts"
@@ -41,12 +42,15 @@ class StageSettings:
 
     `averaged_steps`: a stage leaves the moving average of its weights over about so many last steps (exponential, with
     a decay of 1 - 1 / averaged_steps; after Polyak and Juditsky, 1992); the last weights where it is 0.
+    `matrix_learning_rate`: of the hidden layers' matrices, by Muon (`muon.py`); where it is 0, AdamW steps them as it
+    does all else, with `learning_rate`.
     """
 
     steps: int
     learning_rate: float
     warmup_steps: int
     averaged_steps: int = field(default=0, kw_only=True)
+    matrix_learning_rate: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.averaged_steps <= self.steps:
@@ -118,9 +122,16 @@ class _SideBySideTrainer(Trainer):
     Two gradients have the same sum in either order, so that with two threads a run always ends with the same weights.
     """
 
-    def __init__(self, *arguments: Any, average: _MovingAverage | None, **named: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        average: _MovingAverage | None,
+        matrix_learning_rate: float,
+        rounded: bool,
+        **named: Any,
+    ) -> None:
         super().__init__(*arguments, **named)
-        self._average = average
+        self._average, self._matrix_learning_rate, self._rounded = average, matrix_learning_rate, rounded
         if average is not None:
             self.add_callback(average)
         module, self._threads = cast(nn.Module, self.model), torch.get_num_threads()
@@ -133,6 +144,19 @@ class _SideBySideTrainer(Trainer):
         """End the threads; what their products were set to holds for some of the caller's too."""
         self._pool.shutdown()
         torch.set_num_threads(self._threads)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if not self._matrix_learning_rate:
+            return super().create_optimizer(model)
+        given = self.args
+        self.optimizer = MuonAndAdamW(
+            group_parameters(cast(nn.Module, self.model), self._matrix_learning_rate),
+            rounded=self._rounded,
+            lr=given.learning_rate,
+            betas=(given.adam_beta1, given.adam_beta2),
+            weight_decay=given.weight_decay,
+        )
+        return self.optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
@@ -211,6 +235,8 @@ def run_stage(
             data_collator=collate,
             callbacks=[stopwatch],
             average=average,
+            matrix_learning_rate=settings.matrix_learning_rate,
+            rounded=rounded,
         )
         with redirect_stdout(sys.stderr):  # where the Trainer would print its losses
             trainer.train(resume_from_checkpoint=last)
