@@ -49,17 +49,19 @@ class MuonAndAdamW(torch.optim.AdamW):
             if weight.grad is not None:
                 alike[weight.shape].append(weight)
         for shape, weights in alike.items():
-            for weight in weights:
-                self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-            gradients, momenta = (
-                [weight.grad for weight in weights],
-                [self.state[weight]["momentum"] for weight in weights],
-            )
+            momenta = [self._momentum(weight) for weight in weights]
+            gradients = [weight.grad for weight in weights]
             torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
             ahead = torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM))  # as Nesterov has it
             steps = orthogonalise(ahead.to(self._dtype)).to(ahead.dtype)
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(weights, steps.unbind(), alpha=-group["lr"] * _ADAMW_STEP * max(shape) ** 0.5)
+
+    def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
+        state = self.state[weight]
+        if not state:  # AdamW looks for a step in all that it takes up from a checkpoint
+            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(weight)}
+        return state["momentum"]
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
