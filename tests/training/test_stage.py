@@ -41,19 +41,36 @@ class Line(nn.Module):
         return {"loss": (self.linear(points[:, :1]) - points[:, 1:]).square().mean()}
 
 
+class LayeredLine(Line):
+    """With matrices for Muon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Module()
+        self.tower.layers = nn.ModuleList([nn.Linear(1, 3), nn.Linear(3, 3), nn.Linear(3, 1)])
+
+    def forward(self, points: torch.Tensor) -> dict[str, Any]:
+        hidden = points[:, :1]
+        for layer in self.tower.layers:
+            hidden = layer(hidden).tanh()
+        return {"loss": (self.linear(hidden) - points[:, 1:]).square().mean()}
+
+
 def collate(points: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"points": torch.stack(points)}
 
 
-@pytest.mark.parametrize("averaged_steps", [0, 3])
-def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path, averaged_steps: int) -> None:
-    settings = replace(SETTINGS, averaged_steps=averaged_steps)
-    whole, stopped = Line(), Line()
+@pytest.mark.parametrize(
+    ("made", "changes"), [(Line, {}), (Line, {"averaged_steps": 3}), (LayeredLine, {"matrix_learning_rate": 2e-2})]
+)
+def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path, made: type[Line], changes: dict[str, Any]) -> None:
+    settings = replace(SETTINGS, **changes)
+    whole, stopped = made(), made()
     start = [parameter.clone() for parameter in whole.parameters()]
     run_stage(whole, Lines(), collate, settings, tmp_path / "whole", seed=0, batch_size=BATCH_SIZE)
     with pytest.raises(RuntimeError, match="power cut"):
         run_stage(stopped, Lines(breaks_at=28), collate, settings, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
-    resumed = Line()
+    resumed = made()
     run_stage(resumed, Lines(), collate, settings, tmp_path / "stopped", seed=0, batch_size=BATCH_SIZE)
     for parameter, expected, untrained in zip(resumed.parameters(), whole.parameters(), start, strict=True):
         assert torch.equal(parameter, expected)
