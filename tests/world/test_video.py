@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -57,6 +60,15 @@ def test_every_written_frame_is_the_rendered_one(tmp_path: Path) -> None:
     # The codec repeats what hardly moves, so single frames may be as near to the one before.
     assert off[1:].mean() < np.abs(written[1:] - drawn[:-1]).mean()
     assert off[:-1].mean() < np.abs(written[:-1] - drawn[1:]).mean()
+
+
+def test_a_file_is_the_same_whatever_memory_held_before(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{byte}.mp4" for byte in (0, 85, 170)]
+    arguments = "-m longvlm.world render --seed 4 --duration 10 --size 320x240 -o".split()
+    for path in paths:  # the C library fills what it hands out with this byte
+        environment = os.environ | {"GLIBC_TUNABLES": f"glibc.malloc.perturb={path.stem}"}
+        subprocess.run([sys.executable, *arguments, str(path)], env=environment, check=True)
+    assert len({path.read_bytes() for path in paths}) == 1
 
 
 def test_streamed_times_follow_the_rate() -> None:

@@ -22,7 +22,7 @@ from longvlm.parent_process import end_with_parent
 from longvlm.world.reencode import REENCODINGS, Reencoding, reencode
 from longvlm.world.render import render_frame
 from longvlm.world.scene import MIN_DURATION_SECONDS, make_scene
-from longvlm.world.video import write_video
+from longvlm.world.video import H264_OPTIONS, write_video
 
 if TYPE_CHECKING:
     from longvlm.pipeline import LongVLM
@@ -110,7 +110,7 @@ def _index_paths(plan: VideoPlan, folder: Path) -> list[Path]:
         scene, scene.events[0].start_seconds + 1, 32, 32
     )  # small, but all that draws has a part in it
     name = f"{plan.seed}-{plan.duration_seconds}s-{plan.width}x{plan.height}-{plan.fps}fps"
-    name += f"-{_digest(repr(scene).encode() + sample.tobytes())}"
+    name += f"-{_digest(repr((scene, H264_OPTIONS)).encode() + sample.tobytes())}"
     passed_on = []
     if (how := plan.reencoding) is not None:
         passed_on = [re.sub(r"[^\w.]+", "-", f"{name} {how.name} {_digest(repr(how).encode())}")]

@@ -21,6 +21,9 @@ from longvlm.world.scene import Scene
 
 QUIET_SECONDS = 2.0  # work shorter than this shows no progress bar
 MAX_SIDE = 8192  # pixels
+# Without its macroblock tree, libx264 writes the same frames as the same bytes: with it, what it makes of the first group
+# of pictures depends on memory that it reads before it has written there (core 165).
+H264_OPTIONS = {"preset": "veryfast", "crf": "23", "mbtree": "0"}
 
 
 def frames(scene: Scene, *, width: int, height: int, fps: float) -> Iterator[tuple[float, np.ndarray]]:
@@ -66,7 +69,7 @@ def write_video(
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.codec_context.thread_count = threads
             if codec == "libx264":
-                stream.options = {"preset": "veryfast", "crf": "23"}
+                stream.options = dict(H264_OPTIONS)
             for index, (_, pixels) in enumerate(stream_of_frames):
                 frame = to_yuv.reformat(av.VideoFrame.from_ndarray(pixels, format="rgb24"), format="yuv420p")
                 frame.pts, frame.time_base = index, 1 / rate
