@@ -64,7 +64,7 @@ def test_every_written_frame_is_the_rendered_one(tmp_path: Path) -> None:
 
 def test_a_file_is_the_same_whatever_memory_held_before(tmp_path: Path) -> None:
     paths = [tmp_path / f"{byte}.mp4" for byte in (0, 85, 170)]
-    arguments = "-m longvlm.world render --seed 4 --duration 10 --size 320x240 -o".split()
+    arguments = ["-m", "longvlm.world", "render", "--seed", "4", "--duration", "10", "--size", "320x240", "-o"]
     for path in paths:  # the C library fills what it hands out with this byte
         environment = os.environ | {"GLIBC_TUNABLES": f"glibc.malloc.perturb={path.stem}"}
         subprocess.run([sys.executable, *arguments, str(path)], env=environment, check=True)

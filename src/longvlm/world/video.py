@@ -21,8 +21,8 @@ from longvlm.world.scene import Scene
 
 QUIET_SECONDS = 2.0  # work shorter than this shows no progress bar
 MAX_SIDE = 8192  # pixels
-# Without its macroblock tree, libx264 writes the same frames as the same bytes: with it, what it makes of the first group
-# of pictures depends on memory that it reads before it has written there (core 165).
+# With its macroblock tree libx264 (core 165) reads memory that it has not written: what it makes of the first group of
+# pictures then depends on what the process did before. Without it, the same frames are the same bytes.
 H264_OPTIONS = {"preset": "veryfast", "crf": "23", "mbtree": "0"}
 
 
